@@ -1,0 +1,326 @@
+"""How sparse each layer is to be: shapes in, `{path: sparsity}` out."""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rigl_optax import _paths
+
+PyTree = Any
+DensePredicate = Callable[[str, jax.ShapeDtypeStruct], bool]
+
+MAX_LEAF_SIZE = 2**31 - 1
+
+
+def dense_reason(path: str, leaf: Any) -> str | None:
+    """Why `default_dense` keeps a leaf dense, in words; None where it does not."""
+    components = path.split("/")
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return f"not floating point ({leaf.dtype})"
+    if len(leaf.shape) < 2:
+        return "fewer than two dimensions"
+    if components[-1] in ("bias", "scale"):
+        return f"named {components[-1]}"
+    if any("embed" in component.lower() for component in components):
+        return "an embedding"
+    is_hwio = components[-1] == "kernel" and len(leaf.shape) == 4
+    if is_hwio and leaf.shape[2] == 1 and tuple(leaf.shape[:2]) != (1, 1):
+        return "depthwise, or a stem with one input channel"
+    return None
+
+
+def default_dense(path: str, leaf: Any) -> bool:
+    """Whether a leaf stays dense unless the user says otherwise.
+
+    True for what is not floating or has fewer than two dimensions (a stacked axis
+    not counted); for leaves named `bias` or `scale`; where a component of the path
+    contains `embed`; and, among leaves named `kernel`, for depthwise convolutions: 4-D
+    HWIO with a window larger than 1x1 and one input channel (a one-channel stem looks
+    the same and stays dense too). Other layouts need their own predicate: Equinox's
+    convolutions are OIHW and named `weight`.
+
+    Args:
+      path: The leaf's name, as `Dense_0/kernel`.
+      leaf: Anything with `shape` and `dtype`; of a stacked leaf, one slice.
+
+    Returns:
+      True to leave the leaf out of sparse training altogether.
+    """
+    return dense_reason(path, leaf) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A sparse leaf: `size` is of one slice when `slices` layers are stacked in it."""
+
+    path: str
+    shape: tuple[int, ...]
+    slices: int
+    sparsity: float | None  # a sparsity of its own, outside the budget
+
+    @property
+    def size(self) -> int:
+        """Number of weights of one slice."""
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribution:
+    """Layer-wise sparsities at an overall `sparsity`; made by `uniform`, `erk`, `erdos_renyi`.
+
+    Call it on parameters, or on their shapes, for `{path: sparsity}` in tree order.
+    """
+
+    sparsity: float
+    density_scale: Callable[[tuple[int, ...]], float] | None  # None: the same for all
+    name: str
+    dense: DensePredicate = default_dense
+    overrides: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    stacked: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_sparsity("sparsity", self.sparsity)
+        for pattern, sparsity in self.overrides.items():
+            _paths.compile_pattern(pattern, "overrides")
+            check_sparsity(f"overrides[{pattern!r}]", sparsity)
+        if isinstance(self.stacked, str):
+            raise TypeError(f"stacked={self.stacked!r}: must be a sequence of patterns")
+        for pattern in self.stacked:
+            _paths.compile_pattern(pattern, "stacked")
+
+    def __call__(self, params: PyTree) -> dict[str, float]:
+        """Sparsity of every sparse leaf.
+
+        Args:
+          params: Arrays or `jax.ShapeDtypeStruct`s in any pytree.
+
+        Returns:
+          `{path: sparsity}`, in tree order; leaves that stay dense are not in it. Zeros
+          in a layer are `floor(sparsity * size)`.
+
+        Raises:
+          ValueError: If a pattern matches nothing, two overrides match one leaf, all
+            leaves are dense, a leaf is too large, or the target cannot be reached.
+        """
+        layers = self.layers(params)
+        budgeted = [x for x in layers if x.sparsity is None]
+        if self.density_scale is None:
+            shared = dict.fromkeys((x.path for x in budgeted), float(self.sparsity))
+        else:
+            shared = _scaled_sparsities(budgeted, self.sparsity, self.density_scale, self.name)
+        return {x.path: float(shared[x.path] if x.sparsity is None else x.sparsity) for x in layers}
+
+    def layers(self, params: PyTree) -> list[Layer]:
+        """The sparse leaves, in tree order, with what is special about each."""
+        named = _paths.flatten_with_paths(params)
+        stacked = self.stacked_paths(params)
+        layers: list[Layer] = []
+        used: set[str] = set()
+        for path, leaf in named:
+            shape = tuple(leaf.shape)
+            slices, shape = (shape[0], shape[1:]) if path in stacked else (1, shape)
+            if self.dense(path, jax.ShapeDtypeStruct(shape, leaf.dtype)):
+                continue
+            if math.prod(leaf.shape) > MAX_LEAF_SIZE:
+                raise ValueError(
+                    f"{path!r} has {math.prod(leaf.shape)} weights; a leaf may have at most "
+                    f"{MAX_LEAF_SIZE} (2**31 - 1), since weights are counted in int32"
+                )
+            if math.prod(leaf.shape) == 0:
+                continue
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise ValueError(
+                    f"{path!r} has dtype {leaf.dtype}: only real floating-point leaves can be "
+                    "sparse; let `dense` return True for it"
+                )
+            matches = [p for p in self.overrides if _paths.compile_pattern(p, "").search(path)]
+            if len(matches) > 1:
+                raise ValueError(f"overrides {_paths.listing(matches)} all match {path!r}")
+            used.update(matches)
+            own = float(self.overrides[matches[0]]) if matches else None
+            layers.append(Layer(path, shape, slices, own))
+        paths = [x.path for x in layers]
+        for pattern in self.overrides:
+            if pattern not in used:
+                raise ValueError(
+                    f"overrides: {pattern!r} matches no sparse leaf; sparse leaves are "
+                    f"{_paths.listing(paths)}; all leaves are "
+                    f"{_paths.listing([path for path, _ in named])}"
+                )
+        if named and not layers:
+            raise ValueError(
+                "nothing left to sparsify: `dense` keeps every leaf dense; leaves are "
+                + _paths.listing([path for path, _ in named])
+            )
+        return layers
+
+    def stacked_paths(self, params: PyTree) -> set[str]:
+        """Paths of the leaves whose leading axis counts layers."""
+        named = _paths.flatten_with_paths(params)
+        found: set[str] = set()
+        for pattern in self.stacked:
+            regex = _paths.compile_pattern(pattern, "stacked")
+            matches = {path for path, _ in named if regex.search(path)}
+            if not matches:
+                raise ValueError(
+                    f"stacked: {pattern!r} matches no leaf; leaves are "
+                    f"{_paths.listing([path for path, _ in named])}"
+                )
+            found |= matches
+        for path, leaf in named:
+            if path in found and len(leaf.shape) < 1:
+                raise ValueError(f"stacked: {path!r} is a scalar and has no leading axis")
+        return found
+
+
+def uniform(
+    sparsity: float,
+    *,
+    dense: DensePredicate = default_dense,
+    overrides: Mapping[str, float] | None = None,
+    stacked: Sequence[str] = (),
+) -> Distribution:
+    """The same sparsity in every layer (paper, section 3, "Uniform").
+
+    The paper keeps the first layer dense on top: say which with `overrides`.
+
+    Args:
+      sparsity: Fraction of zeros, in [0, 1).
+      dense: Predicate on (path, leaf); leaves for which it is True stay dense. Replaces
+        `default_dense`.
+      overrides: `{pattern: sparsity}`; leaves whose path a regular expression is found in
+        get that sparsity and stand outside the budget.
+      stacked: Patterns of leaves whose leading axis counts layers (a scan over layers).
+
+    Returns:
+      A function of params to `{path: sparsity}`.
+
+    Raises:
+      ValueError: If a sparsity is outside [0, 1) or a pattern is malformed.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> conv, fc = jnp.ones((3, 3, 4, 8)), jnp.ones((8, 10))
+      >>> params = {"conv1": {"kernel": conv}, "fc": {"kernel": fc}}
+      >>> uniform(0.8, overrides={"conv1": 0.0})(params)
+      {'conv1/kernel': 0.0, 'fc/kernel': 0.8}
+    """
+    return Distribution(sparsity, None, "uniform", dense, dict(overrides or {}), stacked)
+
+
+def erdos_renyi(
+    sparsity: float,
+    *,
+    dense: DensePredicate = default_dense,
+    overrides: Mapping[str, float] | None = None,
+    stacked: Sequence[str] = (),
+) -> Distribution:
+    """Erdos-Renyi: density of a layer proportional to `(n_in + n_out) / (n_in * n_out)`.
+
+    Only the last two dimensions of a kernel count (paper, section 3; SET). Arguments and
+    errors are those of `uniform`; layers whose density would exceed 1 are dense and the
+    others make up for it.
+    """
+
+    def scale(shape: tuple[int, ...]) -> float:
+        return sum(shape[-2:]) / math.prod(shape[-2:])
+
+    return Distribution(sparsity, scale, "erdos_renyi", dense, dict(overrides or {}), stacked)
+
+
+def erk(
+    sparsity: float,
+    power: float = 1.0,
+    *,
+    dense: DensePredicate = default_dense,
+    overrides: Mapping[str, float] | None = None,
+    stacked: Sequence[str] = (),
+) -> Distribution:
+    """Erdos-Renyi-Kernel, the paper's best: as `erdos_renyi`, over all dimensions.
+
+    Density of a layer is proportional to `(sum(shape) / prod(shape)) ** power` (paper,
+    section 3; the power is the reference code's `erk_power_scale`). Layers whose density
+    would exceed 1 are dense and the others make up for it, as in the reference.
+
+    Args:
+      sparsity: Overall fraction of zeros in the sparse leaves, in [0, 1).
+      power: Exponent of the density; 0 is uniform.
+      dense: As in `uniform`.
+      overrides: As in `uniform`.
+      stacked: As in `uniform`; each slice is a layer of its own.
+
+    Returns:
+      A function of params to `{path: sparsity}`.
+
+    Raises:
+      ValueError: If a sparsity is outside [0, 1) or a pattern is malformed; when called,
+        if the target cannot be reached.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"a": {"kernel": jnp.ones((64, 32))}, "b": {"kernel": jnp.ones((32, 8))}}
+      >>> {path: round(s, 3) for path, s in erk(0.8)(params).items()}
+      {'a/kernel': 0.841, 'b/kernel': 0.469}
+    """
+    if not (isinstance(power, numbers.Real) and math.isfinite(power)):
+        raise ValueError(f"power={power!r}: must be a finite number")
+
+    def scale(shape: tuple[int, ...]) -> float:
+        return (sum(shape) / math.prod(shape)) ** power
+
+    return Distribution(sparsity, scale, "erk", dense, dict(overrides or {}), stacked)
+
+
+def zeros_in(sparsity: float, size: int) -> int:
+    """Zeros in a layer of `size` weights: `floor(sparsity * size)`, as in the reference."""
+    return math.floor(sparsity * size)
+
+
+def check_sparsity(name: str, sparsity: float) -> None:
+    """Raises unless `sparsity` is a number in [0, 1)."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
+        raise TypeError(f"{name}={sparsity!r}: must be a number in [0, 1)")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"{name}={sparsity}: must be in [0, 1)")
+
+
+def _scaled_sparsities(
+    layers: Sequence[Layer],
+    sparsity: float,
+    scale: Callable[[tuple[int, ...]], float],
+    name: str,
+) -> dict[str, float]:
+    """Solves for epsilon in `density = epsilon * scale`, capping at dense as the reference does.
+
+    Layers that would be more than dense are made dense, those of the largest scale first,
+    and what they lack in zeros is taken from the rest (reference code `sparse_utils.py`,
+    `get_mask_random` and callers; fact sheet section 2.2).
+    """
+    scales = {x.path: scale(x.shape) for x in layers}
+    zeros = {x.path: x.slices * zeros_in(sparsity, x.size) for x in layers}
+    sizes = {x.path: x.slices * x.size for x in layers}
+    dense: set[str] = set()
+    while rest := [x.path for x in layers if x.path not in dense]:
+        budget = sum(sizes[p] - zeros[p] for p in rest) - sum(zeros[p] for p in dense)
+        epsilon = budget / sum(scales[p] * sizes[p] for p in rest)
+        largest = max(scales[p] for p in rest)
+        if budget <= 0:
+            break
+        if largest * epsilon <= 1:
+            solved = {p: 0.0 if p in dense else 1 - epsilon * scales[p] for p in sizes}
+            if sparsity > 0 and max(solved.values()) < 1e-9:
+                break  # `floor` leaves no zeros at all
+            return solved
+        dense |= {p for p in rest if scales[p] == largest}
+    if sparsity == 0:  # rounding can cap every layer, and that is what was asked for
+        return dict.fromkeys(sizes, 0.0)
+    raise ValueError(
+        f"{name}({sparsity}) cannot be reached in layers as small as "
+        f"{_paths.listing([x.path for x in layers])}: every one would be dense; use a higher "
+        f"sparsity, uniform, or overrides"
+    )

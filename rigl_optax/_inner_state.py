@@ -1,0 +1,103 @@
+"""Which leaves of an inner optimizer's state belong to which weight, and their reset.
+
+Momentum, second moments, averages and the like mirror the tree of params somewhere
+below. A leaf of the state belongs to the parameter whose key path is the longest
+suffix of its own and whose shape it has. Keys are compared with their type: Adam's
+attribute `mu` is not a parameter in a dict under the key "mu". This needs nothing from
+the optimizer, so it holds for every one that keeps a slot for each weight; statistics of
+another shape (factored, flattened) belong to nobody and are left alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rigl_optax import _paths
+
+PyTree = Any
+
+
+class Kept(NamedTuple):
+    """Where a weight was active and stays active.
+
+    Two masks, selected by in turn: their conjunction would be one more array in memory.
+    """
+
+    old: jax.Array
+    new: jax.Array
+
+    def select(self, on_kept: jax.Array, elsewhere: jax.Array) -> jax.Array:
+        """`on_kept` where the weight is kept, `elsewhere` where not."""
+        return jnp.where(self.old, jnp.where(self.new, on_kept, elsewhere), elsewhere)
+
+
+def owners(state: PyTree, params: PyTree) -> list[int | None]:
+    """For each leaf of `state`, the index of the leaf of `params` it belongs to, if any."""
+    by_path = {
+        _paths.strip_variable(path): (index, tuple(leaf.shape))
+        for index, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params))
+    }
+
+    def owner(path: _paths.KeyPath, leaf: Any) -> int | None:
+        shape = getattr(leaf, "shape", None)
+        if shape is None or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return None
+        path = _paths.strip_variable(path)
+        for start in range(len(path) + 1):
+            index, expected = by_path.get(path[start:], (None, None))
+            if index is not None and expected == tuple(shape):
+                return index
+        return None
+
+    return [owner(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
+
+
+def held_leaves(
+    old: PyTree,
+    new: PyTree,
+    rest: PyTree,
+    params: PyTree,
+    kept: Sequence[Kept | None],
+    is_rewiring: jax.Array,
+) -> dict[int, jax.Array]:
+    """The leaves of the inner state that a rewiring holds, after a step that may be one.
+
+    On an ordinary step they are as in `new`. On a rewiring step, what belongs to a weight
+    keeps its old value where the weight stays active and is at rest elsewhere. All other
+    leaves (counters, hyperparameters, factored statistics) take the new value always, so
+    that schedules stay aligned.
+
+    Args:
+      old: State before `inner.update`.
+      new: State after it.
+      rest: A fresh `inner.init`: "at rest" is not zero for every optimizer.
+      params: The parameters, for their paths and shapes.
+      kept: For each leaf of params, where it was and stays active; None for dense leaves.
+      is_rewiring: Bool scalar.
+
+    Returns:
+      By index among the leaves of `new`, the value to store.
+    """
+    leaves: list[Any]
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(new)
+    olds, rests = treedef.flatten_up_to(old), treedef.flatten_up_to(rest)
+    held = {}
+    for index, owner in enumerate(owners(new, params)):
+        if owner is None:
+            continue
+        dtype = leaves[index].dtype
+        value = jnp.asarray(olds[index]).astype(dtype)
+        where = kept[owner]
+        if where is not None:
+            value = where.select(value, jnp.asarray(rests[index]).astype(dtype))
+        held[index] = jnp.where(is_rewiring, value, leaves[index])
+    return held
+
+
+def replace_leaves(tree: PyTree, by_index: dict[int, jax.Array]) -> PyTree:
+    """`tree` with some of its leaves replaced."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, [by_index.get(i, leaf) for i, leaf in enumerate(leaves)])

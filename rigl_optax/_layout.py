@@ -1,0 +1,107 @@
+"""What is known of params before anything is computed: which leaves are sparse, and how."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rigl_optax import _distributions, _paths
+
+PyTree = Any
+Distribution = _distributions.Distribution | Callable[[PyTree], Mapping[str, float]]
+
+
+class SparseLeaf(NamedTuple):
+    """A leaf with a mask."""
+
+    path: str
+    position: int  # among all leaves of params, in tree order
+    stacked: bool  # the leading axis counts layers
+    zeros: int | None  # of each layer in it; None when initial masks say
+
+
+class Layout(NamedTuple):
+    """The leaves of params and which of them are sparse: static under jit."""
+
+    treedef: Any
+    leaves: list[Any]
+    sparse: list[SparseLeaf]
+
+    def select(self, leaves: list[Any]) -> list[Any]:
+        """Of one entry per leaf, those of the sparse leaves."""
+        return [leaves[s.position] for s in self.sparse]
+
+
+def as_distribution(
+    sparsity: float | Distribution | None, initial_masks: PyTree | None
+) -> Distribution:
+    """A float s means `erk(s)`; None means: as the initial masks are.
+
+    Raises:
+      ValueError: If `sparsity` is None without initial masks, or is outside [0, 1).
+      TypeError: If `sparsity` is neither a number nor a function.
+    """
+    if sparsity is None:
+        if initial_masks is None:
+            raise ValueError("sparsity=None: only with initial_masks; else a number in [0, 1)")
+        return lambda params: _sparsities_of(initial_masks)
+    if callable(sparsity):
+        return sparsity
+    return _distributions.erk(sparsity)
+
+
+def layout(params: PyTree, distribution: Distribution, masked: bool) -> Layout:
+    """Which leaves of `params` are sparse.
+
+    Args:
+      params: Arrays or shapes, in any pytree.
+      distribution: Function of params to `{path: sparsity}`.
+      masked: Whether initial masks decide on the numbers of zeros.
+
+    Raises:
+      ValueError: As the distribution does, or if it names a path that does not exist.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    if not leaves:
+        return Layout(treedef, leaves, [])
+    paths = [path for path, _ in _paths.flatten_with_paths(params)]
+    sparsities = distribution(params)
+    unknown = [path for path in sparsities if path not in paths]
+    if unknown:
+        raise ValueError(
+            f"no leaf {_paths.listing(unknown)} in params; leaves are {_paths.listing(paths)}"
+        )
+    stacked: set[str] = set()
+    if isinstance(distribution, _distributions.Distribution):
+        stacked = distribution.stacked_paths(params)
+    sparse = []
+    for index, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+        if path not in sparsities:
+            continue
+        _distributions.check_sparsity(f"sparsity of {path!r}", sparsities[path])
+        size = int(np.prod(leaf.shape[1:] if path in stacked else leaf.shape, dtype=np.int64))
+        zeros = None if masked else _distributions.zeros_in(sparsities[path], size)
+        sparse.append(SparseLeaf(path, index, path in stacked, zeros))
+    return Layout(treedef, leaves, sparse)
+
+
+def _sparsities_of(masks: PyTree) -> dict[str, float]:
+    """Sparsity of each mask that is not all True."""
+    named = _paths.flatten_with_paths(masks)
+    if any(isinstance(mask, jax.core.Tracer) for _, mask in named):
+        raise ValueError(
+            "sparsity=None: which leaves are sparse must be known before tracing, but the "
+            "initial masks are traced; pass a sparsity or a distribution besides"
+        )
+    shares = {path: 1 - float(np.mean(np.asarray(mask))) for path, mask in named}
+    empty = [path for path, share in shares.items() if share == 1]
+    if empty:
+        raise ValueError(f"initial_masks: nothing is active in {_paths.listing(empty)}")
+    sparsities = {path: share for path, share in shares.items() if share > 0}
+    if named and not sparsities:
+        raise ValueError(
+            "nothing left to sparsify: every initial mask is all True; to start sparse training "
+            "from dense masks, pass a distribution besides"
+        )
+    return sparsities

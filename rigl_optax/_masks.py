@@ -1,0 +1,196 @@
+"""Masks: draw them, check them, find them in an optimizer state, apply them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rigl_optax import _paths, _random, _selection
+from rigl_optax._layout import Layout
+from rigl_optax._state import SparseState
+
+PyTree = Any
+
+
+def random_masks(layout: Layout, seed: _random.Seed) -> list[jax.Array]:
+    """A mask for each leaf, uniformly random with exactly the zeros the layout asks for.
+
+    Each has its parameter's sharding and is made with it: never whole on one device.
+    """
+    shapes = [tuple(leaf.shape) for leaf in layout.leaves]
+
+    def draw() -> list[jax.Array]:
+        sparse = layout.sparse
+        scores = _random.random_scores(
+            seed,
+            _random.Purpose.INITIAL_MASK,
+            [s.position for s in sparse],
+            [shapes[s.position] for s in sparse],
+        )
+        ks = []
+        for s in sparse:
+            assert s.zeros is not None
+            slices, size = (shapes[s.position][:1], shapes[s.position][1:])
+            if not s.stacked:
+                slices, size = (), shapes[s.position]
+            active = int(np.prod(size, dtype=np.int64)) - s.zeros
+            ks.append(jnp.full(slices, active, jnp.int32))
+        masks = [jnp.ones(shape, bool) for shape in shapes]
+        for s, mask in zip(sparse, _selection.top_k_masks(scores, ks), strict=True):
+            masks[s.position] = mask
+        return masks
+
+    return _with_shardings_of(layout.leaves, draw)
+
+
+def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
+    """Copies of the user's masks, checked against params.
+
+    Raises:
+      ValueError: If the trees differ, a shape differs, a mask is not boolean, or a dense
+        leaf's mask has a False.
+    """
+    given = dict(_paths.flatten_with_paths(initial_masks))
+    paths = [path for path, _ in _paths.flatten_with_paths(layout.treedef.unflatten(layout.leaves))]
+    missing = [path for path in paths if path not in given]
+    extra = [path for path in given if path not in paths]
+    if missing or extra:
+        raise ValueError(
+            f"initial_masks: must have the tree structure of params; missing "
+            f"{_paths.listing(missing)}, unknown {_paths.listing(extra)}"
+        )
+    sparse = {s.path for s in layout.sparse}
+    for path, leaf in zip(paths, layout.leaves, strict=True):
+        mask = given[path]
+        if mask.dtype != np.bool_:
+            raise ValueError(f"initial_masks: {path!r} has dtype {mask.dtype}, must be bool")
+        if tuple(mask.shape) != tuple(leaf.shape):
+            raise ValueError(
+                f"initial_masks: {path!r} has shape {tuple(mask.shape)}, "
+                f"its parameter {tuple(leaf.shape)}"
+            )
+        if isinstance(mask, jax.core.Tracer):
+            continue
+        if path not in sparse and not np.all(np.asarray(mask)):
+            raise ValueError(
+                f"initial_masks: {path!r} has inactive weights, but the distribution keeps it "
+                f"dense; sparse leaves are {_paths.listing(sorted(sparse))}"
+            )
+        if path in sparse and mask.size and not np.any(np.asarray(mask)):
+            raise ValueError(f"initial_masks: nothing is active in {path!r}")
+    masks = [given[path] for path in paths]
+    return _with_shardings_of(layout.leaves, lambda: [jnp.array(mask, copy=True) for mask in masks])
+
+
+def get_masks(opt_state: PyTree) -> PyTree:
+    """The masks, wherever in an optimizer state the sparse transformation's state sits.
+
+    Args:
+      opt_state: State of a transformation, or of a chain, MultiSteps, inject_hyperparams,
+        partition, `nnx.Optimizer`, ... around one or several of ours.
+
+    Returns:
+      A tree with the structure of params: bool arrays of the parameters' shapes. Several
+      states (`optax.partition`, `optax.masked`) are merged; a leaf that none of them
+      covers is dense, and as its shape is unknown here, its mask is a scalar True.
+
+    Raises:
+      ValueError: If there is no such state, or two cover the same leaf.
+
+    Example:
+      >>> import optax, rigl_optax
+      >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}
+      >>> tx = rigl_optax.rigl(optax.sgd(0.1), sparsity=0.5, end=1_000)
+      >>> int(get_masks(tx.init(params))["kernel"].sum())
+      10
+    """
+    is_ours = lambda node: isinstance(node, SparseState)  # noqa: E731
+    states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(s)]
+    if not states:
+        found = sorted({type(leaf).__name__ for leaf in jax.tree.leaves(opt_state)})
+        raise ValueError(
+            f"no SparseState in the optimizer state ({type(opt_state).__name__} with leaves of "
+            f"type {_paths.listing(found)}): was the optimizer wrapped?"
+        )
+
+    def is_leaf(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    def merge(path: _paths.KeyPath, *masks: Any) -> Any:
+        covering = [m for m in masks if not is_leaf(m)]
+        if len(covering) > 1:
+            raise ValueError(f"two SparseStates cover {_paths.path_string(path)!r}")
+        return covering[0] if covering else jnp.ones((), bool)
+
+    trees = [state.masks for state in states]
+    return jax.tree_util.tree_map_with_path(merge, *trees, is_leaf=is_leaf)
+
+
+def apply_masks(params: PyTree, opt_state: PyTree) -> PyTree:
+    """`params` with every inactive weight exactly 0.
+
+    Use it once after `init`, so that the first forward pass is sparse already, and on
+    averages of the weights before they are evaluated or exported. Leaves are matched by
+    path, so pure trees and trees of NNX Variables both work.
+
+    Args:
+      params: Parameters, or anything of their structure, as an average of them.
+      opt_state: Whatever `get_masks` takes.
+
+    Returns:
+      A tree of the structure, shapes and dtypes of `params`.
+
+    Raises:
+      ValueError: If there are no masks, or they belong to other parameters.
+
+    Example:
+      >>> import optax, rigl_optax
+      >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}
+      >>> tx = rigl_optax.rigl(optax.sgd(0.1), sparsity=0.5, end=1_000)
+      >>> float(apply_masks(params, tx.init(params))["kernel"].sum())
+      10.0
+    """
+    masks = dict(_paths.flatten_with_paths(get_masks(opt_state)))
+    named = dict(_paths.flatten_with_paths(params))
+    unknown = [path for path in masks if path not in named]
+    if unknown:
+        raise ValueError(
+            f"masks of {_paths.listing(unknown)} have no parameter; params have "
+            f"{_paths.listing(list(named))}"
+        )
+    for path, mask in masks.items():
+        if mask.ndim and mask.shape != named[path].shape:
+            raise ValueError(
+                f"{path!r}: the mask has shape {mask.shape}, the parameter {named[path].shape}"
+            )
+
+    def apply(path: _paths.KeyPath, param: jax.Array) -> jax.Array:
+        mask = masks.get(_paths.path_string(path))
+        return param if mask is None else masked(mask, param)
+
+    return jax.tree_util.tree_map_with_path(apply, params)
+
+
+def masked(mask: jax.Array, x: jax.Array) -> jax.Array:
+    """`x` where the mask is True, 0 elsewhere: a selection, so NaN and inf don't survive."""
+    return jnp.where(mask, x, jnp.zeros((), x.dtype))
+
+
+def _with_shardings_of(leaves: list[Any], make: Any) -> list[jax.Array]:
+    """Calls `make`, its results laid out as `leaves` are, as far as that can be known."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return [_as_explicit(mask, leaf) for mask, leaf in zip(make(), leaves, strict=True)]
+    shardings = [getattr(leaf, "sharding", None) for leaf in leaves]
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def _as_explicit(mask: jax.Array, leaf: Any) -> jax.Array:
+    """Under a mesh with explicit axes the sharding is part of the type: take the leaf's."""
+    sharding = jax.typeof(leaf).sharding
+    if sharding.mesh.empty or not any(
+        kind == jax.sharding.AxisType.Explicit for kind in sharding.mesh.axis_types
+    ):
+        return mask
+    return jax.sharding.reshard(mask, sharding)

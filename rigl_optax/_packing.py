@@ -1,0 +1,98 @@
+"""Sparse leaves side by side in one array, so that one kernel serves a whole model.
+
+A kernel for each leaf takes XLA seconds to compile on a network with many layers, and
+many launches to run. Leaves that may be sharded stay apart: laying them side by side
+would gather them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# The shape of a row. Large enough for few rows, small enough that the padding of small
+# leaves is small; 32 is how far XLA's CPU backend reduces in one pass, and reducing the
+# axis before the last it adds whole vectors (benchmarks/update_overhead.py).
+ROW = (32, 128)
+_ENTRIES = math.prod(ROW)
+
+
+class Rows(NamedTuple):
+    """Which ranking each row of an array belongs to.
+
+    Rows are the slices along the leading axis, or, when `ids` is a scalar, the array is
+    one row as a whole. A ranking is a layer: a leaf, or a slice of a stacked one.
+    """
+
+    ids: np.ndarray  # int32 []  or [rows]: number of the ranking
+    starts: np.ndarray  # int32, same shape: entries of that ranking in the rows before
+
+
+class Packing(NamedTuple):
+    """How the sparse leaves of a tree are laid out for ranking; static under jit."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    stacked: tuple[bool, ...]
+    is_packed: bool
+
+    @property
+    def layers(self) -> list[int]:
+        """Number of rankings in each leaf."""
+        pairs = zip(self.shapes, self.stacked, strict=True)
+        return [shape[0] if stacked else 1 for shape, stacked in pairs]
+
+    @property
+    def rows(self) -> list[Rows]:
+        """For each array that `pack` returns, the ranking of its rows."""
+        first = np.cumsum([0, *self.layers]).astype(np.int32)
+        if not self.is_packed:
+            spans = zip(first[:-1], self.layers, self.stacked, strict=True)
+            each = [np.arange(i, i + n, dtype=np.int32) if s else i for i, n, s in spans]
+            return [Rows(np.asarray(ids), np.zeros_like(ids)) for ids in each]
+        per_layer = [self._rows_of(i) for i in range(len(self.shapes))]
+        repeats = np.repeat(per_layer, self.layers)
+        ids = np.repeat(np.arange(first[-1], dtype=np.int32), repeats)
+        starts = np.concatenate([np.arange(n, dtype=np.int32) * _ENTRIES for n in repeats])
+        return [Rows(ids, starts)]
+
+    def pack(self, arrays: Sequence[jax.Array], fill: float | bool) -> list[jax.Array]:
+        """One array [rows, *ROW] of all entries, padded with `fill`; or `arrays` themselves."""
+        if not self.is_packed:
+            return list(arrays)
+        parts = []
+        for i, (array, layers) in enumerate(zip(arrays, self.layers, strict=True)):
+            flat = array.reshape(layers, -1)
+            padding = self._rows_of(i) * _ENTRIES - flat.shape[1]
+            if padding:
+                flat = jnp.pad(flat, ((0, 0), (0, padding)), constant_values=fill)
+            parts.append(flat.reshape(-1, *ROW))
+        return [jnp.concatenate(parts)]
+
+    def unpack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        """The inverse of `pack`."""
+        if not self.is_packed:
+            return list(arrays)
+        leaves, start = [], 0
+        for i, (shape, layers) in enumerate(zip(self.shapes, self.layers, strict=True)):
+            stop = start + layers * self._rows_of(i)
+            flat = lax.slice_in_dim(arrays[0], start, stop).reshape(layers, -1)
+            leaves.append(flat[:, : math.prod(shape) // layers].reshape(shape))
+            start = stop
+        return leaves
+
+    def _rows_of(self, leaf: int) -> int:
+        """Rows that one layer of a leaf takes."""
+        size = math.prod(self.shapes[leaf]) // self.layers[leaf]
+        return -(-size // _ENTRIES)
+
+
+def packing(arrays: Sequence[jax.Array], stacked: Sequence[bool]) -> Packing:
+    """How to lay out leaves like `arrays`: side by side where nothing can be sharded."""
+    shapes = tuple(tuple(x.shape) for x in arrays)
+    # Shardings that come from `jit(in_shardings=...)` cannot be seen here, so that with
+    # more than one device nothing is known to be whole.
+    return Packing(shapes, tuple(stacked), jax.device_count() == 1 and len(shapes) > 1)

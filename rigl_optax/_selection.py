@@ -1,0 +1,169 @@
+"""Exact top-k masks by threshold search: only comparisons and counts, no sort.
+
+Scores are int32. Non-negative float32 scores viewed as int32 keep their order, so
+that the k-th largest is found bit by bit, from the highest, with one count a bit.
+Reductions alone are needed: nothing of the size of a weight moves between devices,
+k may be traced, and the result is the same integers everywhere.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rigl_optax import _packing
+from rigl_optax._packing import Rows
+
+# Below every score: never among the k largest while k scores are 0 or above.
+EXCLUDED = -1
+
+_HIGHEST_BIT = 30
+
+
+def magnitude_scores(x: jax.Array) -> jax.Array:
+    """`abs(x)` as order-preserving int32 scores in [0, 2**31), compared as float32."""
+    bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+    return bits & jnp.int32(0x7FFFFFFF)
+
+
+def count_true(mask: jax.Array, leading: int = 0) -> jax.Array:
+    """Exact number of True entries, int32, over all but the `leading` axes (0 or 1)."""
+    if mask.ndim == leading:
+        return mask.astype(jnp.int32)
+    # One axis first, then the rest. XLA's CPU backend spreads over cores only a reduction
+    # with many outputs, and in one pass only over up to 32 entries; small integers take
+    # less work. The barrier keeps it from merging the two sums into one.
+    axis = mask.ndim - 1
+    if axis > leading and mask.shape[axis - 1] <= 32:
+        axis -= 1
+    length = mask.shape[axis]
+    dtype = jnp.int8 if length < 2**7 else jnp.int16 if length < 2**15 else jnp.int32
+    partial = lax.optimization_barrier(jnp.sum(mask, axis=axis, dtype=dtype))
+    axes = tuple(range(leading, partial.ndim))
+    return jnp.sum(partial.astype(jnp.int32), axis=axes, dtype=jnp.int32)
+
+
+def counts(masks: Sequence[jax.Array], rows: Sequence[Rows]) -> jax.Array:
+    """Number of True entries in each ranking, int32 [rankings]."""
+    per_row = [count_true(m, r.ids.ndim).reshape(-1) for m, r in zip(masks, rows, strict=True)]
+    ids = np.concatenate([r.ids.reshape(-1) for r in rows])
+    vector = jnp.concatenate(per_row)
+    rankings = int(ids[-1]) + 1
+    if rankings == len(ids):
+        return vector
+    return jax.ops.segment_sum(vector, jnp.asarray(ids), rankings, indices_are_sorted=True)
+
+
+def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: jax.Array) -> list[jax.Array]:
+    """Masks of the k largest scores of each ranking; ties go to the lower flat index.
+
+    All rankings share one loop: a loop for each takes seconds to compile on a model with
+    many layers.
+
+    Args:
+      scores: int32 arrays, entries -1 or above.
+      rows: For each array, the rankings its rows belong to.
+      k: int32 [rankings]. At least k scores of each ranking must be 0 or above.
+
+    Returns:
+      Bool arrays of the shapes of `scores`, with exactly k True entries a ranking.
+    """
+
+    def spread(vector: jax.Array) -> list[jax.Array]:
+        """For each array its entries of a vector over rankings, ready to broadcast."""
+        pairs = zip(scores, rows, strict=True)
+        return [_take(vector, r.ids).reshape(_rows_shape(r.ids, s)) for s, r in pairs]
+
+    # The largest threshold with at least k scores at or above it, highest bit first. One
+    # with exactly k is as good, and ends the search early. `above` counts the scores at
+    # the lowest candidate that had too few: in the end, those above the threshold.
+    def threshold_pass(carry: Any) -> Any:
+        bit, threshold, at_least, above = carry
+        candidate = threshold | (jnp.int32(1) << bit)
+        found = counts([s >= c for s, c in zip(scores, spread(candidate), strict=True)], rows)
+        enough = found >= k
+        threshold = jnp.where(enough, candidate, threshold)
+        at_least = jnp.where(enough, found, at_least)
+        return bit - 1, threshold, at_least, jnp.where(enough, above, found)
+
+    def threshold_open(carry: Any) -> jax.Array:
+        bit, _, at_least, _ = carry
+        return (bit >= 0) & jnp.any(at_least != k)
+
+    zeros = jnp.zeros_like(k)
+    uncounted = jnp.full_like(k, jnp.iinfo(jnp.int32).max)
+    _, threshold, at_least, above = lax.while_loop(
+        threshold_open, threshold_pass, (jnp.int32(_HIGHEST_BIT), zeros, uncounted, zeros)
+    )
+    thresholds = spread(threshold)
+
+    # Of the scores equal to the threshold, the first few by index: the largest bound on
+    # the index below which there are at most as many as are still wanted.
+    tied = at_least != k
+    any_tied = jnp.any(tied)
+
+    def index_pass(carry: Any) -> Any:
+        bit, bound = carry
+        candidate = bound | (jnp.int32(1) << bit)
+        below = zip(scores, thresholds, rows, spread(candidate), strict=True)
+        found = counts([(s == t) & (_index(s, r) < c) for s, t, r, c in below], rows)
+        return bit - 1, jnp.where(found <= k - above, candidate, bound)
+
+    largest = max(
+        int(np.max(r.starts)) + int(np.prod(s.shape[r.ids.ndim :], dtype=np.int64))
+        for s, r in zip(scores, rows, strict=True)
+    )
+    _, bound = lax.while_loop(
+        lambda carry: any_tied & (carry[0] >= 0),
+        index_pass,
+        (jnp.int32(min(largest.bit_length() - 1, _HIGHEST_BIT)), zeros),
+    )
+    # Without a tie all that equal the threshold are taken.
+    bounds = spread(jnp.where(tied, bound, jnp.iinfo(jnp.int32).max))
+    chosen = zip(scores, thresholds, rows, bounds, strict=True)
+    return [(s > t) | ((s == t) & (_index(s, r) < b)) for s, t, r, b in chosen]
+
+
+def top_k_masks(scores: Sequence[jax.Array], ks: Sequence[jax.Array]) -> list[jax.Array]:
+    """Masks of the k largest scores of each array; ties go to the lower flat index.
+
+    Args:
+      scores: int32 arrays, entries -1 or above; at least k of each must be 0 or above.
+      ks: For each array an int32 scalar, or a vector: then the leading axis of the array
+        counts layers and each slice is ranked apart, with a k of its own.
+
+    Returns:
+      Bool arrays of the shapes of `scores`, with exactly k True entries each (each slice).
+    """
+    if not scores:
+        return []
+    packing = _packing.packing(scores, [k.ndim == 1 for k in ks])
+    packed = packing.pack(scores, EXCLUDED)
+    k = jnp.concatenate([x.reshape(-1) for x in ks])
+    return packing.unpack(top_k(packed, packing.rows, k))
+
+
+def _take(vector: jax.Array, ids: np.ndarray) -> jax.Array:
+    """`vector[ids]` for static ids, kept out of the kernels that use it for each entry."""
+    if ids.ndim == 0:
+        return lax.index_in_dim(vector, int(ids), keepdims=False)
+    if np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids))):
+        return lax.slice_in_dim(vector, int(ids[0]), int(ids[0]) + len(ids))
+    return lax.optimization_barrier(vector[ids])
+
+
+def _rows_shape(ids: np.ndarray, scores: jax.Array) -> tuple[int, ...]:
+    return ids.shape + (1,) * (scores.ndim - ids.ndim)
+
+
+def _index(x: jax.Array, rows: Rows) -> jax.Array:
+    """Row-major index of each entry within its ranking, int32, from iotas."""
+    index = jnp.asarray(rows.starts).reshape(_rows_shape(rows.ids, x))
+    stride = 1
+    for axis in reversed(range(rows.ids.ndim, x.ndim)):
+        index = index + lax.broadcasted_iota(jnp.int32, x.shape, axis) * jnp.int32(stride)
+        stride *= x.shape[axis]
+    return index

@@ -1,0 +1,83 @@
+"""SET: drop by magnitude, grow at random."""
+
+from typing import Any
+
+import jax
+import optax
+
+from rigl_optax import _layout, _random, _schedules, _selection, _topology, _transform
+
+PyTree = Any
+
+
+def sparse_evolutionary_training(
+    inner: optax.GradientTransformation,
+    sparsity: float | _layout.Distribution | None,
+    *,
+    end: int,
+    every: int = 100,
+    begin: int = 0,
+    drop_fraction: float | optax.Schedule = 0.3,
+    initial_masks: PyTree | None = None,
+    seed: _random.Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Sparse evolutionary training (SET): as `rigl`, but growth is uniformly random.
+
+    .. math::
+        k &= \mathrm{int32}(n \cdot f(t)) \\
+        K &= \text{the } n - k \text{ active weights of largest } |\theta| \\
+        G &= k \text{ positions outside } K \text{, uniformly at random}
+
+    No dense gradient is needed for it. As in all methods here a rewiring replaces the
+    gradient step; the RigL reference code does both in one step for SET.
+
+    Args:
+      inner: Any Optax optimizer.
+      sparsity: As in `rigl`.
+      end: As in `rigl`.
+      every: As in `rigl`.
+      begin: As in `rigl`.
+      drop_fraction: As in `rigl`; the SET paper calls it zeta and keeps it constant
+        (`constant_drop_fraction(0.3)`), the RigL paper lets it decay here too.
+      initial_masks: As in `rigl`.
+      seed: Seeds the initial masks and the growth, in separate streams.
+
+    Returns:
+      A transformation whose state is a `SparseState`.
+
+    Raises:
+      ValueError: As `rigl` does.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> tx = rigl_optax.sparse_evolutionary_training(optax.adam(1e-3), 0.9, end=1_000)
+      >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
+      10
+
+    References:
+      Mocanu et al., `Scalable training of artificial neural networks with adaptive sparse
+      connectivity inspired by network science <https://arxiv.org/abs/1707.04780>`_, 2018;
+      as a baseline, Evci et al. 2020, section 4.
+    """
+    schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
+    fraction = _schedules.as_drop_fraction(drop_fraction, schedule)
+
+    def rule(inputs: _transform.RewiringInputs) -> list[jax.Array]:
+        scores = _random.random_scores(
+            seed,
+            _random.Purpose.GROWTH,
+            [leaf.position for leaf in inputs.leaves],
+            inputs.packing.shapes,
+            inputs.count,
+        )
+        return _topology.drop_and_grow(
+            inputs.weights,
+            inputs.masks,
+            inputs.packing.pack(scores, _selection.EXCLUDED),
+            inputs.packing.rows,
+            fraction(inputs.count),
+        )
+
+    return _transform.sparse_transform(
+        inner, sparsity, schedule=schedule, rule=rule, initial_masks=initial_masks, seed=seed
+    )

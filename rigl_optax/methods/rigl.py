@@ -1,0 +1,98 @@
+"""RigL: drop by magnitude, grow by gradient."""
+
+from typing import Any
+
+import jax
+import optax
+
+from rigl_optax import _layout, _random, _schedules, _selection, _topology, _transform
+
+PyTree = Any
+
+
+def rigl(
+    inner: optax.GradientTransformation,
+    sparsity: float | _layout.Distribution | None,
+    *,
+    end: int,
+    every: int = 100,
+    begin: int = 0,
+    drop_fraction: float | optax.Schedule = 0.3,
+    initial_masks: PyTree | None = None,
+    seed: _random.Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains sparse from the first step to the last: RigL around any optimizer.
+
+    On an ordinary step `inner` sees the gradient of the active weights only. At
+    `count = begin, begin + every, ...` while `count < end`, a rewiring replaces the
+    gradient step. In each layer, with n active weights,
+
+    .. math::
+        k &= \mathrm{int32}(n \cdot f(t)) \\
+        K &= \text{the } n - k \text{ active weights of largest } |\theta| \\
+        G &= \text{the } k \text{ positions outside } K
+             \text{ of largest } |\nabla_\theta L| \\
+        \text{active} &\leftarrow K \cup G
+
+    where the gradient is the dense one: of the loss with respect to all weights, at their
+    sparse values. New weights start at 0, with an optimizer state at rest; a weight that
+    was dropped a moment ago may come back, with its value and state. The number of active
+    weights of a layer never changes. If a dense gradient is not finite, the topology stays.
+
+    Afterwards every inactive weight is exactly 0, whatever was done to `params` in between,
+    as long as nothing scales or adds to these updates: the wrapper comes last in a chain.
+
+    Args:
+      inner: Any Optax optimizer, with its schedules, decay and clipping.
+      sparsity: Overall fraction of zeros in [0, 1), laid out by `erk`; or a distribution
+        (`uniform(0.9)`, `erk(0.9, overrides=...)`); None only with `initial_masks`.
+      end: T_end: no rewiring at `count >= end`, in steps. The paper stops at about 3/4 of
+        training (25,000 of 32,000 steps on ImageNet).
+      every: Delta T, in steps between rewirings.
+      begin: Count of the first rewiring.
+      drop_fraction: Fraction of a layer's active weights to replace. A number is the start of
+        a cosine that reaches 0 at `end`; or any Optax schedule.
+      initial_masks: Bool tree of the structure of params that replaces the random draw; the
+        numbers of active weights are the masks' own. Copied at init.
+      seed: Seeds the initial masks; in [0, 2**32). Not to be tied to the model's seed by
+        sharing a key.
+
+    Returns:
+      A transformation whose state is a `SparseState`.
+
+    Raises:
+      ValueError: On a sparsity outside [0, 1), `end <= begin`, `every < 1`, a drop fraction
+        outside [0, 1]; at `init`, if a pattern matches nothing, nothing is left to
+        sparsify, or initial masks do not fit.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, rigl_optax
+      >>> params = {"Dense_0": {"kernel": jnp.ones((8, 16)), "bias": jnp.zeros(16)}}
+      >>> tx = rigl_optax.rigl(optax.sgd(0.1, momentum=0.9), sparsity=0.75, end=1_000)
+      >>> opt_state = tx.init(params)
+      >>> params = rigl_optax.apply_masks(params, opt_state)
+      >>> grads = jax.tree.map(jnp.ones_like, params)
+      >>> updates, opt_state = tx.update(grads, opt_state, params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> int((params["Dense_0"]["kernel"] != 0).sum()), int(opt_state.rewirings)
+      (23, 1)
+
+    References:
+      Evci et al., `Rigging the Lottery: Making All Tickets Winners
+      <https://arxiv.org/abs/1911.11134>`_, 2020, algorithm 1.
+    """
+    schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
+    fraction = _schedules.as_drop_fraction(drop_fraction, schedule)
+
+    def rule(inputs: _transform.RewiringInputs) -> list[jax.Array]:
+        return _topology.drop_and_grow(
+            inputs.weights,
+            inputs.masks,
+            [_selection.magnitude_scores(g) for g in inputs.gradients],
+            inputs.packing.rows,
+            fraction(inputs.count),
+        )
+
+    return _transform.sparse_transform(
+        inner, sparsity, schedule=schedule, rule=rule, initial_masks=initial_masks, seed=seed
+    )

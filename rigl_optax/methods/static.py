@@ -1,0 +1,55 @@
+"""Static sparse training: the masks of the first step are those of the last."""
+
+from typing import Any
+
+import optax
+
+from rigl_optax import _layout, _random, _transform
+
+PyTree = Any
+
+
+def static_sparse(
+    inner: optax.GradientTransformation,
+    sparsity: float | _layout.Distribution | None,
+    *,
+    initial_masks: PyTree | None = None,
+    seed: _random.Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains with masks that never change: random ones, or those that are given.
+
+    .. math:: \theta_{t+1} = m \odot (\theta_t + \mathrm{inner}(m \odot \nabla L))
+
+    The control for every dynamic method (the paper's "Static"), and the second half of the
+    ones that choose a mask once: saliency at initialisation, lottery tickets.
+
+    Args:
+      inner: Any Optax optimizer.
+      sparsity: As in `rigl`.
+      initial_masks: As in `rigl`.
+      seed: Seeds the masks, as in `rigl`: the same seed gives the same masks.
+
+    Returns:
+      A transformation whose state is a `SparseState`.
+
+    Raises:
+      ValueError: As `rigl` does on sparsity and masks.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> tx = rigl_optax.static_sparse(optax.sgd(0.1), 0.9)
+      >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
+      10
+
+    References:
+      Evci et al., `Rigging the Lottery: Making All Tickets Winners
+      <https://arxiv.org/abs/1911.11134>`_, 2020, section 4.
+    """
+    return _transform.sparse_transform(
+        inner,
+        sparsity,
+        schedule=None,
+        rule=lambda inputs: inputs.masks,
+        initial_masks=initial_masks,
+        seed=seed,
+    )
