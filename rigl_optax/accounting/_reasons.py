@@ -1,0 +1,65 @@
+"""Why a leaf is dense, in words."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rigl_optax import _distributions, _layout, _paths
+
+
+def find(
+    layout: _layout.Layout, distribution: Any, active: Mapping[str, np.ndarray]
+) -> dict[str, str]:
+    """The reason for each leaf that has no inactive weight.
+
+    Args:
+      layout: The leaves of params.
+      distribution: What decides on their sparsity: one of ours, or any function.
+      active: Active weights of each sparse leaf, one entry per layer stacked in it.
+
+    Returns:
+      `{path: reason}`.
+    """
+    params = layout.treedef.unflatten(layout.leaves)
+    ours = distribution if isinstance(distribution, _distributions.Distribution) else None
+    reasons = {}
+    for path, leaf in _paths.flatten_with_paths(params):
+        if path not in active:
+            reasons[path] = _left_out(path, leaf, ours, params)
+        elif active[path].sum() == math.prod(leaf.shape):
+            reasons[path] = _nothing_inactive(path, leaf, ours, distribution(params), params)
+    return reasons
+
+
+def _left_out(path: str, leaf: Any, ours: _distributions.Distribution | None, params: Any) -> str:
+    if not math.prod(leaf.shape):
+        return "no weights"
+    if ours is None:
+        return "not in the distribution"
+    if ours.dense is not _distributions.default_dense:
+        return "`dense` says so"
+    shape = tuple(leaf.shape)[path in ours.stacked_paths(params) :]
+    reason = _distributions.dense_reason(path, jax.ShapeDtypeStruct(shape, leaf.dtype))
+    assert reason is not None
+    return reason
+
+
+def _nothing_inactive(
+    path: str,
+    leaf: Any,
+    ours: _distributions.Distribution | None,
+    targets: Mapping[str, float],
+    params: Any,
+) -> str:
+    if ours is not None:
+        own = {layer.path: layer.sparsity for layer in ours.layers(params)}[path]
+        if own is not None:
+            return f"override of {own:g}"
+        if not targets[path] and ours.sparsity:
+            return f"{ours.name} would make it denser than dense"
+    if targets[path]:
+        return f"too small: {targets[path]:.3g} of {math.prod(leaf.shape)} weights is less than one"
+    return "sparsity 0"

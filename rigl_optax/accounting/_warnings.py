@@ -1,0 +1,140 @@
+"""What usually goes wrong with sparse training, looked for before the first step."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rigl_optax import _distributions, _layout, _paths, _schedules
+from rigl_optax.accounting.report import Explanation
+
+FEW_INPUTS = 2  # per unit
+LITTLE_TURNOVER = 0.5  # of the active weights, in all
+EARLY_END = 0.25  # of training; the paper stops at three quarters (section 4)
+LARGE_SHARE = 0.1  # of the FLOPs
+
+
+def find(
+    report: Explanation,
+    named: list[tuple[str, Any]],
+    layout: _layout.Layout,
+    active: Mapping[str, np.ndarray],
+    schedule: _schedules.RewiringSchedule,
+    fractions: np.ndarray,
+    *,
+    random: bool,
+) -> list[str]:
+    """Warnings, each one sentence that names the layers and says what to do.
+
+    Args:
+      report: All else that is known.
+      named: Paths and leaves of params.
+      layout: Which leaves are sparse.
+      active: Active weights of each sparse leaf, one entry per layer stacked in it.
+      schedule: When to rewire.
+      fractions: Drop fraction of each rewiring, empty for methods without any.
+      random: Whether initial masks are drawn at random.
+    """
+    if report.method == "dense":
+        return []
+    return [
+        *_layers(dict(named), layout, active, fractions),
+        *_flops(report),
+        *_schedule(report, schedule, fractions),
+        *_pretrained(named, report, random),
+    ]
+
+
+def _layers(
+    leaves: dict[str, Any],
+    layout: _layout.Layout,
+    active: Mapping[str, np.ndarray],
+    fractions: np.ndarray,
+) -> Iterator[str]:
+    starving, unusual, frozen = [], {}, []
+    for leaf in layout.sparse:
+        shape = tuple(leaves[leaf.path].shape)[leaf.stacked :]
+        counts, size = active[leaf.path], math.prod(shape)
+        if np.all(counts == size):
+            continue
+        if shape and counts.min() < FEW_INPUTS * shape[-1]:
+            starving.append(f"{leaf.path} ({counts.min() / shape[-1]:.2g})")
+        struct = jax.ShapeDtypeStruct(shape, leaves[leaf.path].dtype)
+        reason = _distributions.dense_reason(leaf.path, struct)
+        if reason is not None:
+            unusual[leaf.path] = reason
+        if len(fractions) and np.all(counts * np.max(fractions) < 1):
+            frozen.append(leaf.path)
+    if starving:
+        yield (
+            f"fewer than {FEW_INPUTS} inputs per unit on average in {', '.join(starving)}: units "
+            "will be dead; make these layers denser with `overrides`, or lower the sparsity"
+        )
+    for path, reason in unusual.items():
+        yield f"{path} is masked, but is usually left dense ({reason})"
+    if frozen:
+        yield (
+            f"too few active weights for the drop fraction to replace any in "
+            f"{_paths.listing(frozen)}"
+        )
+
+
+def _flops(report: Explanation) -> Iterator[str]:
+    if not report.flops_dense:
+        return
+    unused = [x.path for x in report.layers if x.dense_because is None and x.flops == 0]
+    if unused:
+        yield f"no product uses {_paths.listing(unused)}: masking it saves no FLOPs"
+    attributed = sum(x.flops or 0 for x in report.layers)
+    share = 1 - attributed / report.flops_dense
+    if share > LARGE_SHARE:
+        yield f"{share:.0%} of the FLOPs belong to no single parameter and stay dense (see notes)"
+
+
+def _schedule(
+    report: Explanation, schedule: _schedules.RewiringSchedule, fractions: np.ndarray
+) -> Iterator[str]:
+    if not len(fractions) or not report.weights or report.active == report.weights:
+        return
+    if report.turnover < LITTLE_TURNOVER:
+        yield (
+            f"the schedule ends before it matters: its {report.rewirings} rewirings replace "
+            f"{report.turnover:.0%} of the active weights in all; the topology is all but static"
+        )
+    if schedule.end > report.steps:
+        yield (
+            f"end={schedule.end} lies beyond the last of {report.steps} steps: weights are still "
+            "replaced when training stops; the paper ends at three quarters"
+        )
+    elif schedule.end < EARLY_END * report.steps:
+        yield (
+            f"rewiring ends after {schedule.end / report.steps:.0%} of {report.steps} steps; the "
+            "paper ends at three quarters"
+        )
+    if report.method == "rigl" and schedule.every * (1 - report.sparsity) < 1:
+        yield (
+            f"every={schedule.every} is less than 1 / density: dense gradients, not sparse steps, "
+            "make up most of the weight gradients' cost (paper, section 3)"
+        )
+
+
+def _pretrained(named: list[tuple[str, Any]], report: Explanation, random: bool) -> Iterator[str]:
+    if not random or report.active == report.weights:
+        return
+    trained = [
+        path
+        for path, leaf in named
+        if isinstance(leaf, jax.Array | np.ndarray)
+        and not isinstance(leaf, jax.core.Tracer)
+        and leaf.ndim == 1
+        and leaf.size > 1
+        and np.ptp(np.asarray(leaf, np.float64)) > 0
+    ]
+    if trained:
+        yield (
+            f"{_paths.listing(trained, limit=3)} hold different values, as after training: if "
+            "these weights are pretrained, random masks destroy them; pass `initial_masks` that "
+            "keep the largest weights"
+        )

@@ -1,0 +1,207 @@
+"""The answer of `explain`: an object to compute with, a dict for JSON, a table to read."""
+
+import importlib.util
+import io
+import math
+import sys
+from typing import Any, NamedTuple
+
+from rigl_optax.accounting.bytes import StorageBytes
+
+
+class LayerReport(NamedTuple):
+    """One parameter leaf.
+
+    Attributes:
+      path: Its name.
+      shape: Its shape.
+      is_sparse: Whether it has a mask (at sparsity 0, too).
+      sparsity: Fraction of inactive weights, as rounded.
+      active: Number of active weights.
+      flops: FLOPs of the dense forward pass that use it; None without a model.
+      flops_share: Of all FLOPs of the dense forward pass; None without a model.
+      dense_because: Why nothing in it is inactive; None where something is.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    is_sparse: bool
+    sparsity: float
+    active: int
+    flops: int | None
+    flops_share: float | None
+    dense_because: str | None
+
+    @property
+    def size(self) -> int:
+        """Number of weights, active or not."""
+        return math.prod(self.shape)
+
+
+class Explanation(NamedTuple):
+    """What a sparse run will be and cost; made by `explain`.
+
+    Attributes:
+      method: Name of the method.
+      layers: Every leaf of params, in tree order.
+      rewirings: Number of rewirings in the schedule.
+      replaced: Weights that all rewirings together replace, at most (a weight that is dropped
+        and grown again at once counts).
+      steps: Training steps that the cost of training is for.
+      flops_dense: FLOPs of a dense forward pass; None without a model.
+      flops_sparse: FLOPs of a sparse one; None without a model.
+      training_ratio: Cost of training relative to dense training; None without a model.
+      storage: Bytes of the weights in several formats.
+      notes: What counting FLOPs had to assume, and what belongs to no single parameter.
+      warnings: What usually goes wrong, found here.
+    """
+
+    method: str
+    layers: tuple[LayerReport, ...]
+    rewirings: int
+    replaced: int
+    steps: int
+    flops_dense: float | None
+    flops_sparse: float | None
+    training_ratio: float | None
+    storage: StorageBytes
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def weights(self) -> int:
+        """Weights of the sparse leaves, active or not."""
+        return sum(x.size for x in self.layers if x.is_sparse)
+
+    @property
+    def active(self) -> int:
+        """Active weights of the sparse leaves."""
+        return sum(x.active for x in self.layers if x.is_sparse)
+
+    @property
+    def sparsity(self) -> float:
+        """Of the sparse leaves together."""
+        return 1 - self.active / self.weights if self.weights else 0.0
+
+    @property
+    def turnover(self) -> float:
+        """How many times over the rewirings replace the active weights, at most."""
+        return self.replaced / self.active if self.active else 0.0
+
+    @property
+    def reach(self) -> float:
+        """The fraction of the sparse leaves' weights that may ever have been active."""
+        return min(1.0, (self.active + self.replaced) / self.weights) if self.weights else 1.0
+
+    @property
+    def inference_ratio(self) -> float | None:
+        """FLOPs of a sparse forward pass relative to a dense one."""
+        if self.flops_dense is None or self.flops_sparse is None:
+            return None
+        return self.flops_sparse / self.flops_dense if self.flops_dense else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        derived = ("weights", "active", "sparsity", "turnover", "reach", "inference_ratio")
+        return {
+            **self._asdict(),
+            **{name: getattr(self, name) for name in derived},
+            "layers": [{**x._asdict(), "shape": list(x.shape)} for x in self.layers],
+            "storage": self.storage._asdict(),
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+        }
+
+    def to_text(self, *, rich: bool | None = None) -> str:
+        """A table and the totals.
+
+        Args:
+          rich: Whether to draw with the `rich` package; None: if standard output is a terminal
+            and the package is installed.
+        """
+        if rich is None:
+            rich = sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
+        header, rows = self._table()
+        below = "\n".join([*self._totals(), *(f"note: {n}" for n in self.notes)])
+        warnings = [f"warning: {w}" for w in self.warnings]
+        if not rich:
+            return "\n".join([_plain(header, rows), "", below, *warnings])
+        return _rich(header, rows, below, warnings)
+
+    def __str__(self) -> str:
+        return self.to_text(rich=False)
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        header = ["layer", "shape", "sparsity", "active", "of", "FLOPs", "dense because"]
+        rows = [
+            [
+                x.path or "(the array)",
+                "x".join(map(str, x.shape)) or "scalar",
+                "dense" if x.active == x.size else f"{x.sparsity:.4f}",
+                f"{x.active:,}",
+                f"{x.size:,}",
+                "" if x.flops_share is None else f"{x.flops_share:.1%}",
+                x.dense_because or "",
+            ]
+            for x in self.layers
+        ]
+        if self.flops_dense is None:
+            header, *rows = [row[:5] + row[6:] for row in [header, *rows]]
+        return header, rows
+
+    def _totals(self) -> list[str]:
+        lines = [
+            f"sparse layers: {self.active:,} of {self.weights:,} weights active, "
+            f"sparsity {self.sparsity:.4f}",
+            f"bytes: {self.storage.dense:,} dense, {self.storage.values_and_bitmask:,} as values "
+            f"and bit masks, {self.storage.csr:,} as CSR",
+        ]
+        if self.rewirings:
+            lines.append(
+                f"{self.rewirings:,} rewirings replace {self.replaced:,} weights in all, "
+                f"{self.turnover:.2f} times the active ones; at most {self.reach:.1%} of all "
+                "weights are ever active"
+            )
+        if self.inference_ratio is not None:
+            lines.append(
+                f"forward pass: {self.flops_sparse:,.0f} of {self.flops_dense:,.0f} FLOPs, "
+                f"{self.inference_ratio:.4f} of dense"
+            )
+        if self.training_ratio is not None:
+            lines.append(
+                f"training ({self.method}, {self.steps:,} steps): {self.training_ratio:.4f} "
+                "of dense"
+            )
+        return lines
+
+
+def _plain(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    is_text = [name in ("layer", "shape", "dense because") for name in header]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if text else cell.rjust(width)
+            for cell, width, text in zip(row, widths, is_text, strict=True)
+        ).rstrip()
+        for row in [header, *rows]
+    )
+
+
+def _rich(header: list[str], rows: list[list[str]], below: str, warnings: list[str]) -> str:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for name in header:
+        text, wraps = name in ("layer", "shape", "dense because"), name == "dense because"
+        table.add_column(name, justify="left" if text else "right", no_wrap=not wraps)
+    for row in rows:
+        table.add_row(*map(Text, row), style="dim" if row[2] == "dense" else None)
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True)
+    console.print(table)
+    console.print(Text(below))
+    for warning in warnings:
+        console.print(Text(warning, style="bold yellow"))
+    return stream.getvalue().rstrip("\n")

@@ -1,0 +1,13 @@
+"""The health of a run, from its masks: how much the topology moves, and what died."""
+
+from rigl_optax.analysis.topology import PerLayer as PerLayer
+from rigl_optax.analysis.topology import churn as churn
+from rigl_optax.analysis.topology import coverage as coverage
+from rigl_optax.analysis.topology import explore as explore
+from rigl_optax.analysis.topology import grown as grown
+from rigl_optax.analysis.topology import overlap as overlap
+from rigl_optax.analysis.topology import survival as survival
+from rigl_optax.analysis.units import DeadUnits as DeadUnits
+from rigl_optax.analysis.units import dead_units as dead_units
+from rigl_optax.analysis.units import fan_in as fan_in
+from rigl_optax.analysis.units import fan_out as fan_out

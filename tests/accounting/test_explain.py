@@ -1,0 +1,216 @@
+import itertools
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rigl_optax
+from rigl_optax.accounting import explain
+
+
+def shape(*dims):
+    return jax.ShapeDtypeStruct(dims, jnp.float32)
+
+
+def mlp(*widths):
+    return {
+        f"Dense_{i}": {"kernel": shape(a, b), "bias": shape(b)}
+        for i, (a, b) in enumerate(itertools.pairwise(widths))
+    }
+
+
+def forward(params, x):
+    *hidden, last = params.values()
+    for layer in hidden:
+        x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+    return x @ last["kernel"] + last["bias"]
+
+
+LENET = mlp(784, 300, 100, 10)
+GOOD = {"end": 30_000, "steps": 40_000, "model": forward, "inputs": [shape(1, 784)]}
+
+
+def real(params):
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
+
+
+def test_a_good_run_has_no_warnings_and_the_right_totals():
+    report = explain(LENET, 0.9, **GOOD)
+    assert report.warnings == () and report.notes == ()
+    assert report.rewirings == 300
+    assert report.flops_dense == 2 * (784 * 300 + 300 * 100 + 100 * 10)
+    assert report.inference_ratio == pytest.approx(0.1, abs=1e-5)  # every weight is used once
+    expected = (39_700 * 3 * report.flops_sparse) + 300 * (
+        2 * report.flops_sparse + report.flops_dense
+    )
+    assert report.training_ratio == pytest.approx(expected / (40_000 * 3 * report.flops_dense))
+    assert sum(x.flops_share for x in report.layers) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "sparsity",
+    [
+        0.9,
+        rigl_optax.erk(0.77, overrides={"Dense_1": 0.0}),
+        lambda params: {"Dense_1/kernel": 0.7},
+    ],
+)
+def test_counts_are_those_of_the_transformation(sparsity):
+    params = mlp(37, 29, 11)
+    report = explain(params, sparsity, end=10_000)
+    tx = rigl_optax.static_sparse(optax.sgd(0.1), sparsity)
+    masks = rigl_optax.get_masks(tx.init(real(params)))
+    active = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): int(mask.sum())
+        for path, mask in jax.tree_util.tree_leaves_with_path(masks)
+    }
+    assert {x.path: x.active for x in report.layers} == active
+
+
+def test_replaced_weights_are_those_that_rewirings_may_replace():
+    params = {"kernel": shape(40, 30)}
+    report = explain(params, 0.5, end=40, every=10, drop_fraction=0.3)
+    fractions = [float(rigl_optax.cosine_drop_fraction(0.3, 40)(t)) for t in (0, 10, 20, 30)]
+    assert report.replaced == sum(int(np.float32(600) * np.float32(f)) for f in fractions)
+    assert report.turnover == report.replaced / 600
+    assert report.reach == (600 + report.replaced) / 1200
+
+
+def test_stacked_layers_and_initial_masks():
+    params = {"layers": {"kernel": shape(3, 20, 10)}}
+    stacked = rigl_optax.uniform(0.75, stacked=("layers",))
+    assert explain(params, stacked, end=1000).active == 3 * 50
+    masks = {"layers": {"kernel": np.arange(600).reshape(3, 20, 10) % 3 == 0}}
+    report = explain(params, None, end=1000, initial_masks=masks)
+    assert report.active == 200
+    assert explain(params, stacked, end=1000, initial_masks=masks).active == 200
+
+
+def test_dense_because():
+    params = {
+        "conv": {"kernel": shape(3, 3, 8, 16), "bias": shape(16)},
+        "depthwise": {"kernel": shape(3, 3, 1, 16)},
+        "embed": {"embedding": shape(100, 16)},
+        "small": {"kernel": shape(2, 2)},
+        "head": {"kernel": shape(300, 100)},
+        "steps": jax.ShapeDtypeStruct((2, 2), jnp.int32),
+    }
+    sparsity = rigl_optax.erk(0.5, overrides={"head": 0.0, "small": 0.1})
+    reasons = {x.path: x.dense_because for x in explain(params, sparsity, end=9, every=1).layers}
+    assert reasons == {
+        "conv/kernel": None,
+        "conv/bias": "fewer than two dimensions",
+        "depthwise/kernel": "depthwise, or a stem with one input channel",
+        "embed/embedding": "an embedding",
+        "small/kernel": "override of 0.1",
+        "head/kernel": "override of 0",
+        "steps": "not floating point (int32)",
+    }
+    capped = explain(mlp(784, 300, 10), 0.5, end=900).layers
+    assert [x.dense_because for x in capped if x.path == "Dense_1/kernel"] == [
+        "erk would make it denser than dense"
+    ]
+
+    def own(path, leaf):
+        return "Dense_0" in path
+
+    report = explain(
+        LENET,
+        rigl_optax.uniform(0.5, dense=lambda p, x: "_0" in p or own(p, x) or x.ndim < 2),
+        end=900,
+    )
+    assert {x.dense_because for x in report.layers} == {None, "`dense` says so"}
+    report = explain(LENET, lambda p: {"Dense_1/kernel": 0.5, "Dense_2/kernel": 1e-5}, end=900)
+    assert {x.dense_because for x in report.layers} == {
+        None,
+        "not in the distribution",
+        "too small: 1e-05 of 1000 weights is less than one",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"sparsity": 0.999}, "fewer than 2 inputs per unit on average in Dense_0/kernel (0.61)"),
+        ({"end": 100}, "the schedule ends before it matters"),
+        ({"end": 5000}, "rewiring ends after 12% of 40000 steps"),
+        ({"end": 50_000}, "lies beyond the last of 40000 steps"),
+        ({"every": 5}, "every=5 is less than 1 / density"),
+        ({"drop_fraction": 0.00001}, "too few active weights for the drop fraction"),
+        ({"model": lambda p, x: forward({"a": p["Dense_0"]}, x)}, "no product uses"),
+        ({"model": lambda p, x: (forward(p, x), x.T @ x)}, "of the FLOPs belong to no single"),
+    ],
+)
+def test_warnings(arguments, expected):
+    arguments = {**GOOD, "sparsity": 0.9, **arguments}
+    report = explain(LENET, **arguments)
+    assert any(expected in warning for warning in report.warnings), report.warnings
+
+
+def test_warns_of_masked_embeddings_and_depthwise_kernels():
+    params = {"embed": shape(100, 64), "depthwise": {"kernel": shape(3, 3, 1, 64)}}
+    sparsity = rigl_optax.uniform(0.5, dense=lambda path, leaf: False)
+    warnings = explain(params, sparsity, end=10_000).warnings
+    assert "embed is masked, but is usually left dense (an embedding)" in warnings
+    assert any("depthwise/kernel is masked" in w for w in warnings)
+
+
+def test_warns_of_random_masks_on_trained_weights():
+    params = real(LENET)
+    params["Dense_0"]["bias"] = jnp.linspace(-1.0, 1.0, 300)
+    (warning,) = explain(params, 0.9, **GOOD).warnings
+    assert "'Dense_0/bias' hold different values" in warning and "initial_masks" in warning
+    masks = jax.tree.map(lambda x: np.arange(x.size).reshape(x.shape) % 9 == 0, LENET)
+    for layer in masks.values():
+        layer["bias"] = np.ones_like(layer["bias"])
+    assert not explain(params, 0.9, **GOOD, initial_masks=masks).warnings
+    assert not explain(real(LENET), 0.9, **GOOD).warnings
+
+
+def test_controls():
+    dense = explain(LENET, 0.9, **GOOD, method="dense")
+    assert dense.inference_ratio == dense.training_ratio == 1 and dense.rewirings == 0
+    static = explain(LENET, 0.9, **GOOD, method="static")
+    assert static.training_ratio == pytest.approx(static.inference_ratio)
+    assert static.rewirings == static.replaced == 0 and static.warnings == ()
+    with pytest.raises(ValueError, match="method 'pruning' cannot be explained"):
+        explain(LENET, 0.9, end=100, method="pruning")
+
+
+def test_bad_arguments_raise_as_rigl_does():
+    with pytest.raises(ValueError, match="end=0"):
+        explain(LENET, 0.9, end=0)
+    with pytest.raises(ValueError, match="matches no sparse leaf"):
+        explain(LENET, rigl_optax.erk(0.9, overrides={"conv": 0.0}), end=10)
+
+
+def test_json_and_text():
+    report = explain(LENET, 0.9, **GOOD)
+    again = json.loads(json.dumps(report.to_dict()))
+    assert again["layers"][1]["shape"] == [784, 300]
+    assert again["inference_ratio"] == report.inference_ratio
+    assert again["storage"]["dense"] == report.storage.dense
+    text = report.to_text(rich=False)
+    assert str(report) == text
+    assert "\x1b" not in text and text.isascii()
+    assert "Dense_0/kernel  784x300" in text and "0.1000 of dense" in text
+    assert "FLOPs" not in explain(LENET, 0.9, end=30_000).to_text(rich=False)
+    rich = pytest.importorskip("rich")
+    assert rich and "\x1b" in report.to_text(rich=True)
+
+
+def test_plain_in_a_pipe_and_without_rich():
+    code = """
+import sys
+sys.modules["rich"] = None
+import jax, jax.numpy as jnp
+from rigl_optax.accounting import explain
+print(explain({"kernel": jax.ShapeDtypeStruct((64, 32), jnp.float32)}, .75, end=1000).to_text())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.startswith("layer") and "\x1b" not in out.stdout
