@@ -1,0 +1,1 @@
+"""Datasets, one module each; a batch is a function of (seed, step). Needs the `train` extra."""

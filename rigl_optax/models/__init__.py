@@ -1,0 +1,1 @@
+"""Networks to train sparse, as Flax NNX modules; needs the `train` extra."""

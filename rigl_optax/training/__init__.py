@@ -1,0 +1,1 @@
+"""Training from a config: state, step, loop, checkpoints, metrics. Needs the `train` extra."""

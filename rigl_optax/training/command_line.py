@@ -1,0 +1,31 @@
+"""Flags of the scripts: one clear line for a key that does not exist."""
+
+import sys
+
+from absl import flags
+from ml_collections import config_dict
+
+from rigl_optax.training import config as config_lib
+
+
+def parse(argv: list[str]) -> list[str]:
+    """For `absl.app.run(main, flags_parser=parse)`: `absl`'s parser, errors made readable.
+
+    `ml_collections` refuses an unknown `--config.key` with a traceback; this one exits with
+    status 1 and the list of known keys.
+    """
+    try:
+        return list(flags.FLAGS(argv))
+    except (AttributeError, KeyError) as error:
+        known = ", ".join(config_lib.known_keys())
+        sys.exit(f"unknown config key: {' '.join(str(error).split())}\nknown keys are {known}")
+    except flags.Error as error:
+        sys.exit(f"{error}\nPass --help for the flags.")
+
+
+def checked(values: config_dict.ConfigDict) -> config_lib.Config:
+    """The config of the flags; exits with status 1 and what is wrong with it, if anything is."""
+    try:
+        return config_lib.from_mapping(values.to_dict())
+    except ValueError as error:
+        sys.exit(str(error))

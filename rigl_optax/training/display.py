@@ -1,0 +1,70 @@
+"""What a person sees of a run: a live bar in a terminal, plain lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich import progress
+from rich.console import Console
+
+Show = Callable[[int, str], None]
+PLAIN_EVERY = 10.0  # seconds between plain lines; the first and the last are always shown
+
+
+def make_console() -> Console:
+    """Standard output; as wide as the terminal, or wide enough where there is none."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
+@contextlib.contextmanager
+def training_progress(console: Console, start: int, steps: int) -> Iterator[Show]:
+    """A function `show(step, text)` to call with what there is to say about the run so far.
+
+    Args:
+      console: Where to; a live bar if it is a terminal, else a line every 10 s.
+      start: The step the run starts or goes on from.
+      steps: The last step.
+
+    Yields:
+      The function; `text` holds loss and accuracy.
+    """
+    first: tuple[int, float] | None = None  # of the first call: compilation is over by then
+
+    def speed(step: int) -> float:
+        nonlocal first
+        if first is None:
+            first = (step, time.monotonic())
+        return (step - first[0]) / max(time.monotonic() - first[1], 1e-9)
+
+    def with_speed(step: int, text: str) -> str:
+        pace = speed(step)
+        return f"{text}  {pace:.0f} steps/s" if pace else text
+
+    if console.is_terminal:
+        columns = (
+            progress.BarColumn(bar_width=10),  # all of it fits into 80 characters
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("left"),
+        )
+        with progress.Progress(*columns, console=console) as bar:
+            task = bar.add_task("compiling", total=steps, completed=start)
+            yield lambda step, text: bar.update(
+                task, completed=step, description=with_speed(step, text)
+            )
+        return
+
+    last = time.monotonic() - PLAIN_EVERY
+
+    def line(step: int, text: str) -> None:
+        nonlocal last
+        text, pace = with_speed(step, text), speed(step)
+        if step < steps and time.monotonic() - last < PLAIN_EVERY:
+            return
+        last = time.monotonic()
+        rest = f"  {(steps - step) / pace:.0f} s left" if pace else ""
+        console.print(f"step {step}/{steps}  {text}{rest}")
+
+    yield line

@@ -1,0 +1,89 @@
+"""Everything a run needs to go on, as one pytree of plain arrays."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import rigl_optax
+
+PyTree = Any
+
+
+class Sums(NamedTuple):
+    """Training metrics added up since they were last logged.
+
+    They are a part of the state so that a resumed run logs what an uninterrupted one would.
+
+    Attributes:
+      examples: float32 scalar, examples seen.
+      loss: float32 scalar, their losses.
+      correct: float32 scalar, how many were classified correctly.
+      blind: int32 scalar, rewirings that saw no gradient outside the masks.
+    """
+
+    examples: jax.Array
+    loss: jax.Array
+    correct: jax.Array
+    blind: jax.Array
+
+
+class TrainState(NamedTuple):
+    """The state of a run; checkpoints hold this and nothing else.
+
+    Attributes:
+      step: int32 scalar, updates done.
+      params: The model's parameters, a nested dict of arrays.
+      model_state: What else the model carries (batch statistics, ...), a nested dict.
+      opt_state: The optimizer's state, masks included.
+      sums: Metrics since the last record.
+    """
+
+    step: jax.Array
+    params: PyTree
+    model_state: PyTree
+    opt_state: PyTree
+    sums: Sums
+
+
+def zero_sums() -> Sums:
+    """Nothing seen yet."""
+    return Sums(*(jnp.zeros((), dtype) for dtype in (jnp.float32,) * 3 + (jnp.int32,)))
+
+
+def create(
+    make_model: Callable[[], nnx.Module], tx: optax.GradientTransformation, *, masked: bool
+) -> tuple[nnx.GraphDef, TrainState]:
+    """Splits a model once; from here on all is pure pytrees.
+
+    Weights, masks and optimizer state are made by one compiled function, in their place.
+
+    Args:
+      make_model: Makes a freshly initialised model.
+      tx: The optimizer.
+      masked: Whether `tx` holds masks; they are applied to the initial weights.
+
+    Returns:
+      The model's static part, for `nnx.merge(graphdef, params, model_state)`, and the state
+      at step 0.
+    """
+    graphdef = nnx.graphdef(nnx.eval_shape(make_model))
+    # All on one device, and committed to it: a state of mixed commitment compiles each
+    # function of it anew when the outputs of a step, all committed, come back in.
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    @functools.partial(jax.jit, out_shardings=sharding)
+    def initial() -> TrainState:
+        params, model_state = nnx.state(make_model(), nnx.Param, ...)
+        pure_params, pure_state = nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+        opt_state = tx.init(pure_params)
+        if masked:
+            pure_params = rigl_optax.apply_masks(pure_params, opt_state)
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, pure_params, pure_state, opt_state, zero_sums())
+
+    return graphdef, initial()

@@ -1,0 +1,37 @@
+"""Evaluates the newest checkpoint of a run.
+
+python scripts/evaluate.py --workdir=runs/digits --split=validation
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+from rigl_optax.training import checkpoints, evaluation, setup
+from rigl_optax.training import config as config_lib
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "What to evaluate on.")
+
+
+def main(argv: list[str]) -> None:
+    """Prints loss and accuracy."""
+    del argv
+    logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
+    workdir = pathlib.Path(_WORKDIR.value)
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
+    run = setup.prepare(config)
+    with checkpoints.open_checkpoints(workdir, config.keep_checkpoints) as saved:
+        state = checkpoints.restore_newest(saved, run.initial, print)
+    if state is None:
+        sys.exit(f"{workdir} has no checkpoint yet")
+    found = evaluation.evaluator(config, run)(state, getattr(run.dataset, _SPLIT.value))
+    print(
+        f"step {int(state.step)}  {_SPLIT.value}  loss {found['loss']:.4f}  "
+        f"accuracy {100 * found['accuracy']:.2f} %"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,121 @@
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rigl_optax.training import comparison, figures, loop, summary
+
+Arm = comparison.Arm
+
+
+def result(accuracy, active=100, flops=0.1, seed=0):
+    return {
+        "config": {"seed": seed},
+        "test": {"accuracy": accuracy},
+        "active_weights": {"a": active},
+        "weights": 1000,
+        "flops": {
+            "training": flops,
+            "training_dense": 1.0,
+            "inference": flops,
+            "inference_dense": 1.0,
+        },
+        "warnings": [],
+    }
+
+
+def test_dense_runs_once_for_all_sparsities():
+    found = comparison.arms(["dense", "static", "rigl"], [0.9, 0.98])
+    assert found == [
+        Arm("dense", None),
+        Arm("static", 0.9),
+        Arm("rigl", 0.9),
+        Arm("static", 0.98),
+        Arm("rigl", 0.98),
+    ]
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"method 'nonesuch'.*rigl"):
+        comparison.arms(["nonesuch"], [0.9])
+
+
+def test_differences_are_paired_by_seed_and_sparsity():
+    results = {
+        Arm("static", 0.9): [result(0.80), result(0.90)],
+        Arm("rigl", 0.9): [result(0.82), result(0.89)],
+        Arm("static", 0.98): [result(0.70), result(0.60)],
+        Arm("rigl", 0.98): [result(0.75), result(0.65)],
+    }
+    records = {(r["method"], r["sparsity"]): r for r in summary.summary(results)}
+    np.testing.assert_allclose(records["rigl", 0.9]["difference"], [2, -1])
+    np.testing.assert_allclose(records["rigl", 0.98]["difference"], [5, 5])
+    assert "difference" not in records["static", 0.9]
+    assert records["rigl", 0.98]["mean"] == pytest.approx(70)
+    assert records["rigl", 0.98]["std"] == pytest.approx(np.sqrt(50))
+    out = io.StringIO()
+    Console(file=out, width=120).print(summary.table(list(records.values()), "title"))
+    for text in ("+0.50 ± 2.12", "1 of 2", "0.100 x"):
+        assert text in out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, small):
+    base = dataclasses.replace(small, steps=30, checkpoint_every=0)
+    workdir = tmp_path_factory.mktemp("comparison")
+    arms = comparison.arms(["dense", "static", "rigl"], [0.8])
+    return base, arms, workdir, run(base, arms, workdir)
+
+
+def run(base, arms, workdir):
+    return comparison.run_all(base, arms, 2, workdir, Console(file=io.StringIO(), width=120))
+
+
+def test_finished_runs_are_not_run_again(compared, monkeypatch):
+    base, arms, workdir, results = compared
+
+    def refuse(*args):
+        raise AssertionError("a finished run was run again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", refuse)
+        again = run(base, arms, workdir)
+    assert json.dumps(list(again.values())) == json.dumps(list(results.values()))
+
+
+def test_a_finished_run_of_another_config_is_refused(compared):
+    base, arms, workdir, _ = compared
+    with pytest.raises(ValueError, match=r"another config \(learning_rate"):
+        run(dataclasses.replace(base, learning_rate=0.01), arms, workdir)
+
+
+def test_curves_have_a_row_for_each_seed(compared):
+    _, _, workdir, results = compared
+    (curves,) = comparison.curves(results, workdir).values()
+    assert [curve.method for curve in curves] == ["dense", "static", "rigl"]
+    assert all(curve.steps.tolist() == [20, 30] for curve in curves)
+    assert all(curve.accuracy.shape == (2, 2) for curve in curves)
+
+
+def test_connections_of_each_pixel_before_and_after(compared):
+    base, arms, workdir, results = compared
+    (maps,) = comparison.connections(base, arms, workdir).values()
+    static, rigl = maps
+    active = results[Arm("rigl", 0.8)][0]["active_weights"]["layers/0/kernel"]
+    np.testing.assert_array_equal(static.before, static.after)
+    np.testing.assert_array_equal(static.before, rigl.before)
+    assert (rigl.before != rigl.after).any()
+    assert rigl.before.shape == (8, 8) and rigl.before.sum() == rigl.after.sum() == active
+
+
+def test_pictures_are_written(compared, tmp_path):
+    base, arms, workdir, results = compared
+    figures.learning_curves(comparison.curves(results, workdir), "title", tmp_path / "a.png")
+    figures.input_connections(
+        comparison.connections(base, arms, workdir), "title", tmp_path / "b.png"
+    )
+    for name in ("a.png", "b.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

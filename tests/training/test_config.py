@@ -1,0 +1,62 @@
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+from rigl_optax.training import config as config_lib
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_has_exactly_the_known_keys_and_its_launch_line(path):
+    spec = importlib.util.spec_from_file_location("config_under_test", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config_lib.from_mapping(module.get_config().to_dict())
+    assert f"--config=configs/{path.name}" in module.__doc__
+
+
+def test_a_config_survives_json(small):
+    saved = json.loads(json.dumps(config_lib.to_json(small)))
+    assert config_lib.from_mapping(saved) == small
+    assert config_lib.differences(saved, small) == []
+
+
+def test_unknown_and_missing_keys_are_listed_with_the_known_ones(small):
+    values = config_lib.to_json(small)
+    del values["steps"]
+    values["sparsty"] = 0.9
+    with pytest.raises(ValueError) as error:
+        config_lib.from_mapping(values)
+    message = str(error.value)
+    assert "unknown keys ['sparsty']" in message and "no ['steps']" in message
+    assert all(key in message for key in config_lib.known_keys())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", 0),
+        ("log_every", 0),
+        ("eval_every", -1),
+        ("checkpoint_every", -1),
+        ("keep_checkpoints", 0),
+        ("seed", -1),
+        ("rewire_until", 0.0),
+        ("rewire_until", 1.5),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(small, key, value):
+    with pytest.raises(ValueError, match=f"config.{key}={value}: must be"):
+        dataclasses.replace(small, **{key: value})
+
+
+def test_only_keys_that_change_the_numbers_count_as_differences(small):
+    saved = config_lib.to_json(small)
+    now = dataclasses.replace(small, log_every=1, keep_checkpoints=9, data_dir="elsewhere")
+    assert config_lib.differences(saved, now) == []
+    now = dataclasses.replace(now, seed=1, sparsity=0.9)
+    assert config_lib.differences(saved, now) == ["seed: 0 -> 1", "sparsity: 0.8 -> 0.9"]

@@ -1,0 +1,186 @@
+import dataclasses
+import io
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+import rigl_optax
+from rigl_optax.training import checkpoints, checks, loop, metrics, report, setup
+
+
+def train(config, workdir):
+    out = io.StringIO()
+    result = loop.train(config, workdir, Console(file=out, width=120, highlight=False))
+    return result, out.getvalue()
+
+
+def final_state(config, workdir):
+    with checkpoints.open_checkpoints(workdir, 2) as saved:
+        return checkpoints.restore_newest(saved, setup.prepare(config).initial, print)
+
+
+def assert_same_state(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small):
+    """An uninterrupted run: config, workdir, result, what it printed."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return small, workdir, *train(small, workdir)
+
+
+def test_the_result_says_what_was_trained_and_what_it_cost(finished):
+    _, workdir, result, _ = finished
+    assert json.loads((workdir / loop.RESULT_FILE).read_text()) == result
+    assert result["test"]["loss"] < 2.25  # ln 10 = 2.30 is chance
+    assert result["warnings"] == []
+    assert sum(result["active_weights"].values()) == 358 and result["weights"] == 1620
+    flops = result["flops"]
+    kernels = sum(n for path, n in result["active_weights"].items() if path.endswith("kernel"))
+    assert flops["inference"] == pytest.approx(2 * kernels)
+    assert flops["inference_dense"] == 2 * (64 * 20 + 20 * 10 + 10 * 10)
+    assert flops["training_dense"] == 3 * 60 * 50 * flops["inference_dense"]
+    rewirings = 5
+    saved = flops["inference_dense"] - flops["inference"]
+    assert flops["training"] == pytest.approx(
+        3 * 60 * 50 * flops["inference"] + rewirings * 50 * saved
+    )
+
+
+def test_it_prints_what_will_be_sparse_before_it_trains(finished):
+    printed = finished[-1]
+    table, rest = printed.split("step 10/60")
+    for text in ("layers/0/kernel", "64 x 20", "layers/0/bias", "fewer than two dimensions"):
+        assert text in table
+    assert "test accuracy" in rest
+
+
+def test_metrics_hold_losses_and_the_state_of_the_masks(finished):
+    _, workdir, result, _ = finished
+    records = metrics.read(workdir / metrics.FILE)
+    train_steps = [r["step"] for r in records if r["kind"] == "train"]
+    assert train_steps == [10, 20, 30, 40, 50, 60]
+    assert [r["step"] for r in records if r["kind"] == "validation"] == [20, 40, 60]
+    assert [r["kind"] for r in records].count("test") == 1
+    rewirings = [r["rewirings"] for r in records if r["kind"] == "train"]
+    assert rewirings == [1, 2, 3, 4, 5, 5]
+    fractions = [r["drop_fraction"] for r in records if r["kind"] == "train"]
+    assert all(a > b for a, b in itertools.pairwise(fractions[:5])) and fractions[-1] == 0
+    densities = {r["density"] for r in records if r["kind"] == "train"}
+    assert densities == {sum(result["active_weights"].values()) / result["weights"]}
+
+
+def test_every_inactive_weight_is_zero_at_the_end(finished):
+    config, workdir, *_ = finished
+    state = final_state(config, workdir)
+    assert_same_state(rigl_optax.apply_masks(state.params, state.opt_state), state.params)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [5, 20, 21, 33, 41, 60])
+def test_a_run_stopped_anywhere_and_started_again_ends_bit_for_bit_the_same(
+    finished, tmp_path, monkeypatch, stop_at
+):
+    # users.md 19. Rewirings are at 0, 10, ..., 40 and checkpoints at 20, 40, 60.
+    config, uninterrupted, result, _ = finished
+    real = loop.batches.training_batch
+
+    def stopping(*args, seed, step):
+        if step == stop_at - 1:
+            raise Stopped
+        return real(*args, seed=seed, step=step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.batches, "training_batch", stopping)
+        with pytest.raises(Stopped):
+            train(config, tmp_path)
+    again, printed = train(config, tmp_path)
+    assert ("resumed at step" in printed) == (stop_at > 20)
+    assert_same_state(final_state(config, tmp_path), final_state(config, uninterrupted))
+    assert again["test"] == result["test"]
+    assert metrics.read(tmp_path / metrics.FILE) == metrics.read(uninterrupted / metrics.FILE)
+
+
+def test_a_finished_run_started_again_only_evaluates(finished):
+    config, workdir, result, _ = finished
+    before = final_state(config, workdir)
+    records = metrics.read(workdir / metrics.FILE)
+    again, printed = train(config, workdir)
+    assert "resumed at step 60 of 60" in printed
+    assert again["test"] == result["test"]
+    assert_same_state(final_state(config, workdir), before)
+    assert metrics.read(workdir / metrics.FILE) == records
+
+
+def test_another_config_in_the_same_workdir_is_refused(finished):
+    config, workdir, *_ = finished
+    with pytest.raises(ValueError, match=r"sparsity: 0\.8 -> 0\.7"):
+        train(dataclasses.replace(config, sparsity=0.7), workdir)
+
+
+def test_dense_trains_all_weights(small, tmp_path):
+    config = dataclasses.replace(small, method="dense", steps=20)
+    result, printed = train(config, tmp_path)
+    assert sum(result["active_weights"].values()) == result["weights"]
+    assert result["flops"]["training"] == result["flops"]["training_dense"]
+    assert "method dense" in printed
+
+
+def test_methods_of_one_seed_start_from_the_same_weights_and_masks(small):
+    static, rigl = (
+        setup.prepare(dataclasses.replace(small, method=name)).initial
+        for name in ("static", "rigl")
+    )
+    assert_same_state(static.params, rigl.params)
+    dense = setup.prepare(dataclasses.replace(small, method="dense")).initial
+    assert_same_state(rigl_optax.apply_masks(dense.params, rigl.opt_state), rigl.params)
+
+
+def test_masks_are_not_tied_to_the_initial_weights(small):
+    # One key for both selected only large positive weights in a prototype.
+    run = setup.prepare(dataclasses.replace(small, hidden=(300, 100)))
+    kernel = np.asarray(run.initial.params["layers"][0]["kernel"])
+    active = kernel[kernel != 0]
+    assert abs(active.mean()) < 0.05 * active.std() + 2 * active.std() / np.sqrt(active.size)
+
+
+def tampered(run, **changes):
+    """The initial state with something in the optimizer's state changed."""
+    opt_state = run.initial.opt_state._replace(**changes)
+    sums = run.initial.sums._replace(examples=jnp.float32(1))
+    return run.initial._replace(opt_state=opt_state, sums=sums, step=jnp.int32(1))
+
+
+def test_what_goes_silently_wrong_is_warned_of(small):
+    run = setup.prepare(small)
+    expected = report.active_weights(small, run.initial)
+
+    def warnings(state):
+        return checks.training_record(small, state, expected)[1]
+
+    one, none = jnp.int32(1), jnp.int32(0)
+    assert warnings(tampered(run, rewirings=one)) == {}
+    assert warnings(tampered(run, rewirings=none)).keys() == {"rewirings"}
+    assert warnings(tampered(run, rewirings=one, healed=one)).keys() == {"healed"}
+    masks = jax.tree.map(jnp.ones_like, run.initial.opt_state.masks)
+    assert warnings(tampered(run, rewirings=one, masks=masks)).keys() == {"active"}
+    state = tampered(run, rewirings=one)
+    blind = state._replace(sums=state.sums._replace(blind=one))
+    assert warnings(blind).keys() == {"blind"}
+
+
+def test_a_warning_is_printed_once_and_kept_in_the_result(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks.methods, "rewirings_before", lambda config, step: 77)
+    result, printed = train(small, tmp_path)
+    assert printed.count("warning:") == 1
+    assert len(result["warnings"]) == 1 and "77 were scheduled" in result["warnings"][0]

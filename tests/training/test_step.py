@@ -1,0 +1,110 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import rigl_optax
+from rigl_optax.data import batches
+from rigl_optax.training import evaluation, methods, setup, step
+
+
+def batch(config, run, at):
+    return batches.training_batch(run.dataset.train, config.batch_size, seed=config.seed, step=at)
+
+
+def compiled(config, run):
+    return step.make_train_step(
+        run.graphdef, run.tx, run.to_float, methods.growth_predicate(config), config.log_every
+    )
+
+
+def loss_by_hand(params, images, labels):
+    x = jnp.asarray(images.reshape(len(images), -1), jnp.float32) / 16
+    for i in range(3):
+        x = x @ params["layers"][i]["kernel"] + params["layers"][i]["bias"]
+        x = jax.nn.relu(x) if i < 2 else x
+    losses = jax.nn.logsumexp(x, -1) - x[jnp.arange(len(labels)), labels]
+    return losses.mean(), jnp.sum(x.argmax(-1) == labels)
+
+
+@pytest.mark.parametrize("method", ["dense", "rigl"])
+def test_steps_are_the_transformation_applied_to_the_gradients_of_the_loss(small, method):
+    config = dataclasses.replace(small, method=method)
+    run = setup.prepare(config)
+    state = jax.tree.map(jnp.copy, run.initial)
+    train_step = compiled(config, run)
+    params, opt_state = run.initial.params, run.initial.opt_state
+    losses = []
+    for at in range(12):  # rewirings at 0 and 10
+        data = batch(config, run, at)
+        state = train_step(state, data)
+        (loss, _), grads = jax.value_and_grad(loss_by_hand, has_aux=True)(
+            params, data["images"], data["labels"]
+        )
+        losses.append(float(loss))
+        updates, opt_state = run.tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    for found, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    # The sums began anew after step 10.
+    assert float(state.sums.examples) == 2 * config.batch_size
+    np.testing.assert_allclose(
+        state.sums.loss / state.sums.examples, np.mean(losses[-2:]), rtol=1e-4
+    )
+    assert int(state.step) == 12
+
+
+def test_the_step_compiles_once(small):
+    run = setup.prepare(small)
+    train_step = compiled(small, run)
+    state = jax.tree.map(jnp.copy, run.initial)
+    for at in range(3):
+        state = train_step(state, batch(small, run, at))
+    assert train_step._cache_size() == 1
+
+
+class MasksItself(nnx.Module):
+    """Multiplies its kernel by where it is not zero: gradients are as sparse as weights."""
+
+    def __init__(self, rngs):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (64, 10)))
+
+    def __call__(self, images):
+        kernel = self.kernel[...]
+        return images.reshape(len(images), -1) @ (kernel * (kernel != 0))
+
+
+def test_growth_without_gradients_outside_the_mask_is_noticed(small, monkeypatch):
+    # users.md 15: a score from masked gradients grows weights in index order.
+    def blind_after_one_step():
+        run = setup.prepare(small)
+        state = jax.tree.map(jnp.copy, run.initial)
+        return int(compiled(small, run)(state, batch(small, run, 0)).sums.blind)
+
+    assert blind_after_one_step() == 0
+    monkeypatch.setitem(setup.MODELS, "lenet", lambda *args, rngs: MasksItself(rngs))
+    assert blind_after_one_step() == 1
+
+
+def test_inactive_weights_that_all_belong_to_dead_units_of_one_layer_are_no_alarm():
+    # Seen on Fashion-MNIST: 82 inactive weights of 100x10, all at dead hidden units.
+    masks = {"a": jnp.array([[True, False]]), "b": jnp.array([[True, False]])}
+    state = rigl_optax.SparseState(None, masks, None, None, None)
+    dead, alive = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
+    assert int(step._is_blind({"a": dead, "b": alive}, state)) == 0
+    assert int(step._is_blind({"a": dead, "b": dead}, state)) == 1
+    dense = rigl_optax.SparseState(None, {"a": jnp.ones((1, 2), bool)}, None, None, None)
+    assert int(step._is_blind({"a": dead}, dense)) == 0
+
+
+def test_evaluation_equals_the_mean_over_all_examples(small):
+    run = setup.prepare(small)
+    split = run.dataset.validation  # 297 examples: the last batch of 128 is not full
+    found = evaluation.evaluator(small, run)(run.initial, split)
+    loss, correct = loss_by_hand(run.initial.params, split.images, split.labels)
+    np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
+    assert found["accuracy"] == int(correct) / 297
