@@ -101,30 +101,32 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: jax.Array) -> li
     thresholds = spread(threshold)
 
     # Of the scores equal to the threshold, the first few by index: the largest bound on
-    # the index below which there are at most as many as are still wanted.
-    tied = at_least != k
-    any_tied = jnp.any(tied)
+    # the index below which there are at most as many as are still wanted; again, one
+    # with exactly as many is as good.
+    wanted = jnp.where(at_least == k, 0, k - above)
 
     def index_pass(carry: Any) -> Any:
-        bit, bound = carry
+        bit, bound, taken = carry
         candidate = bound | (jnp.int32(1) << bit)
         below = zip(scores, thresholds, rows, spread(candidate), strict=True)
-        found = counts([(s == t) & (_index(s, r) < c) for s, t, r, c in below], rows)
-        return bit - 1, jnp.where(found <= k - above, candidate, bound)
+        found = counts([(s == t) & _is_below(c, s, r) for s, t, r, c in below], rows)
+        fits = found <= wanted
+        return bit - 1, jnp.where(fits, candidate, bound), jnp.where(fits, found, taken)
+
+    def index_open(carry: Any) -> jax.Array:
+        bit, _, taken = carry
+        return (bit >= 0) & jnp.any(taken != wanted)
 
     largest = max(
         int(np.max(r.starts)) + int(np.prod(s.shape[r.ids.ndim :], dtype=np.int64))
         for s, r in zip(scores, rows, strict=True)
     )
-    _, bound = lax.while_loop(
-        lambda carry: any_tied & (carry[0] >= 0),
-        index_pass,
-        (jnp.int32(min(largest.bit_length() - 1, _HIGHEST_BIT)), zeros),
-    )
+    highest = min(largest.bit_length() - 1, _HIGHEST_BIT)
+    _, bound, _ = lax.while_loop(index_open, index_pass, (jnp.int32(highest), zeros, zeros))
     # Without a tie all that equal the threshold are taken.
-    bounds = spread(jnp.where(tied, bound, jnp.iinfo(jnp.int32).max))
+    bounds = spread(jnp.where(at_least == k, jnp.iinfo(jnp.int32).max, bound))
     chosen = zip(scores, thresholds, rows, bounds, strict=True)
-    return [(s > t) | ((s == t) & (_index(s, r) < b)) for s, t, r, b in chosen]
+    return [(s > t) | ((s == t) & _is_below(b, s, r)) for s, t, r, b in chosen]
 
 
 def top_k_masks(scores: Sequence[jax.Array], ks: Sequence[jax.Array]) -> list[jax.Array]:
@@ -159,11 +161,16 @@ def _rows_shape(ids: np.ndarray, scores: jax.Array) -> tuple[int, ...]:
     return ids.shape + (1,) * (scores.ndim - ids.ndim)
 
 
-def _index(x: jax.Array, rows: Rows) -> jax.Array:
-    """Row-major index of each entry within its ranking, int32, from iotas."""
-    index = jnp.asarray(rows.starts).reshape(_rows_shape(rows.ids, x))
+def _is_below(bound: jax.Array, x: jax.Array, rows: Rows) -> jax.Array:
+    """Whether the row-major index of each entry within its ranking is below `bound`.
+
+    The bound, ready to broadcast, is made relative to the row: an index for each entry
+    would be one more array in memory.
+    """
+    leading = rows.ids.ndim
+    index = jnp.zeros((1,) * leading + x.shape[leading:], jnp.int32)
     stride = 1
-    for axis in reversed(range(rows.ids.ndim, x.ndim)):
-        index = index + lax.broadcasted_iota(jnp.int32, x.shape, axis) * jnp.int32(stride)
+    for axis in reversed(range(leading, x.ndim)):
+        index = index + lax.broadcasted_iota(jnp.int32, index.shape, axis) * jnp.int32(stride)
         stride *= x.shape[axis]
-    return index
+    return index < bound - jnp.asarray(rows.starts).reshape(_rows_shape(rows.ids, x))
