@@ -25,6 +25,7 @@ class Layout(NamedTuple):
     """The leaves of params and which of them are sparse: static under jit."""
 
     treedef: Any
+    paths: list[str]
     leaves: list[Any]
     sparse: list[SparseLeaf]
 
@@ -64,7 +65,7 @@ def layout(params: PyTree, distribution: Distribution, masked: bool) -> Layout:
     """
     leaves, treedef = jax.tree.flatten(params)
     if not leaves:
-        return Layout(treedef, leaves, [])
+        return Layout(treedef, [], leaves, [])
     paths = [path for path, _ in _paths.flatten_with_paths(params)]
     sparsities = distribution(params)
     unknown = [path for path in sparsities if path not in paths]
@@ -83,7 +84,7 @@ def layout(params: PyTree, distribution: Distribution, masked: bool) -> Layout:
         size = int(np.prod(leaf.shape[1:] if path in stacked else leaf.shape, dtype=np.int64))
         zeros = None if masked else _distributions.zeros_in(sparsities[path], size)
         sparse.append(SparseLeaf(path, index, path in stacked, zeros))
-    return Layout(treedef, leaves, sparse)
+    return Layout(treedef, paths, leaves, sparse)
 
 
 def _sparsities_of(masks: PyTree) -> dict[str, float]:

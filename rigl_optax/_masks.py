@@ -1,5 +1,7 @@
 """Masks: draw them, check them, find them in an optimizer state, apply them."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _paths, _random, _selection
-from rigl_optax._layout import Layout
+from rigl_optax import _packing, _paths, _random, _selection
+from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._state import SparseState
 
 PyTree = Any
@@ -19,30 +21,35 @@ def random_masks(layout: Layout, seed: _random.Seed) -> list[jax.Array]:
 
     Each has its parameter's sharding and is made with it: never whole on one device.
     """
-    shapes = [tuple(leaf.shape) for leaf in layout.leaves]
+    shapes = tuple(tuple(leaf.shape) for leaf in layout.leaves)
+    word = jnp.asarray(seed, jnp.uint32)
+    draw = functools.partial(_draw_masks, shapes, tuple(layout.sparse))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
+        return [_as_explicit(m, leaf) for m, leaf in zip(draw(word), layout.leaves, strict=True)]
+    return _compiled_draw(draw.args, _shardings(layout.leaves))(word)
 
-    def draw() -> list[jax.Array]:
-        sparse = layout.sparse
-        scores = _random.random_scores(
-            seed,
-            _random.Purpose.INITIAL_MASK,
-            [s.position for s in sparse],
-            [shapes[s.position] for s in sparse],
-        )
-        ks = []
-        for s in sparse:
-            assert s.zeros is not None
-            slices, size = (shapes[s.position][:1], shapes[s.position][1:])
-            if not s.stacked:
-                slices, size = (), shapes[s.position]
-            active = int(np.prod(size, dtype=np.int64)) - s.zeros
-            ks.append(jnp.full(slices, active, jnp.int32))
-        masks = [jnp.ones(shape, bool) for shape in shapes]
-        for s, mask in zip(sparse, _selection.top_k_masks(scores, ks), strict=True):
-            masks[s.position] = mask
+
+def _draw_masks(
+    shapes: tuple[tuple[int, ...], ...], sparse: tuple[SparseLeaf, ...], seed: jax.Array
+) -> list[jax.Array]:
+    masks = [jnp.ones(shape, bool) for shape in shapes]
+    if not sparse:
         return masks
+    packing = _packing.packing([shapes[s.position] for s in sparse], [s.stacked for s in sparse])
+    scores = _random.random_scores(
+        seed, _random.Purpose.INITIAL_MASK, [s.position for s in sparse], packing
+    )
+    zeros = np.repeat(np.asarray([s.zeros for s in sparse], np.int32), packing.layers)
+    chosen = _selection.top_k(scores, packing.rows, jnp.asarray(packing.sizes() - zeros))
+    for s, mask in zip(sparse, packing.unpack(chosen), strict=True):
+        masks[s.position] = mask
+    return masks
 
-    return _with_shardings_of(layout.leaves, draw)
+
+@functools.lru_cache(maxsize=64)
+def _compiled_draw(args: tuple[Any, ...], shardings: tuple[Any, ...]) -> Callable:
+    """Compiled once for the same layout: only the seed differs between runs."""
+    return jax.jit(functools.partial(_draw_masks, *args), out_shardings=list(shardings))
 
 
 def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
@@ -63,7 +70,7 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
         )
     sparse = {s.path for s in layout.sparse}
     for path, leaf in zip(paths, layout.leaves, strict=True):
-        mask = given[path]
+        mask = given[path] if hasattr(given[path], "dtype") else np.asarray(given[path])
         if mask.dtype != np.bool_:
             raise ValueError(f"initial_masks: {path!r} has dtype {mask.dtype}, must be bool")
         if tuple(mask.shape) != tuple(leaf.shape):
@@ -80,8 +87,15 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
             )
         if path in sparse and mask.size and not np.any(np.asarray(mask)):
             raise ValueError(f"initial_masks: nothing is active in {path!r}")
-    masks = [given[path] for path in paths]
-    return _with_shardings_of(layout.leaves, lambda: [jnp.array(mask, copy=True) for mask in masks])
+    masks = [jnp.array(given[path], copy=True) for path in paths]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
+        return [_as_explicit(m, leaf) for m, leaf in zip(masks, layout.leaves, strict=True)]
+    return [
+        mask
+        if sharding is None or isinstance(mask, jax.core.Tracer)
+        else jax.device_put(mask, sharding)
+        for mask, sharding in zip(masks, _shardings(layout.leaves), strict=True)
+    ]
 
 
 def get_masks(opt_state: PyTree) -> PyTree:
@@ -178,12 +192,9 @@ def masked(mask: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.where(mask, x, jnp.zeros((), x.dtype))
 
 
-def _with_shardings_of(leaves: list[Any], make: Any) -> list[jax.Array]:
-    """Calls `make`, its results laid out as `leaves` are, as far as that can be known."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return [_as_explicit(mask, leaf) for mask, leaf in zip(make(), leaves, strict=True)]
-    shardings = [getattr(leaf, "sharding", None) for leaf in leaves]
-    return jax.jit(make, out_shardings=shardings)()
+def _shardings(leaves: list[Any]) -> tuple[Any, ...]:
+    """The shardings of concrete leaves or of shapes, None where there is none."""
+    return tuple(getattr(leaf, "sharding", None) for leaf in leaves)
 
 
 def _as_explicit(mask: jax.Array, leaf: Any) -> jax.Array:

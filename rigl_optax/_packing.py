@@ -59,6 +59,23 @@ class Packing(NamedTuple):
         starts = np.concatenate([np.arange(n, dtype=np.int32) * _ENTRIES for n in repeats])
         return [Rows(ids, starts)]
 
+    def rankings(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each ranking, its leaf and the index of its first entry in it; int32."""
+        leaves = np.repeat(np.arange(len(self.shapes), dtype=np.int32), self.layers)
+        layer = np.concatenate([np.arange(n, dtype=np.int32) for n in self.layers])
+        return leaves, layer * self.sizes()
+
+    def sizes(self) -> np.ndarray:
+        """Number of entries of each ranking, int32."""
+        each = [math.prod(s) // n for s, n in zip(self.shapes, self.layers, strict=True)]
+        return np.repeat(np.asarray(each, np.int32), self.layers)
+
+    def packed_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the arrays that `pack` returns."""
+        if not self.is_packed:
+            return list(self.shapes)
+        return [(len(self.rows[0].ids), *ROW)]
+
     def pack(self, arrays: Sequence[jax.Array], fill: float | bool) -> list[jax.Array]:
         """One array [rows, *ROW] of all entries, padded with `fill`; or `arrays` themselves."""
         if not self.is_packed:
@@ -90,9 +107,23 @@ class Packing(NamedTuple):
         return -(-size // _ENTRIES)
 
 
-def packing(arrays: Sequence[jax.Array], stacked: Sequence[bool]) -> Packing:
-    """How to lay out leaves like `arrays`: side by side where nothing can be sharded."""
-    shapes = tuple(tuple(x.shape) for x in arrays)
-    # Shardings that come from `jit(in_shardings=...)` cannot be seen here, so that with
-    # more than one device nothing is known to be whole.
-    return Packing(shapes, tuple(stacked), jax.device_count() == 1 and len(shapes) > 1)
+def packing(shapes: Sequence[tuple[int, ...]], stacked: Sequence[bool]) -> Packing:
+    """How to lay out leaves of these shapes: side by side where nothing can be sharded."""
+    # Shardings that come from `jit(in_shardings=...)` cannot be seen while tracing, so that
+    # with more than one device nothing is known to be whole.
+    is_packed = jax.device_count() == 1 and len(shapes) > 1
+    return Packing(tuple(tuple(s) for s in shapes), tuple(stacked), is_packed)
+
+
+def iota(shape: tuple[int, ...], leading: int) -> jax.Array:
+    """Row-major index within a row, int32, with `leading` axes of length 1 in front.
+
+    It is left to broadcast: an index for each entry would be one more array in memory.
+    """
+    row = (1,) * leading + tuple(shape[leading:])
+    index = jnp.zeros(row, jnp.int32)
+    stride = 1
+    for axis in reversed(range(leading, len(shape))):
+        index = index + lax.broadcasted_iota(jnp.int32, row, axis) * jnp.int32(stride)
+        stride *= shape[axis]
+    return index

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry2x32_p
+
+from rigl_optax._packing import Packing, iota
 
 Seed = int | jax.Array
 
@@ -33,31 +36,53 @@ def check_seed(seed: Seed) -> None:
 def random_scores(
     seed: Seed,
     purpose: Purpose,
-    leaves: Sequence[int],
-    shapes: Sequence[tuple[int, ...]],
+    positions: Sequence[int],
+    packing: Packing,
     count: jax.Array | int = 0,
 ) -> list[jax.Array]:
     """Uniform int32 scores in [0, 2**31), a function of the arguments alone.
+
+    The scores of a leaf are `jax.random.bits(key, leaf.shape, "uint32") >> 1` with the key
+    folded with purpose, position and count, as under `jax_threefry_partitionable`; however
+    the leaves are laid out, and under any flag.
 
     Args:
       seed: The method's seed, never the model's: masks and initial weights drawn from
         one key are not independent.
       purpose: What the scores are for.
-      leaves: Index of each leaf in the tree of params.
-      shapes: Shape of each leaf.
+      positions: Of each leaf, among all leaves of params.
+      packing: How the leaves are laid out.
       count: Calls of `update` so far.
 
     Returns:
-      An array for each leaf.
+      Arrays as `packing` has them; -1 where there is only padding.
     """
     # The words of `jax.random.key(seed, impl="threefry2x32")`, whatever
     # `jax_random_seed_offset` and `jax_enable_x64` are.
     low = seed.astype(jnp.uint32) if isinstance(seed, jax.Array) else np.uint32(seed)
     words = jnp.stack([jnp.zeros((), jnp.uint32), jnp.asarray(low)])
-    key = jax.random.wrap_key_data(words, impl="threefry2x32")
-    key = jax.random.fold_in(key, int(purpose))
-    # The flag decides which bits a sharded draw gives: ours don't depend on it.
-    with jax.threefry_partitionable(True):
-        keys = [jax.random.fold_in(jax.random.fold_in(key, leaf), count) for leaf in leaves]
-        bits = [jax.random.bits(k, s, jnp.uint32) for k, s in zip(keys, shapes, strict=True)]
-    return [(b >> 1).astype(jnp.int32) for b in bits]
+    key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), int(purpose))
+
+    def leaf_key(position: jax.Array) -> jax.Array:
+        return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, position), count))
+
+    keys = jax.vmap(leaf_key)(jnp.asarray(positions, jnp.uint32))  # [leaves, 2]
+    leaf_of, first_of = packing.rankings()
+    sizes = packing.sizes()
+    scores = []
+    for rows, shape in zip(packing.rows, packing.packed_shapes(), strict=True):
+        to_row = rows.ids.shape + (1,) * (len(shape) - rows.ids.ndim)
+        within = np.asarray(rows.starts).reshape(to_row) + iota(shape, rows.ids.ndim)
+        index = within + first_of[rows.ids].reshape(to_row)
+        row_keys = keys[leaf_of[rows.ids]]  # [*rows, 2]
+        first, second = (
+            jnp.broadcast_to(row_keys[..., i].reshape(to_row), shape) for i in range(2)
+        )
+        low_word = jnp.broadcast_to(index, shape).astype(jnp.uint32)
+        bits = jnp.bitwise_xor(
+            *threefry2x32_p.bind(first, second, jnp.zeros_like(low_word), low_word)
+        )
+        score = (bits >> 1).astype(jnp.int32)
+        is_entry = within < sizes[rows.ids].reshape(to_row)
+        scores.append(jnp.where(is_entry, score, -1) if packing.is_packed else score)
+    return scores

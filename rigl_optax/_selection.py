@@ -142,7 +142,7 @@ def top_k_masks(scores: Sequence[jax.Array], ks: Sequence[jax.Array]) -> list[ja
     """
     if not scores:
         return []
-    packing = _packing.packing(scores, [k.ndim == 1 for k in ks])
+    packing = _packing.packing([s.shape for s in scores], [k.ndim == 1 for k in ks])
     packed = packing.pack(scores, EXCLUDED)
     k = jnp.concatenate([x.reshape(-1) for x in ks])
     return packing.unpack(top_k(packed, packing.rows, k))
@@ -162,15 +162,6 @@ def _rows_shape(ids: np.ndarray, scores: jax.Array) -> tuple[int, ...]:
 
 
 def _is_below(bound: jax.Array, x: jax.Array, rows: Rows) -> jax.Array:
-    """Whether the row-major index of each entry within its ranking is below `bound`.
-
-    The bound, ready to broadcast, is made relative to the row: an index for each entry
-    would be one more array in memory.
-    """
-    leading = rows.ids.ndim
-    index = jnp.zeros((1,) * leading + x.shape[leading:], jnp.int32)
-    stride = 1
-    for axis in reversed(range(leading, x.ndim)):
-        index = index + lax.broadcasted_iota(jnp.int32, index.shape, axis) * jnp.int32(stride)
-        stride *= x.shape[axis]
-    return index < bound - jnp.asarray(rows.starts).reshape(_rows_shape(rows.ids, x))
+    """Whether the row-major index of each entry within its ranking is below `bound`."""
+    starts = jnp.asarray(rows.starts).reshape(_rows_shape(rows.ids, x))
+    return _packing.iota(x.shape, rows.ids.ndim) < bound - starts

@@ -107,7 +107,7 @@ def sparse_transform(
         gradients: list[jax.Array],
         masks: list[jax.Array],
     ) -> _Rewired:
-        packing = _packing.packing(masks, [leaf.stacked for leaf in sparse])
+        packing = _packing.packing([m.shape for m in masks], [leaf.stacked for leaf in sparse])
 
         def rewire() -> _Rewired:
             # Padding is an inactive zero with no gradient: it counts for nothing.
@@ -143,6 +143,12 @@ def sparse_transform(
         treedef, weights, sparse = layout.treedef, layout.leaves, tuple(layout.sparse)
         gradients = treedef.flatten_up_to(updates)
         masks = treedef.flatten_up_to(state.masks)
+        for path, mask, weight in zip(layout.paths, masks, weights, strict=True):
+            if mask.shape != weight.shape:
+                raise ValueError(
+                    f"{path!r}: the state's mask has shape {mask.shape}, the parameter "
+                    f"{weight.shape}; the state belongs to other params"
+                )
         indices = [leaf.position for leaf in sparse]
 
         if schedule is None or not sparse:

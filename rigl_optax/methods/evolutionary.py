@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from rigl_optax import _layout, _random, _schedules, _selection, _topology, _transform
+from rigl_optax import _layout, _random, _schedules, _topology, _transform
 
 PyTree = Any
 
@@ -67,13 +67,13 @@ def sparse_evolutionary_training(
             seed,
             _random.Purpose.GROWTH,
             [leaf.position for leaf in inputs.leaves],
-            inputs.packing.shapes,
+            inputs.packing,
             inputs.count,
         )
         return _topology.drop_and_grow(
             inputs.weights,
             inputs.masks,
-            inputs.packing.pack(scores, _selection.EXCLUDED),
+            scores,
             inputs.packing.rows,
             fraction(inputs.count),
         )
