@@ -193,8 +193,11 @@ def masked(mask: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _shardings(leaves: list[Any]) -> tuple[Any, ...]:
-    """The shardings of concrete leaves or of shapes, None where there is none."""
-    return tuple(getattr(leaf, "sharding", None) for leaf in leaves)
+    """Where leaves or shapes are to be, None where nobody said: those stay free to move."""
+    return tuple(
+        leaf.sharding if getattr(leaf, "committed", hasattr(leaf, "sharding")) else None
+        for leaf in leaves
+    )
 
 
 def _as_explicit(mask: jax.Array, leaf: Any) -> jax.Array:
