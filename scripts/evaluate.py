@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     config = config_lib.from_mapping(checkpoints.read_config(workdir))
     run = setup.prepare(config)
-    with checkpoints.open_checkpoints(workdir, config.keep_checkpoints) as saved:
+    with checkpoints.read_checkpoints(workdir) as saved:
         state = checkpoints.restore_newest(saved, run.initial, print)
     if state is None:
         sys.exit(f"{workdir} has no checkpoint yet")

@@ -4,48 +4,25 @@ python scripts/explain.py --config=configs/digits_lenet.py --config.sparsity=.98
 """
 
 import json
-from typing import Any
+import sys
 
-import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
-from flax import nnx
 from ml_collections import config_flags
 
-from rigl_optax import accounting
-from rigl_optax.training import command_line, config, methods, setup
+from rigl_optax.training import command_line, costs, setup
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _JSON = flags.DEFINE_bool("json", False, "For programs: one JSON object instead of a table.")
-
-
-def explain(recipe: config.Config) -> accounting.Explanation:
-    """What the run of a config will be."""
-    run = setup.prepare(recipe)
-
-    def forward(params: Any, images: jax.Array) -> jax.Array:
-        model = nnx.merge(run.graphdef, params, run.initial.model_state)
-        model.eval()
-        return model(images)
-
-    return accounting.explain(
-        run.initial.params,
-        methods.distribution(recipe),
-        end=recipe.rewire_end,
-        every=recipe.rewire_every,
-        drop_fraction=recipe.drop_fraction,
-        method=recipe.method,
-        steps=recipe.steps,
-        model=forward,
-        inputs=[jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)],
-    )
 
 
 def main(argv: list[str]) -> None:
     """Explains the config of the flags."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    report = explain(command_line.checked(_CONFIG.value))
+    recipe = command_line.checked(_CONFIG.value)
+    report = costs.explain(recipe, setup.prepare(recipe))
+    if report is None:
+        sys.exit(f"method {recipe.method!r} cannot be explained")
     print(json.dumps(report.to_dict(), indent=2) if _JSON.value else report.to_text())
 
 

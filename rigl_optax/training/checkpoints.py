@@ -92,6 +92,11 @@ def open_checkpoints(workdir: pathlib.Path, keep: int) -> Checkpoints:
     )
 
 
+def read_checkpoints(workdir: pathlib.Path) -> Checkpoints:
+    """The checkpoints of a workdir in which a run may be training: nothing is cleaned up."""
+    return Checkpoints((workdir / "checkpoints").absolute(), cleanup_tmp_directories=False)
+
+
 def save(checkpoints: Checkpoints, state: TrainState) -> None:
     """Saves in the background; the state may be donated right after.
 

@@ -1,11 +1,18 @@
 """What a training record says, and what can go silently wrong with sparse training."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
 
-from rigl_optax.training import methods, report
+import rigl_optax
+from rigl_optax import _paths
+from rigl_optax.training import methods
 from rigl_optax.training.config import Config
 from rigl_optax.training.state import TrainState
+
+PyTree = Any
 
 
 def training_record(
@@ -31,7 +38,7 @@ def training_record(
     }
     if not methods.find(config).masked:
         return values, {}
-    active = report.active_weights(config, state)
+    active = active_weights(config, state)
     rewirings, healed = counters(state)
     values["density"] = sum(active.values()) / sum(x.size for x in jax.tree.leaves(state.params))
     values["rewirings"] = float(rewirings)
@@ -40,6 +47,14 @@ def training_record(
     return values, _warnings(
         config, int(step), rewirings, healed, int(sums.blind), active, expected
     )
+
+
+def active_weights(config: Config, state: TrainState) -> dict[str, int]:
+    """`{path: active weights}` for all leaves, dense ones in full; exact integers."""
+    if not methods.find(config).masked:
+        return {path: leaf.size for path, leaf in _paths.flatten_with_paths(state.params)}
+    counts = jax.device_get(_count(rigl_optax.get_masks(state.opt_state)))
+    return {path: int(count) for path, count in _paths.flatten_with_paths(counts)}
 
 
 def counters(state: TrainState) -> tuple[int, int]:
@@ -81,3 +96,8 @@ def _warnings(
             "multiply by the masks itself?"
         )
     return warnings
+
+
+@jax.jit
+def _count(masks: PyTree) -> PyTree:
+    return jax.tree.map(lambda mask: jnp.sum(mask, dtype=jnp.int32), masks)

@@ -6,16 +6,18 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from rich.text import Text
 
 from rigl_optax.data import batches
 from rigl_optax.training import (
     checkpoints,
     checks,
+    costs,
     display,
     evaluation,
+    health,
     methods,
     metrics,
-    report,
     setup,
     state,
     step,
@@ -23,6 +25,7 @@ from rigl_optax.training import (
 from rigl_optax.training.config import Config
 
 RESULT_FILE = "result.json"
+EXPLANATION_FILE = "explanation.json"
 State = state.TrainState
 
 
@@ -34,7 +37,8 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
 
     Args:
       config: What to do.
-      workdir: Gets `config.json`, `checkpoints`, `metrics.jsonl`, `tensorboard`, `result.json`.
+      workdir: Gets `config.json`, `explanation.json`, `checkpoints`, `metrics.jsonl`,
+        `tensorboard`, `result.json`.
       console: Where to report; standard output if not given.
 
     Returns:
@@ -42,18 +46,17 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
     """
     console = console or display.make_console()
     run = setup.prepare(config)
-    layers = report.layers(config, run.initial)
-    flops = report.flops(config, run)
+    flops, spent = costs.count(config, run)
     workdir.mkdir(parents=True, exist_ok=True)
     with checkpoints.lock(workdir):
         checkpoints.claim(workdir, config)
-        console.print(report.table(config, layers))
+        _explain(config, run, workdir, console)
         with checkpoints.open_checkpoints(workdir, config.keep_checkpoints) as saved:
             restored = checkpoints.restore_newest(saved, run.initial, console.print)
             if restored is not None:
                 console.print(f"resumed at step {int(restored.step)} of {config.steps}")
             start = run.initial if restored is None else restored
-            with metrics.writer(workdir, resumed_at=int(start.step)) as write:
+            with metrics.writer(workdir, resumed_at=int(start.step), spent=spent) as write:
                 evaluate = evaluation.evaluator(config, run)
                 end, steps_per_second, warnings = _run_steps(
                     config, run, start, evaluate, saved, write, console
@@ -66,8 +69,8 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
         result: dict[str, Any] = {
             "config": checkpoints.read_config(workdir),
             **measured,
-            "active_weights": report.active_weights(config, end),
-            "weights": sum(layer.size for layer in layers),
+            "active_weights": checks.active_weights(config, end),
+            "weights": sum(leaf.size for leaf in jax.tree.leaves(end.params)),
             "flops": flops._asdict(),
             "steps_per_second": steps_per_second,
             "warnings": warnings,
@@ -81,6 +84,22 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
         f"training FLOPs {flops.training / flops.training_dense:.4f} of dense"
     )
     return result
+
+
+def _explain(config: Config, run: setup.Run, workdir: pathlib.Path, console: Console) -> None:
+    """Says what will be sparse and what it costs, before the first step; keeps it as JSON."""
+    console.print(f"{config.method}, {config.model} on {config.dataset}: {config.steps:,} steps")
+    explained = costs.explain(config, run)
+    if explained is None:
+        sizes = [leaf.size for leaf in jax.tree.leaves(run.initial.params)]
+        console.print(
+            f"{sum(checks.active_weights(config, run.initial).values()):,} active of "
+            f"{sum(sizes):,} weights; what they cost is not known for this method"
+        )
+        return
+    text = explained.to_text(rich=console.is_terminal)
+    console.print(Text.from_ansi(text), soft_wrap=True)
+    checkpoints.write_json(workdir / EXPLANATION_FILE, explained.to_dict())
 
 
 def _run_steps(
@@ -103,7 +122,8 @@ def _run_steps(
         methods.growth_predicate(config),
         config.log_every,
     )
-    expected = report.active_weights(config, run.initial)
+    expected = checks.active_weights(config, run.initial)
+    observe = health.observer(run.initial, expected) if methods.find(config).rewires else None
     warned: dict[str, str] = {}
     start = int(current.step)
     began = time.monotonic()
@@ -114,7 +134,15 @@ def _run_steps(
             batch = batches.training_batch(
                 run.dataset.train, config.batch_size, seed=config.seed, step=done - 1
             )
-            current = train_step(current, batch)
+            rewires = observe is not None and methods.is_rewiring(config, done - 1)
+            before = health.masks_before(current) if rewires else None
+            # The history stays outside: an ordinary step would pay for passing it through.
+            current = train_step(current._replace(history=None), batch)._replace(
+                history=current.history
+            )
+            if observe is not None and before is not None:
+                current, values = observe(before, current)
+                write("rewiring", done, values)
             if done == start + 1:
                 jax.block_until_ready(current)  # compiled by now: the clock starts here
                 began = time.monotonic()

@@ -122,6 +122,11 @@ def rewirings_before(config: Config, step: int) -> int:
     return len(range(0, min(step, config.rewire_end), config.rewire_every))
 
 
+def is_rewiring(config: Config, step: int) -> bool:
+    """Whether update number `step`, counted from 0, may change the masks."""
+    return rewirings_before(config, step + 1) > rewirings_before(config, step)
+
+
 def growth_predicate(config: Config) -> Callable[[jax.Array], jax.Array] | None:
     """Tells of a step (int32 scalar) whether its update grows weights by their gradient.
 

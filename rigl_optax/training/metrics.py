@@ -42,16 +42,19 @@ def drop_after(path: pathlib.Path, step: int) -> None:
 
 
 @contextlib.contextmanager
-def writer(workdir: pathlib.Path, resumed_at: int) -> Iterator[Write]:
+def writer(
+    workdir: pathlib.Path, resumed_at: int, spent: Callable[[int], float]
+) -> Iterator[Write]:
     """A function `write(kind, step, values)` that appends to both kinds of file.
 
     Args:
       workdir: Gets `metrics.jsonl` and a folder `tensorboard`.
       resumed_at: The step training goes on from; what was recorded past it is dropped
         (TensorBoard is told to hide it).
+      spent: Training FLOPs spent after a number of steps; `training_flops` in every record.
 
     Yields:
-      The function. `kind` is `train`, `validation` or `test`.
+      The function. `kind` is `train`, `validation`, `rewiring` or `test`.
     """
     path = workdir / FILE
     drop_after(path, resumed_at)
@@ -60,6 +63,7 @@ def writer(workdir: pathlib.Path, resumed_at: int) -> Iterator[Write]:
     )
 
     def write(kind: str, step: int, values: dict[str, float]) -> None:
+        values = values | {"training_flops": spent(step)}
         file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         for name, value in values.items():
             events.add_scalar(f"{kind}/{name}", value, step)

@@ -68,5 +68,6 @@ def prepare(config: Config) -> Run:
         rngs = nnx.Rngs(config.seed)
         return MODELS[config.model](image_shape, dataset.classes, config.hidden, rngs=rngs)
 
-    graphdef, initial = state.create(make_model, tx, masked=methods.find(config).masked)
+    method = methods.find(config)
+    graphdef, initial = state.create(make_model, tx, masked=method.masked, rewires=method.rewires)
     return Run(dataset, graphdef, tx, initial)

@@ -32,6 +32,20 @@ class Sums(NamedTuple):
     blind: jax.Array
 
 
+class History(NamedTuple):
+    """What is remembered of earlier masks, from rewiring to rewiring.
+
+    In the state, so that a resumed run measures what an uninterrupted one would.
+
+    Attributes:
+      explored: Bool tree like the masks: weights that have ever been active.
+      grown: Bool tree like the masks: weights that the last rewiring made active.
+    """
+
+    explored: PyTree
+    grown: PyTree
+
+
 class TrainState(NamedTuple):
     """The state of a run; checkpoints hold this and nothing else.
 
@@ -41,6 +55,7 @@ class TrainState(NamedTuple):
       model_state: What else the model carries (batch statistics, ...), a nested dict.
       opt_state: The optimizer's state, masks included.
       sums: Metrics since the last record.
+      history: Of the masks; None if they are never rewired.
     """
 
     step: jax.Array
@@ -48,6 +63,7 @@ class TrainState(NamedTuple):
     model_state: PyTree
     opt_state: PyTree
     sums: Sums
+    history: History | None
 
 
 def zero_sums() -> Sums:
@@ -56,7 +72,11 @@ def zero_sums() -> Sums:
 
 
 def create(
-    make_model: Callable[[], nnx.Module], tx: optax.GradientTransformation, *, masked: bool
+    make_model: Callable[[], nnx.Module],
+    tx: optax.GradientTransformation,
+    *,
+    masked: bool,
+    rewires: bool,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Splits a model once; from here on all is pure pytrees.
 
@@ -66,6 +86,7 @@ def create(
       make_model: Makes a freshly initialised model.
       tx: The optimizer.
       masked: Whether `tx` holds masks; they are applied to the initial weights.
+      rewires: Whether it changes them: then their history is kept.
 
     Returns:
       The model's static part, for `nnx.merge(graphdef, params, model_state)`, and the state
@@ -83,7 +104,12 @@ def create(
         opt_state = tx.init(pure_params)
         if masked:
             pure_params = rigl_optax.apply_masks(pure_params, opt_state)
+        history = _no_history(rigl_optax.get_masks(opt_state)) if rewires else None
         step = jnp.zeros((), jnp.int32)
-        return TrainState(step, pure_params, pure_state, opt_state, zero_sums())
+        return TrainState(step, pure_params, pure_state, opt_state, zero_sums(), history)
 
     return graphdef, initial()
+
+
+def _no_history(masks: PyTree) -> History:
+    return History(jax.tree.map(jnp.copy, masks), jax.tree.map(jnp.zeros_like, masks))

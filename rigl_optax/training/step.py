@@ -76,7 +76,7 @@ def make_train_step(
             state.sums,
             Sums(examples, examples * loss, correct, blind),
         )
-        return TrainState(state.step + 1, params, model_state, opt_state, sums)
+        return TrainState(state.step + 1, params, model_state, opt_state, sums, state.history)
 
     return jax.jit(train_step, donate_argnums=0)
 

@@ -66,7 +66,7 @@ def test_recurrent_nnx(cell, gates):
 
 
 def test_attention_scores_are_unattributed():
-    make = lambda: nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))  # noqa: E731
+    make = lambda: nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
     graphdef, params, rest = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
 
     def forward(params, rest, x):

@@ -13,7 +13,7 @@ TRAIN, TEST = 12, 4
 
 
 def write_tfrecord(path, records):
-    frame = lambda r: struct.pack("<Q", len(r)) + b"crc1" + r + b"crc2"  # noqa: E731
+    frame = lambda r: struct.pack("<Q", len(r)) + b"crc1" + r + b"crc2"
     path.write_bytes(b"".join(frame(record) for record in records))
 
 

@@ -122,6 +122,16 @@ def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path, state):
     assert not leftover.exists()
 
 
+def test_reading_leaves_alone_what_a_run_is_just_writing(tmp_path, state):
+    save(tmp_path, state, [1, 2, 3])
+    unfinished = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    before = sorted((tmp_path / "checkpoints").iterdir())
+    with checkpoints.read_checkpoints(tmp_path) as saved:
+        assert_equal(checkpoints.restore_newest(saved, state, print), at_step(state, 3))
+    assert sorted((tmp_path / "checkpoints").iterdir()) == before
+
+
 def test_a_workdir_of_another_config_is_refused_listing_the_keys(tmp_path, small):
     checkpoints.claim(tmp_path, small)
     checkpoints.claim(tmp_path, dataclasses.replace(small, log_every=5))

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import rigl_optax
-from rigl_optax.training import checkpoints, checks, loop, metrics, report, setup
+from rigl_optax.training import checkpoints, checks, loop, metrics, setup
 
 
 def train(config, workdir):
@@ -57,7 +57,7 @@ def test_the_result_says_what_was_trained_and_what_it_cost(finished):
 def test_it_prints_what_will_be_sparse_before_it_trains(finished):
     printed = finished[-1]
     table, rest = printed.split("step 10/60")
-    for text in ("layers/0/kernel", "64 x 20", "layers/0/bias", "fewer than two dimensions"):
+    for text in ("layers/0/kernel", "64x20", "layers/0/bias", "fewer than two dimensions"):
         assert text in table
     assert "test accuracy" in rest
 
@@ -75,6 +75,17 @@ def test_metrics_hold_losses_and_the_state_of_the_masks(finished):
     assert all(a > b for a, b in itertools.pairwise(fractions[:5])) and fractions[-1] == 0
     densities = {r["density"] for r in records if r["kind"] == "train"}
     assert densities == {sum(result["active_weights"].values()) / result["weights"]}
+
+
+def test_every_record_says_what_training_has_cost_so_far(finished):
+    _, workdir, result, _ = finished
+    records = metrics.read(workdir / metrics.FILE)
+    spent = {r["step"]: r["training_flops"] for r in records}
+    assert spent[60] == result["flops"]["training"]
+    dense, sparse = result["flops"]["inference_dense"], result["flops"]["inference"]
+    assert spent[1] == pytest.approx(50 * (dense + 2 * sparse))  # a rewiring: 50 examples
+    assert spent[10] - spent[1] == pytest.approx(9 * 50 * 3 * sparse)
+    assert {r["kind"] for r in records} == {"train", "validation", "rewiring", "test"}
 
 
 def test_every_inactive_weight_is_zero_at_the_end(finished):
@@ -133,7 +144,7 @@ def test_dense_trains_all_weights(small, tmp_path):
     result, printed = train(config, tmp_path)
     assert sum(result["active_weights"].values()) == result["weights"]
     assert result["flops"]["training"] == result["flops"]["training_dense"]
-    assert "method dense" in printed
+    assert "dense, lenet on digits: 20 steps" in printed and "layers/0/kernel" in printed
 
 
 def test_methods_of_one_seed_start_from_the_same_weights_and_masks(small):
@@ -163,7 +174,7 @@ def tampered(run, **changes):
 
 def test_what_goes_silently_wrong_is_warned_of(small):
     run = setup.prepare(small)
-    expected = report.active_weights(small, run.initial)
+    expected = checks.active_weights(small, run.initial)
 
     def warnings(state):
         return checks.training_record(small, state, expected)[1]

@@ -8,7 +8,7 @@ def lines(tmp_path):
 
 
 def test_records_are_appended_and_readable_at_once(tmp_path):
-    with metrics.writer(tmp_path, resumed_at=0) as write:
+    with metrics.writer(tmp_path, resumed_at=0, spent=float) as write:
         write("train", 10, {"loss": 2.0})
         assert lines(tmp_path) == [(10, "train", 2.0)]
         write("validation", 10, {"loss": 1.5})
@@ -17,10 +17,10 @@ def test_records_are_appended_and_readable_at_once(tmp_path):
 
 
 def test_a_resumed_run_does_not_record_a_step_twice(tmp_path):
-    with metrics.writer(tmp_path, resumed_at=0) as write:
+    with metrics.writer(tmp_path, resumed_at=0, spent=float) as write:
         for step in (10, 20, 30):
             write("train", step, {"loss": float(step)})
-    with metrics.writer(tmp_path, resumed_at=20) as write:
+    with metrics.writer(tmp_path, resumed_at=20, spent=float) as write:
         write("train", 30, {"loss": 30.5})
     assert lines(tmp_path) == [(10, "train", 10.0), (20, "train", 20.0), (30, "train", 30.5)]
 
@@ -28,7 +28,7 @@ def test_a_resumed_run_does_not_record_a_step_twice(tmp_path):
 def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
     path = tmp_path / metrics.FILE
     path.write_text('{"step": 1, "kind": "train", "loss": 1.0}\n{"step": 2, "ki')
-    with metrics.writer(tmp_path, resumed_at=5) as write:
+    with metrics.writer(tmp_path, resumed_at=5, spent=float) as write:
         write("train", 6, {"loss": 6.0})
     assert lines(tmp_path) == [(1, "train", 1.0), (6, "train", 6.0)]
 

@@ -1,0 +1,50 @@
+"""Writes docs/optimizers.md from the catalogue that the tests run: python docs/optimizers.py."""
+
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "optimizers.md"
+INTRODUCTION = """# Optimizers
+
+What of Optax can be inside `rigl(inner, ...)`, and what can be around it. Each row is a test
+(`tests/core/catalogue.py`, `tests/core/test_catalogue.py`): a network with kernels, biases and
+bfloat16 gradients is trained over several rewirings; after every `apply_updates` each inactive
+weight is exactly 0 and the numbers of active weights are unchanged. This page is written by
+`python docs/optimizers.py`, and a test compares it with the catalogue.
+
+Three verdicts:
+
+- **works**: also, what the optimizer keeps for a weight is at rest when the weight grows.
+- **works, not reset per weight**: sparse and exact all the same, but some of the optimizer's
+  statistics belong to no single weight and are left alone at a rewiring.
+- **cannot work**: by its nature; a test shows how it fails.
+
+What scales or adds to the updates of `rigl` afterwards undoes that inactive weights land on 0, so
+the wrapper comes last: put such things inside.
+"""
+
+
+def table(rows: list[dict[str, str]], heading: str) -> list[str]:
+    """A section with a row for each call."""
+    lines = [f"\n## {heading}\n", "| call | verdict | why |", "|---|---|---|"]
+    for row in rows:
+        call = row["call"].replace("|", "\\|")
+        lines.append(f"| `{call}` | {row['verdict']} | {row['why']} |".replace("|  |", "| |"))
+    return lines
+
+
+def page() -> str:
+    """The page, from the catalogue."""
+    sys.path.insert(0, str(ROOT))
+    from tests.core import catalogue
+
+    rows = catalogue.rows()
+    lines = [INTRODUCTION.rstrip()]
+    for where, heading in (("inside", "Inside `rigl(...)`"), ("around", "Around `rigl(...)`")):
+        lines += table([row for row in rows if row["where"] == where], heading)
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

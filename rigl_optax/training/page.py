@@ -1,0 +1,172 @@
+"""One HTML page about a run, finished or not: no script, nothing loaded from anywhere."""
+
+import html
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from rigl_optax.training import checkpoints, loop, metrics, page_figures
+from rigl_optax.training import config as config_lib
+from rigl_optax.training.charts import Record
+
+# The policy has the browser itself refuse scripts and any request.
+_HEAD = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 sans-serif; color: #222; background: #fff; max-width: 1020px;
+  margin: 2em auto; padding: 0 1em; }}
+h1 {{ font-size: 1.5em; margin-bottom: 0; }}
+h2 {{ font-size: 1.15em; margin: 2em 0 .5em; border-bottom: 1px solid #ddd; }}
+p {{ margin: .4em 0; }}
+.facts {{ display: flex; flex-wrap: wrap; gap: .6em; margin: 1em 0; }}
+.facts div {{ border: 1px solid #ddd; border-radius: 6px; padding: .4em .9em; }}
+.facts b {{ display: block; font-size: 1.25em; }}
+.warning {{ background: #fff4d6; border-left: 4px solid #e69f00; padding: .3em .8em; }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: .93em; font-variant-numeric: tabular-nums; }}
+td, th {{ padding: .15em .6em; text-align: right; border-bottom: 1px solid #eee;
+  white-space: nowrap; }}
+td.text, th.text {{ text-align: left; }}
+figure {{ margin: .5em 0 1.5em; }}
+figure svg {{ width: 100%; height: auto; }}
+figcaption, .note {{ color: #555; font-size: .93em; }}
+</style>
+</head>
+<body>
+"""
+
+
+def write(workdir: pathlib.Path, output: pathlib.Path) -> None:
+    """Writes the page of a run, also while it trains.
+
+    Args:
+      workdir: The run's.
+      output: The HTML file.
+
+    Raises:
+      ValueError: If there is no run in the workdir, or its files are damaged.
+    """
+    temporary = output.with_name(output.name + ".tmp")
+    temporary.write_text(render(workdir), encoding="utf-8")
+    temporary.replace(output)
+
+
+def render(workdir: pathlib.Path) -> str:
+    """The page of a run as HTML; raises as `write` does."""
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
+    records = metrics.read(workdir / metrics.FILE)
+    explained = _read(workdir / loop.EXPLANATION_FILE)
+    result = _read(workdir / loop.RESULT_FILE)
+    sparse = f"{100 * config.sparsity:g} % sparse " if explained.get("weights") else ""
+    title = f"{config.method}: {sparse}{config.model} on {config.dataset}"
+    warnings = [*explained.get("warnings", ()), *result.get("warnings", ())]
+    keys = [[key, str(value)] for key, value in config_lib.to_json(config).items()]
+    return "\n".join(
+        [
+            _HEAD.format(title=_text(title)),
+            f"<h1>{_text(title)}</h1>",
+            _progress(config, records, result),
+            _facts(records, explained, result),
+            *(f'<p class="warning">{_text(warning)}</p>' for warning in warnings),
+            "<h2>Training</h2>",
+            *map(_figure, page_figures.training(records)),
+            "<h2>Layers</h2>",
+            _layers(explained, records),
+            "<h2>Topology</h2>",
+            *map(_figure, page_figures.topology(records)),
+            *map(_figure, page_figures.masks(workdir, config)),
+            "<h2>Config</h2>",
+            _table(["key", "value"], keys, texts=2),
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _text(text: object) -> str:
+    return html.escape(str(text))
+
+
+def _progress(config: config_lib.Config, records: list[Record], result: dict[str, Any]) -> str:
+    done = max((record["step"] for record in records), default=0)
+    state = "finished" if result and done == config.steps else "not finished"
+    return f'<p class="note">step {done:,} of {config.steps:,}, {state}</p>'
+
+
+def _facts(records: list[Record], explained: dict[str, Any], result: dict[str, Any]) -> str:
+    """The few numbers to read first."""
+    facts = []
+    validation = [record for record in records if record["kind"] == "validation"]
+    if result:
+        facts.append((f"{100 * result['test']['accuracy']:.2f} %", "test accuracy"))
+    if validation:
+        facts.append((f"{100 * validation[-1]['accuracy']:.2f} %", "validation accuracy"))
+    if explained.get("weights"):
+        facts.append((f"{explained['active']:,}", f"of {explained['weights']:,} weights active"))
+    if explained.get("inference_ratio") is not None:
+        facts.append((f"{explained['inference_ratio']:.4f}", "of dense inference FLOPs"))
+    if explained.get("training_ratio") is not None:
+        facts.append((f"{explained['training_ratio']:.4f}", "of dense training FLOPs"))
+    if records and "training_flops" in records[-1]:
+        facts.append((f"{records[-1]['training_flops']:.3g}", "training FLOPs so far"))
+    inside = "".join(f"<div><b>{_text(n)}</b>{_text(what)}</div>" for n, what in facts)
+    return f'<div class="facts">{inside}</div>' if facts else ""
+
+
+def _figure(figure: page_figures.Figure) -> str:
+    name, note = _text(figure.name), _text(figure.note)
+    if not figure.svg:
+        return f'<p id="{name}" class="note">{note}</p>'
+    return f'<figure id="{name}">{figure.svg}<figcaption>{note}</figcaption></figure>'
+
+
+def _layers(explained: dict[str, Any], records: list[Record]) -> str:
+    """What `explain` said of each layer, and what the last rewiring left of it."""
+    if not explained:
+        return '<p class="note">This run has kept no explanation of its layers.</p>'
+    last = next((r for r in reversed(records) if r["kind"] == "rewiring"), {})
+    measures = [
+        ("coverage", "coverage", "{:.1%}"),
+        ("overlap", "overlap", "{:.1%}"),
+        ("dead_inputs", "dead inputs", "{:.0f}"),
+        ("dead_outputs", "dead outputs", "{:.0f}"),
+    ]
+    header = ["layer", "shape", "dense because", "sparsity", "active", "of", "FLOPs"]
+    rows = []
+    for layer in explained["layers"]:
+        path, size = layer["path"], math.prod(layer["shape"])
+        row = [path, "x".join(map(str, layer["shape"])) or "scalar", layer["dense_because"] or ""]
+        row.append("dense" if layer["active"] == size else f"{layer['sparsity']:.4f}")
+        row += [f"{layer['active']:,}", f"{size:,}", f"{layer['flops_share'] or 0:.1%}"]
+        if last:
+            values = [(last.get(f"{name}/{path}"), form) for name, _, form in measures]
+            row += ["" if value is None else form.format(value) for value, form in values]
+        rows.append(row)
+    if last:
+        header += [name for _, name, _ in measures]
+    return _table(header, rows, texts=3)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
+    """A table; the first `texts` columns are words, the others numbers."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        kinds = [' class="text"' if i < texts else "" for i in range(len(cells))]
+        inside = "".join(
+            f"<{tag}{kind}>{_text(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)
+        )
+        return f"<tr>{inside}</tr>"
+
+    body = "\n".join(line("td", row) for row in rows)
+    return f'<div class="scroll"><table>\n{line("th", header)}\n{body}\n</table></div>'

@@ -1,0 +1,147 @@
+"""What the page of a run shows: which curves, which layers, which masks."""
+
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import rigl_optax
+from rigl_optax import _paths, analysis
+from rigl_optax.training import charts, checkpoints, methods, setup
+from rigl_optax.training.charts import Line, Record
+from rigl_optax.training.config import Config
+
+SHOWN_LAYERS = len(charts.COLOURS)  # more could not be told apart
+
+
+class Figure(NamedTuple):
+    """One figure.
+
+    Attributes:
+      name: Its id in the page.
+      note: The caption; where there is no picture, the reason.
+      svg: The picture; may be empty.
+    """
+
+    name: str
+    note: str
+    svg: str
+
+
+def training(records: list[Record]) -> list[Figure]:
+    """Loss and accuracy."""
+    parts = ("validation", "train")
+    loss = [Line(kind, kind, "loss") for kind in parts]
+    accuracy = [Line(kind, kind, "accuracy", 100) for kind in parts]
+    svgs = {
+        "loss": charts.curves("loss", "Loss", "loss (nats)", loss, records, log=True),
+        "accuracy": charts.curves("accuracy", "Accuracy", "accuracy (%)", accuracy, records),
+    }
+    note = "Training values are means over the batches since the record before."
+    return [
+        Figure(name, note if svg else f"No {name} is recorded yet.", svg)
+        for name, svg in svgs.items()
+    ]
+
+
+def topology(records: list[Record]) -> list[Figure]:
+    """What the rewirings did."""
+    rewirings = [record for record in records if record["kind"] == "rewiring"]
+    if not rewirings:
+        return [Figure("churn", "No rewiring is recorded.", "")]
+
+    def percent(*names: str) -> list[Line]:
+        return [Line(name, "rewiring", name, 100) for name in names]
+
+    def curves(name: str, title: str, unit: str, lines: list[Line], note: str) -> Figure:
+        return Figure(name, note, charts.curves(name, title, unit, lines, rewirings))
+
+    return [
+        curves(
+            "churn",
+            "Churn and survival",
+            "weights (%)",
+            percent("churn", "survival"),
+            "Churn: active weights that the rewiring replaced. Survival: weights grown by the "
+            "rewiring before, that this one kept.",
+        ),
+        curves(
+            "coverage",
+            "Coverage and overlap",
+            "weights (%)",
+            percent("coverage", "overlap"),
+            "Coverage: weights of the sparse layers that have ever been active. Overlap: weights "
+            "active at step 0 that are active now.",
+        ),
+        curves(
+            "dead-inputs",
+            "Dead inputs",
+            "dead inputs (units)",
+            _most("dead_inputs", rewirings),
+            "Inputs of a layer with no active weight out of them; after the first layer these are "
+            "hidden units without effect.",
+        ),
+        curves(
+            "dead-outputs",
+            "Dead outputs",
+            "dead outputs (units)",
+            _most("dead_outputs", rewirings),
+            "Output units of a layer with no active weight into them: they are constant.",
+        ),
+    ]
+
+
+def _most(quantity: str, rewirings: list[Record]) -> list[Line]:
+    """The layers where it was largest, in the model's order."""
+    keys = [key for key in rewirings[-1] if key.startswith(f"{quantity}/")]
+    largest = sorted(keys, key=lambda key: -max(r.get(key, 0) for r in rewirings))[:SHOWN_LAYERS]
+    return [Line(k.removeprefix(f"{quantity}/"), "rewiring", k) for k in keys if k in largest]
+
+
+def masks(workdir: pathlib.Path, config: Config) -> list[Figure]:
+    """The first sparse layer's mask at step 0 and in the newest checkpoint.
+
+    And, where the layer has a row for each value of an input image, its connections of each pixel.
+    """
+    if not methods.find(config).masked:
+        return []
+    try:
+        run = setup.prepare(config)
+    except FileNotFoundError as error:  # a page can be made where the data set is not
+        return [Figure("mask", f"No pictures of masks: {error}", "")]
+    first = _masks(run.initial)
+    path = next((p for p, mask in first.items() if mask.ndim >= 2 and not mask.all()), None)
+    if path is None:
+        return []
+    before, after, note = first[path], None, "No checkpoint yet."
+    try:
+        newest = _newest(workdir, run)
+    except ValueError as error:  # none can be read, or the newest replaced the others just now
+        newest, note = None, str(error)
+    if newest is not None:
+        after, note = _masks(newest)[path], f"Now: the checkpoint of step {int(newest.step):,}."
+    svg = charts.mask_pictures("mask", path, before, after)
+    found = [Figure("mask", f"Black: active. {note}", svg)]
+    if before.ndim == 2 and len(before) == math.prod(run.image_shape):
+        now = None if after is None else _per_pixel(after, run.image_shape)
+        svg = charts.pixel_pictures("pixels", _per_pixel(before, run.image_shape), now)
+        found.append(Figure("pixels", f"Active weights of {path} at each input pixel. {note}", svg))
+    return found
+
+
+def _per_pixel(mask: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Active weights of each pixel (height, width), its channels together."""
+    return np.asarray(analysis.fan_out(mask)).reshape(*image_shape[:2], -1).sum(-1)
+
+
+def _newest(workdir: pathlib.Path, run: setup.Run) -> Any:
+    if not (workdir / "checkpoints").exists():
+        return None
+    with checkpoints.read_checkpoints(workdir) as saved:
+        return checkpoints.restore_newest(saved, run.initial, lambda _: None)
+
+
+def _masks(state: Any) -> dict[str, np.ndarray]:
+    found = rigl_optax.get_masks(state.opt_state)
+    return {path: np.asarray(mask) for path, mask in _paths.flatten_with_paths(found)}

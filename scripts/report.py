@@ -1,0 +1,33 @@
+"""One HTML page about a run, finished or still training; it opens without network.
+
+python scripts/report.py --workdir=runs/digits [--output=digits.html]
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+from rigl_optax.training import page
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "The page; `report.html` in the workdir if not given."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Writes the page."""
+    del argv
+    logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
+    workdir = pathlib.Path(_WORKDIR.value)
+    output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else workdir / "report.html"
+    try:
+        page.write(workdir, output)
+    except ValueError as error:
+        sys.exit(str(error))
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,20 @@
+"""Settings every test shares: eight CPU devices, and hypothesis without a clock."""
+
+import os
+
+# Before any test module touches a backend. Sharding tests need eight devices; everything else
+# keeps using the first of them, so the whole suite can live in one process (or one xdist worker).
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+hypothesis.settings.register_profile(
+    "rigl",
+    deadline=None,  # the first example of a shape compiles, the others do not
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("rigl")
