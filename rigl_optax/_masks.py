@@ -166,7 +166,9 @@ def apply_masks(params: PyTree, opt_state: PyTree) -> PyTree:
       >>> float(apply_masks(params, tx.init(params))["kernel"].sum())
       10.0
     """
-    masks = dict(_paths.flatten_with_paths(get_masks(opt_state)))
+    found = _paths.flatten_with_paths(get_masks(opt_state))
+    # A scalar stands for what nobody covers, a leaf or a whole subtree: dense.
+    masks = {path: mask for path, mask in found if mask.ndim}
     named = dict(_paths.flatten_with_paths(params))
     unknown = [path for path in masks if path not in named]
     if unknown:
@@ -175,7 +177,7 @@ def apply_masks(params: PyTree, opt_state: PyTree) -> PyTree:
             f"{_paths.listing(list(named))}"
         )
     for path, mask in masks.items():
-        if mask.ndim and mask.shape != named[path].shape:
+        if mask.shape != named[path].shape:
             raise ValueError(
                 f"{path!r}: the mask has shape {mask.shape}, the parameter {named[path].shape}"
             )

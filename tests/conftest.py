@@ -5,6 +5,11 @@ import os
 # Before any test module touches a backend. Sharding tests need eight devices; everything else
 # keeps using the first of them, so the whole suite can live in one process (or one xdist worker).
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Thousands of small programs are compiled here and run for a few steps: most of the time is
+# spent in the optimizer of the compiler.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import hypothesis
 import jax

@@ -7,6 +7,7 @@ name that is in neither `INSIDE`, `AROUND` nor `NOT_TRANSFORMATIONS`.
 
 import functools
 import inspect
+import warnings
 from dataclasses import dataclass
 
 import jax
@@ -30,7 +31,9 @@ class Inside:
     extra: tuple[str, ...] = ()  # extra arguments its update wants
 
     def make(self) -> optax.GradientTransformation:
-        return eval(self.call, {"optax": optax, "contrib": contrib, "jax": jax, "jnp": jnp})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # deprecated names count, too
+            return eval(self.call, {"optax": optax, "contrib": contrib, "jax": jax, "jnp": jnp})
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,12 @@ PIECES = (
     scaled("optax.scale_by_adan", ""),
     scaled("optax.scale_by_amsgrad", ""),
     scaled("optax.scale_by_belief", ""),
-    scaled("optax.scale_by_distance_over_gradients", ""),
+    scaled(
+        "optax.scale_by_distance_over_gradients",
+        "",
+        NOT_RESET,
+        "it measures the distance each layer has moved, not each weight",
+    ),
     scaled("optax.scale_by_factored_rms", "min_dim_size_to_factor=4", NOT_RESET, FACTORED),
     scaled("optax.scale_by_lbfgs", "", NOT_RESET, HISTORY),
     Inside("optax.scale_by_learning_rate", "optax.scale_by_learning_rate(1e-2)"),
@@ -327,8 +335,8 @@ AROUND = (
         "contrib.sam",
         "contrib.sam(tx, optax.chain(contrib.normalize(), optax.sgd(0.1)), sync_period=2)",
         False,
-        "its adversarial step writes into inactive weights, and the gradient that the method "
-        "sees is that of the perturbed, dense network",
+        "it casts the whole state, masks included, to integers; and its adversarial step moves "
+        "inactive weights",
     ),
 )
 

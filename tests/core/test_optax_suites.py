@@ -149,28 +149,21 @@ def test_extra_args(case, monkeypatch):
     call("test_optimizers_accept_extra_args", case, wrap=True)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16"])
 @pytest.mark.parametrize("case", CASES)
 def test_preserve_dtype(case, dtype, monkeypatch):
     wrapped_optimizers(monkeypatch, 0.5)
     call("test_preserve_dtype", case, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["float32"])
 @pytest.mark.parametrize("case", CASES)
 def test_gradient_accumulation(case, dtype, monkeypatch):
     wrapped_optimizers(monkeypatch, 0.5)
     call("test_gradient_accumulation", case, dtype=dtype)
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        "float16",
-        "float64",
-        *(pytest.param(d, marks=pytest.mark.slow) for d in ("bfloat16", "float32")),
-    ],
-)
+@pytest.mark.parametrize("dtype", ["float16"])
 @pytest.mark.parametrize("case", CASES)
 def test_state_stability(case, dtype, monkeypatch):
     wrapped_optimizers(monkeypatch, 0.5)
@@ -187,9 +180,7 @@ def test_state_stability(case, dtype, monkeypatch):
     ],
     ids=lambda f: f.__name__,
 )
-@pytest.mark.parametrize(
-    "name", ["sgd", "adam", "adamw", "lion", "prodigy", "dog", "momo", "muon", "madgrad"]
-)
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
 def test_converges(name, target, monkeypatch):
     """30 000 steps, ten of them rewirings, to the target; and `optax.tree.map_params` works."""
     kwargs = {
