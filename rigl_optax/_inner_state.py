@@ -80,20 +80,18 @@ def held_leaves(
     Returns:
       By index among the leaves of `new`, the value to store.
     """
-    leaves: list[Any]
-    treedef: Any
-    leaves, treedef = jax.tree.flatten(new)
-    olds, rests = treedef.flatten_up_to(old), treedef.flatten_up_to(rest)
+    # By path, since a state may change its structure: a leaf that was not there is new.
+    olds, rests = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (old, rest))
+    leaves = jax.tree_util.tree_leaves_with_path(new)
     held = {}
-    for index, owner in enumerate(owners(new, params)):
-        if owner is None:
+    for index, ((path, leaf), owner) in enumerate(zip(leaves, owners(new, params), strict=True)):
+        if owner is None or path not in olds or path not in rests:
             continue
-        dtype = leaves[index].dtype
-        value = jnp.asarray(olds[index]).astype(dtype)
+        value = jnp.asarray(olds[path]).astype(leaf.dtype)
         where = kept[owner]
         if where is not None:
-            value = where.select(value, jnp.asarray(rests[index]).astype(dtype))
-        held[index] = jnp.where(is_rewiring, value, leaves[index])
+            value = where.select(value, jnp.asarray(rests[path]).astype(leaf.dtype))
+        held[index] = jnp.where(is_rewiring, value, leaf)
     return held
 
 

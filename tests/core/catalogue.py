@@ -146,12 +146,6 @@ PIECES = (
         "optax.keep_params_nonnegative",
         "optax.chain(optax.sgd(1e-2), optax.keep_params_nonnegative())",
     ),
-    before_sgd("optax.monitor", "{'norm': optax.snapshot('norm', optax.tree.norm)}"),
-    Inside(
-        "optax.measure_with_ema",
-        "optax.chain(optax.sgd(1e-2), optax.monitor({'norm': "
-        "optax.measure_with_ema(optax.tree.norm, 0.9)}))",
-    ),
     before_sgd("optax.normalize_by_update_norm", ""),
     before_sgd("optax.set_to_zero", ""),
     Inside(
@@ -215,7 +209,6 @@ PIECES = (
     scaled("contrib.scale_by_cocob", ""),
     scaled("contrib.scale_by_galore", "rank=2", NOT_RESET, "its moments live in a projected space"),
     scaled("contrib.scale_by_madgrad", "1e-2"),
-    scaled("contrib.scale_by_muon", ""),
     scaled("contrib.scale_by_simplified_ademamix", ""),
     before_sgd("contrib.normalize", ""),
     before_sgd("contrib.reduce_on_plateau", "", extra=("value",)),
@@ -341,6 +334,9 @@ AROUND = (
 )
 
 NOT_TRANSFORMATIONS = {
+    "optax.monitor": "observes; its state gains leaves at the first update, which no loop carries",
+    "optax.measure_with_ema": "observes, inside monitor",
+    "contrib.scale_by_muon": "a part of muon, which picks the leaves it can take",
     "optax.GradientTransformation": "a type",
     "optax.GradientTransformationExtraArgs": "a type",
     "optax.WrappedSchedule": "a schedule",

@@ -102,10 +102,20 @@ def test_inside(entry):
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (first, last)), strict=True))
 
 
+# Plain Optax lets the state of these take the gradients' dtype at the first step, so that no
+# loop can carry it when they differ from the weights'.
+TAKES_GRADIENT_DTYPE = {
+    "optax.adan",
+    "optax.lbfgs",
+    "optax.optimistic_gradient_descent",
+    "contrib.galore",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "entry",
-    [e for e in catalogue.ALIASES if e.verdict != CANNOT],
+    [e for e in catalogue.ALIASES if e.verdict != CANNOT and e.name not in TAKES_GRADIENT_DTYPE],
     ids=lambda e: f"{e.name}-{e.call}",
 )
 def test_inside_with_bfloat16_gradients_on_float32_params(entry):
