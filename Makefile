@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+CORE_TESTS := $(patsubst %,tests/core/test_%.py,selection errors schedules trees)
 
 .PHONY: train test test-fast test-core lint bench compare-fashion-mnist lock clean
 
@@ -27,7 +28,7 @@ test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup -m "not slow"
 
 test-core: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup tests/core
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup -m "not slow" $(CORE_TESTS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
