@@ -60,7 +60,7 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
         leaf's mask has a False.
     """
     given = dict(_paths.flatten_with_paths(initial_masks))
-    paths = [path for path, _ in _paths.flatten_with_paths(layout.treedef.unflatten(layout.leaves))]
+    paths = layout.paths
     missing = [path for path in paths if path not in given]
     extra = [path for path in given if path not in paths]
     if missing or extra:

@@ -16,7 +16,7 @@ from jax import lax
 
 # The shape of a row. Large enough for few rows, small enough that the padding of small
 # leaves is small; 32 is how far XLA's CPU backend reduces in one pass, and reducing the
-# axis before the last it adds whole vectors (benchmarks/update_overhead.py).
+# axis before the last it adds whole vectors.
 ROW = (32, 128)
 _ENTRIES = math.prod(ROW)
 
