@@ -2,9 +2,9 @@
 
 At a rewiring the state that is stored differs from the one the inner optimizer returned.
 Computed from the latter, its updates need a second pass over the old state, and XLA has
-to copy every momentum before it is overwritten. On an ordinary step both states are the same numbers and
-on a rewiring step the updates are not used, so they may as well be computed from the
-stored one. XLA cannot know that; here it is told.
+to copy every momentum before it is overwritten. On an ordinary step both states are the
+same numbers, and on a rewiring step the updates are not used, so they may as well be
+computed from the stored one. XLA cannot know that; here it is told.
 """
 
 from collections.abc import Callable, Mapping
