@@ -69,11 +69,8 @@ def test_eager_and_jit(method, expected):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("specs", SPECS)
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(("devices", "specs"), [(1, "both"), *((8, specs) for specs in SPECS)])
 def test_any_placement(method, axis_type, specs, devices, expected):
-    if devices == 1 and specs != "both":
-        pytest.skip("one device is one device")
     mesh = mesh_of(devices, axis_type)
     place = placer(mesh, SPECS[specs])
     with jax.set_mesh(mesh):
