@@ -1,0 +1,306 @@
+"""Text as bytes: lanes that are read side by side, and which bytes make up a batch.
+
+A split is cut into as many equal lanes as a batch has; a step reads the next bytes of every lane,
+so that the state of a recurrent network can be carried from step to step. As for images, a batch
+is a pure function of (seed, step), and of which lanes a host is to have.
+"""
+
+import contextlib
+import itertools
+import pathlib
+import re
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import IO, NamedTuple
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+WIKITEXT = {part: f"wiki.{part}.raw" for part in ("train", "valid", "test")}
+# An article of WikiText starts with its title between single equals signs; sections have more.
+_TITLE = re.compile(rb"(?m)^ = [^=\n].*[^=\n] = \n")
+TREASURY_DIR = "/usr/share/sword/modules/comments/zcom/tdavid"
+
+
+class Part(NamedTuple):
+    """One split.
+
+    Attributes:
+      tokens: uint8 (bytes,); may be a memory map.
+      starts: int64 (texts,), ascending: where a text begins that has nothing to do with what is
+        before it. The first is 0.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+
+
+class Text(NamedTuple):
+    """Three disjoint splits."""
+
+    train: Part
+    validation: Part
+    test: Part
+
+
+def whole(tokens: bytes | np.ndarray, starts: np.ndarray | None = None) -> Part:
+    """A split of one text, or of several that begin at `starts`."""
+    array = np.frombuffer(tokens, np.uint8) if isinstance(tokens, bytes) else tokens
+    return Part(array, np.zeros(1, np.int64) if starts is None else starts)
+
+
+def treasury_of_david(data_dir: str = "") -> Text:
+    """The Treasury of David, 11.8 MB of Victorian prose, split 90/5/5 in order.
+
+    Debian's package `sword-comm-tdavid` (public domain) puts it where it is looked for. Its mark-up
+    is removed. `xz -9` needs 2.124 bits a byte for it.
+
+    Args:
+      data_dir: The folder with `ot.czs` and `ot.czz`; empty: where Debian's package puts them.
+
+    Raises:
+      FileNotFoundError: If the files are not there, saying how to get them.
+      ValueError: If they are damaged.
+    """
+    folder = pathlib.Path(data_dir or TREASURY_DIR)
+    index_path, blocks_path = folder / "ot.czs", folder / "ot.czz"
+    missing = [path.name for path in (index_path, blocks_path) if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"the Treasury of David is not in {folder}: no {', '.join(missing)}. Install Debian's "
+            "package sword-comm-tdavid, or pass a folder with both as --config.data_dir=DIRECTORY"
+        )
+    index, blocks = index_path.read_bytes(), blocks_path.read_bytes()
+    if not index or len(index) % 12:
+        raise ValueError(f"{index_path}: {len(index)} bytes, not a number of entries of 12")
+    out = []
+    for number, (offset, size, _) in enumerate(struct.iter_unpack("<III", index)):
+        if offset + size > len(blocks):
+            raise ValueError(f"{index_path}: entry {number} ends beyond {blocks_path.name}")
+        if size:
+            out.append(_unpacked(blocks[offset : offset + size], f"{blocks_path}: block {number}"))
+    return in_order(re.sub(rb"<[^>]+>", b"", b"".join(out)))
+
+
+def python_topics(data_dir: str = "") -> Text:
+    """Python's own help texts, split 90/5/5: no download, but each version has others."""
+    if data_dir:
+        raise ValueError(f"data_dir={data_dir!r}: the topics come with Python; leave it empty")
+    from pydoc_data import topics
+
+    return in_order("\n".join(topics.topics.values()).encode())
+
+
+def wikitext(data_dir: str) -> Text:
+    """WikiText-103 raw: a folder with `wiki.{train,valid,test}.raw`, or the zip they come in.
+
+    Each split is memory-mapped; out of a zip, from temporary files. Every article is a text of its
+    own.
+
+    Raises:
+      FileNotFoundError: If the files are not there; it lists those that are missing.
+      ValueError: If one is empty, or the zip is damaged.
+    """
+    path = pathlib.Path(data_dir)
+    if path.is_file() and zipfile.is_zipfile(path):
+        try:
+            parts = _from_zip(path)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ValueError(f"{path} is damaged ({error})") from error
+    else:
+        folder = next((p.parent for p in sorted(path.glob("**/wiki.train.raw"))), path)
+        _check_there(path, [n for n in WIKITEXT.values() if not (folder / n).is_file()])
+        for name in WIKITEXT.values():
+            _check_size(folder / name, (folder / name).stat().st_size)
+        parts = [np.memmap(folder / name, np.uint8, "r") for name in WIKITEXT.values()]
+    return Text(*(Part(part, _articles(part)) for part in parts))
+
+
+def raw(data_dir: str) -> Text:
+    """All files of a folder in the order of their names, split 90/5/5 by bytes; each is a text.
+
+    They are one memory-mapped array: of the file if there is only one, else of a temporary copy of
+    all of them.
+
+    Raises:
+      FileNotFoundError: If there are none.
+    """
+    found = pathlib.Path(data_dir).rglob("*") if data_dir else ()
+    paths = sorted(p for p in found if p.is_file() and p.stat().st_size)
+    if not paths:
+        raise FileNotFoundError(f"data_dir={data_dir!r}: no files with text in it")
+    if len(paths) == 1:
+        return in_order(np.memmap(paths[0], np.uint8, "r"))
+    with contextlib.ExitStack() as stack:
+        return in_order(*_mapped(stack.enter_context(path.open("rb")) for path in paths))
+
+
+def in_order(tokens: bytes | np.ndarray, starts: np.ndarray | None = None) -> Text:
+    """The first 90 % for training, then 5 % for validation, 5 % for test.
+
+    Args:
+      tokens: All bytes.
+      starts: Where texts begin; a split always begins one.
+
+    Raises:
+      ValueError: If that leaves a split with fewer than two bytes.
+    """
+    array = whole(tokens).tokens
+    cuts = [0, len(array) * 90 // 100, len(array) * 95 // 100, len(array)]
+    if min(np.diff(cuts)) < 2:
+        raise ValueError(f"{len(array)} bytes of text: too few for three splits")
+    begin = np.zeros(1, np.int64) if starts is None else np.asarray(starts, np.int64)
+    parts = []
+    for low, high in itertools.pairwise(cuts):
+        inside = begin[(begin > low) & (begin < high)] - low
+        parts.append(Part(array[low:high], np.concatenate([[0], inside])))
+    return Text(*parts)
+
+
+def steps_per_epoch(size: int, lanes: int, length: int) -> int:
+    """Steps in which every lane is read once; what is left over at its end is not.
+
+    Raises:
+      ValueError: If there is not a single one.
+    """
+    steps = (size // lanes - 1) // length if lanes > 0 and length > 0 else 0
+    if steps < 1:
+        raise ValueError(
+            f"{size} bytes in {lanes} lanes: too few for a sequence of {length} and a byte after it"
+        )
+    return steps
+
+
+def training_batch(
+    part: Part, lanes: int, length: int, *, seed: int, step: int, rows: np.ndarray | None = None
+) -> Batch:
+    """The batch of one training step.
+
+    Step after step a lane is read from its beginning to its end. In each epoch the lanes begin
+    elsewhere in the text (it is read as a ring), so that sequences are cut at other places.
+
+    Args:
+      part: All bytes.
+      lanes: Sequences in the whole batch, over all hosts.
+      length: Bytes of each.
+      seed: The data seed.
+      step: Training step, from 0.
+      rows: int64: which lanes this host is to have; None for all.
+
+    Returns:
+      `tokens` uint8 (lanes, length); `labels` int32 (lanes, length), the byte after each; `resets`
+      bool (lanes, length), where a text or a lane begins.
+    """
+    size = len(part.tokens)
+    epoch, position = divmod(step, steps_per_epoch(size, lanes, length))
+    key = np.array([seed, epoch], np.uint64)
+    shift = int(np.random.Generator(np.random.Philox(key=key)).integers(size))
+    chosen = np.arange(lanes) if rows is None else rows
+    begin = chosen * (size // lanes) + position * length + shift
+    places = (begin[:, None] + np.arange(length + 1)) % size
+    tokens = part.tokens[places]
+    resets = np.isin(places[:, :-1], part.starts)
+    if position == 0:
+        resets[:, 0] = True
+    return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:].astype(np.int32), "resets": resets}
+
+
+def evaluation_batches(
+    part: Part, lanes: int, length: int, rows: np.ndarray | None = None
+) -> Iterator[Batch]:
+    """The whole split, every byte but the first predicted exactly once, in lanes side by side.
+
+    Lanes differ by at most one byte in length; what the last batches lack is filled up with
+    zeros of weight 0. At the beginning of a lane the state is forgotten, so that what is measured
+    depends a little on the number of lanes.
+
+    Args:
+      part: All bytes.
+      lanes: Of a whole batch, over all hosts.
+      length: Bytes of each sequence.
+      rows: int64: which lanes this host is to have; None for all. Lanes past the last are empty.
+
+    Yields:
+      As `training_batch`, and `weights` float32 (lanes, length).
+    """
+    predicted = len(part.tokens) - 1
+    if lanes < 1 or length < 1 or predicted < 1:
+        raise ValueError(f"lanes={lanes}, length={length}, {predicted + 1} bytes: too few")
+    edges = np.arange(lanes + 1) * predicted // lanes
+    chosen = np.arange(lanes) if rows is None else rows
+    begin, end = (edges[np.minimum(chosen + i, lanes)][:, None] for i in (0, 1))
+    for offset in range(0, int(np.diff(edges).max()), length):
+        places = begin + offset + np.arange(length)
+        is_inside = places < end
+        resets = np.isin(places, part.starts) & is_inside
+        if offset == 0:
+            resets[:, 0] = True
+        here = np.where(is_inside, places, 0)
+        yield {
+            "tokens": np.where(is_inside, part.tokens[here], 0).astype(np.uint8),
+            "labels": np.where(is_inside, part.tokens[here + 1], 0).astype(np.int32),
+            "resets": resets,
+            "weights": is_inside.astype(np.float32),
+        }
+
+
+def _from_zip(path: pathlib.Path) -> list[np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        names = {pathlib.PurePosixPath(name).name: name for name in archive.namelist()}
+        _check_there(path, [name for name in WIKITEXT.values() if name not in names])
+        parts = []
+        for name in WIKITEXT.values():
+            _check_size(path / name, archive.getinfo(names[name]).file_size)
+            with archive.open(names[name]) as file:
+                parts.append(_mapped([file])[0])
+    return parts
+
+
+def _check_size(path: pathlib.Path, size: int) -> None:
+    if size < 2:
+        raise ValueError(f"{path}: {size} bytes; a split needs two, to predict one from the other")
+
+
+def _mapped(files: Iterable[IO[bytes]]) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of all files as one memory-mapped array, and where each begins.
+
+    It is of a temporary file without a name, which is gone when the array is.
+    """
+    starts = []
+    with tempfile.TemporaryFile() as copy:
+        for file in files:
+            starts.append(copy.tell())
+            shutil.copyfileobj(file, copy)
+        copy.flush()
+        return np.memmap(copy, np.uint8, "r"), np.array(starts, np.int64)
+
+
+def _unpacked(block: bytes, where: str) -> bytes:
+    unpacker = zlib.decompressobj()
+    try:
+        # Never more than a block can be: the sizes in the file are not trusted.
+        content = unpacker.decompress(block, 2**24)
+    except zlib.error as error:
+        raise ValueError(f"{where} is damaged ({error})") from error
+    if not unpacker.eof:
+        raise ValueError(f"{where} is damaged (cut off, or too long)")
+    return content
+
+
+def _check_there(path: pathlib.Path, missing: list[str]) -> None:
+    if missing:
+        raise FileNotFoundError(
+            f"WikiText-103 is not in {path}: no {', '.join(missing)}. Pass the folder with the raw "
+            "files, or their zip, as --config.data_dir=PATH"
+        )
+
+
+def _articles(tokens: np.ndarray) -> np.ndarray:
+    """Where the articles begin; a memory map stays one."""
+    found = [match.start() for match in _TITLE.finditer(tokens.data)]
+    return np.unique(np.array([0, *found], np.int64))

@@ -1,0 +1,58 @@
+"""What a run is judged by: accuracy, or bits per byte where the labels are the bytes of a text."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Score(NamedTuple):
+    """How one measure is told.
+
+    Attributes:
+      key: Its name among what an evaluation measures.
+      label: Its name for people.
+      unit: Of the values shown, which are `scale` times those measured; may be empty.
+      scale: 100 where a fraction is shown in percent.
+      digits: Digits shown after the point.
+      is_loss: Whether lower is better; it is then the loss in other units.
+    """
+
+    key: str
+    label: str
+    unit: str
+    scale: float
+    digits: int
+    is_loss: bool
+
+    def value(self, measured: Mapping[str, Any]) -> float:
+        """The number shown."""
+        return self.scale * measured[self.key]
+
+    def rank(self, measured: Mapping[str, Any]) -> float:
+        """A number that is higher where the run is better."""
+        return self.better(self.value(measured))
+
+    def better(self, difference: float) -> float:
+        """A difference of two values, positive where the first is the better one."""
+        return -difference if self.is_loss else difference
+
+    def number(self, value: float, sign: str = "") -> str:
+        """A value without its unit; `sign` is `+` to show that of a difference."""
+        return f"{value:{sign}.{self.digits}f}"
+
+    def text(self, measured: Mapping[str, Any]) -> str:
+        """For a line of output: `accuracy 97.20 %`."""
+        return f"{self.label} {self.number(self.value(measured))} {self.unit}".rstrip()
+
+    @property
+    def title(self) -> str:
+        """For an axis: `accuracy (%)`."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+ACCURACY = Score("accuracy", "accuracy", "%", 100.0, 2, is_loss=False)
+BITS = Score("bits_per_byte", "bits per byte", "", 1.0, 3, is_loss=True)
+
+
+def of(measured: Mapping[str, Any], prefix: str = "") -> Score:
+    """The score of a run, by what its evaluation measured: bits per byte wherever it has them."""
+    return BITS if prefix + BITS.key in measured else ACCURACY

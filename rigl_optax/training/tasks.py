@@ -1,0 +1,216 @@
+"""What a run learns: the class of an image, or the next byte of a text."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rigl_optax.data import batches, digits, fashion_mnist, text
+from rigl_optax.models import lenet, recurrent
+from rigl_optax.training import config as config_lib
+from rigl_optax.training import score
+from rigl_optax.training.config import Config
+
+PyTree = Any
+Batch = dict[str, Any]
+Rows: TypeAlias = np.ndarray | None
+IMAGES: dict[str, Callable[[str, int], batches.Dataset]] = {
+    "digits": digits.load,
+    "fashion_mnist": fashion_mnist.load,
+}
+TEXTS: dict[str, Callable[[str], text.Text]] = {
+    "tdavid": text.treasury_of_david,
+    "topics": text.python_topics,
+    "wikitext103": text.wikitext,
+    "text": text.raw,
+}
+MODELS: dict[str, Callable[..., nnx.Module]] = {"lenet": lenet.LeNet}
+CELLS = ("gru", "lstm")
+
+
+class Images(NamedTuple):
+    """Images and their classes."""
+
+    dataset: batches.Dataset
+    make: Callable[..., nnx.Module]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.dataset.train.images.shape[1:]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Records that could not be read."""
+        return self.dataset.left_out
+
+    @property
+    def units(self) -> dict[str, float]:
+        """What else a loss is told in, besides nats: its name, and nats in one."""
+        return {}
+
+    @property
+    def score(self) -> score.Score:
+        """What a run is judged by."""
+        return score.ACCURACY
+
+    def model(self, config: Config, hidden: tuple[int, ...]) -> nnx.Module:
+        """A freshly initialised model, from the config's seed."""
+        options = model_options(config, self.make)
+        rngs = nnx.Rngs(config.seed)
+        return self.make(self.image_shape, self.dataset.classes, hidden, **options, rngs=rngs)
+
+    def training_batch(self, config: Config, step: int, rows: Rows = None) -> Batch:
+        """The batch of one training step; of `rows` alone if given."""
+        return batches.training_batch(
+            self.dataset.train, config.batch_size, seed=config.seed, step=step, rows=rows
+        )
+
+    def evaluation_batches(
+        self, config: Config, split: Any, size: int, rows: Rows = None
+    ) -> Iterator[Batch]:
+        """All of a split once, in batches of one shape with `weights`."""
+        del config
+        return batches.evaluation_batches(split, size, rows)
+
+    def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+        """What the model is called with; runs on the device."""
+        return (batches.to_float(batch["images"], self.dataset.maximum),)
+
+    def example(self, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Inputs of one example, as FLOPs are counted by the example."""
+        del config
+        return (jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32),)
+
+    def at_rest(self, model_state: PyTree, size: int) -> PyTree:
+        """The model's state before a split of so many lanes is read: here the same."""
+        del size
+        return model_state
+
+
+class Bytes(NamedTuple):
+    """A text, and after each of its bytes the next; an example is a sequence."""
+
+    dataset: text.Text
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """There are no images."""
+        return ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Texts are read whole."""
+        return ()
+
+    @property
+    def units(self) -> dict[str, float]:
+        """Bits a byte."""
+        return {score.BITS.key: float(np.log(2))}
+
+    @property
+    def score(self) -> score.Score:
+        """What a run is judged by."""
+        return score.BITS
+
+    def model(self, config: Config, hidden: tuple[int, ...]) -> nnx.Module:
+        """A freshly initialised model with a state for each lane of a batch."""
+        return recurrent.StreamingLM(
+            config.model,
+            hidden,
+            **model_options(config, recurrent.RecurrentLM),
+            lanes=config.batch_size,
+            rngs=nnx.Rngs(config.seed),
+        )
+
+    def training_batch(self, config: Config, step: int, rows: Rows = None) -> Batch:
+        """The batch of one training step; of `rows` alone if given."""
+        return text.training_batch(
+            self.dataset.train,
+            config.batch_size,
+            config.sequence_length,
+            seed=config.seed,
+            step=step,
+            rows=rows,
+        )
+
+    def evaluation_batches(
+        self, config: Config, split: text.Part, size: int, rows: Rows = None
+    ) -> Iterator[Batch]:
+        """All of a split once, in batches of one shape with `weights`."""
+        rows = np.arange(size) if rows is None else rows
+        return text.evaluation_batches(split, config.eval_batch_size, config.sequence_length, rows)
+
+    def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+        """What the model is called with."""
+        return batch["tokens"], batch["resets"]
+
+    def example(self, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Inputs of one sequence, as FLOPs are counted by the example."""
+        shape = (1, config.sequence_length)
+        return jax.ShapeDtypeStruct(shape, jnp.uint8), jax.ShapeDtypeStruct(shape, jnp.bool_)
+
+    def at_rest(self, model_state: PyTree, size: int) -> PyTree:
+        """The model's state before a split of so many lanes is read."""
+        return jax.tree.map(lambda x: np.zeros((size, *x.shape[1:]), x.dtype), model_state)
+
+
+Task: TypeAlias = Images | Bytes
+
+
+def find(config: Config) -> Task:
+    """Loads the data of the task that the config names.
+
+    Raises:
+      ValueError: If there is no dataset or model of that name, or the model is not for it; if there
+        are too few examples for a batch.
+      FileNotFoundError: If the dataset is not there.
+    """
+    datasets, models = [*IMAGES, *TEXTS], [*MODELS, *CELLS]
+    for key, existing in (("dataset", datasets), ("model", models)):
+        if getattr(config, key) not in existing:
+            raise ValueError(
+                f"config.{key}={getattr(config, key)!r}: {key}s are {', '.join(existing)}"
+            )
+    fitting = MODELS if config.dataset in IMAGES else CELLS
+    if config.model not in fitting:
+        raise ValueError(
+            f"config.model={config.model!r}: models for {config.dataset} are {', '.join(fitting)}"
+        )
+    if config.dataset in IMAGES:
+        if config.sequence_length != 0:
+            raise ValueError(
+                f"config.sequence_length={config.sequence_length}: images have none: 0"
+            )
+        images = IMAGES[config.dataset](config.data_dir, config.max_bad_records)
+        batches.steps_per_epoch(len(images.train.labels), config.batch_size)
+        return Images(images, MODELS[config.model])
+    if config.mesh_axes == "explicit":
+        raise ValueError("config.mesh_axes='explicit': recurrent models are for 'auto' alone")
+    found = TEXTS[config.dataset](config.data_dir)
+    text.steps_per_epoch(len(found.train.tokens), config.batch_size, config.sequence_length)
+    return Bytes(found)
+
+
+def model_options(config: Config, model: Callable[..., nnx.Module]) -> dict[str, Any]:
+    """The model's arguments from `config.model_options`, as `embedding=64,tied=False`.
+
+    Raises:
+      ValueError: If it cannot be read, or the model has no such argument; it lists those there are.
+    """
+    found = config_lib.keywords(config.model_options, "model_options", "embedding=64,tied=False")
+    # The signature of the class itself is that of NNX's metaclass.
+    made = vars(model)["__init__"] if isinstance(model, type) else model
+    named = inspect.signature(made).parameters.values()
+    allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name != "rngs"]
+    unknown = sorted(set(found) - set(allowed))
+    if unknown:
+        raise ValueError(
+            f"config.model_options: {config.model} has no {', '.join(unknown)}; it has "
+            f"{', '.join(allowed) or 'none'}"
+        )
+    return found

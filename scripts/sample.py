@@ -1,0 +1,47 @@
+"""Prints text from the newest checkpoint of a run on a text.
+
+python scripts/sample.py --workdir=runs/tdavid --length=500 --prompt="The Lord"
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+from rigl_optax.training import checkpoints, mesh, sampling, setup
+from rigl_optax.training import config as config_lib
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's.", required=True)
+_LENGTH = flags.DEFINE_integer("length", 500, "Bytes to draw.", lower_bound=1)
+_PROMPT = flags.DEFINE_string("prompt", "\n", "What is read first.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: the likeliest byte.", lower_bound=0.0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
+
+
+def main(argv: list[str]) -> None:
+    """Restores the newest checkpoint and samples."""
+    del argv
+    logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
+    workdir = pathlib.Path(_WORKDIR.value)
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
+    run = setup.prepare(mesh.fitting(config))
+    with checkpoints.read_checkpoints(workdir) as saved:
+        state = checkpoints.restore_newest(saved, run.initial, print)
+    if state is None:
+        sys.exit(f"{workdir} has no checkpoint yet")
+    try:
+        drawn = sampling.sample(
+            run,
+            state,
+            _LENGTH.value,
+            prompt=_PROMPT.value.encode(),
+            temperature=_TEMPERATURE.value,
+            seed=_SEED.value,
+        )
+    except ValueError as error:
+        sys.exit(str(error))
+    print(_PROMPT.value + drawn.decode(errors="replace"))
+
+
+if __name__ == "__main__":
+    app.run(main)
