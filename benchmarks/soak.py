@@ -1,0 +1,131 @@
+"""A long run that rewires every 5 steps and is killed again and again, beside one that is not.
+
+make soak                                    half an hour
+python -m benchmarks.soak --minutes=5 --kills=12
+
+First a run is left alone, and its memory watched. Then the same run is killed at random moments:
+at any time, inside the writing of a checkpoint, just before and just after a rewiring. At the end
+weights, masks, optimizer state, records and results of both must be the same bit for bit, the
+number of active weights that of the start, and the memory flat. Ends with an error if not.
+"""
+
+import argparse
+import json
+import pathlib
+import random
+import signal
+import statistics
+import tempfile
+import time
+
+from rigl_optax.training import checkpoints, loop
+from tests.training import crash_harness as harness
+
+CONFIG = {
+    "hidden": "100,50",
+    "sparsity": "0.9",
+    "rewire_every": "5",
+    "rewire_until": "1.0",
+    "log_every": "500",
+    "eval_every": "5000",
+    "checkpoint_every": "1000",
+}
+GROWTH = 0.05  # of the memory, from the second quarter of a run to the last: what is called flat
+
+
+def left_alone(workdir: pathlib.Path, **keys: str) -> list[tuple[float, float]]:
+    """Runs to the end; resident memory (seconds since the start, MB) every second."""
+    process = harness.start(workdir, **keys)
+    began, memory = time.monotonic(), []
+    while process.poll() is None:
+        status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+        lines = dict(line.split(":", 1) for line in status.splitlines())
+        if "VmRSS" in lines:
+            memory.append((time.monotonic() - began, int(lines["VmRSS"].split()[0]) / 1024))
+        time.sleep(1)
+    process.communicate()
+    if process.returncode != 0:
+        raise SystemExit(f"the run failed; see {workdir}")
+    return memory
+
+
+def killed(workdir: pathlib.Path, kills: int, seconds: float, seed: int, **keys: str) -> list[str]:
+    """Runs to the end, killed on the way; how each launch ended.
+
+    Args:
+      workdir: Of the run.
+      kills: How many to aim at.
+      seconds: What a run takes that is left alone: kills are spread over as much.
+      seed: Of the moments.
+      **keys: Of the config.
+    """
+    generator = random.Random(seed)
+    ends: list[str] = []
+    moments = (None, *harness.MOMENTS)
+    while not (workdir / checkpoints.RESULT_FILE).exists():
+        moment = moments[len(ends) % len(moments)]
+        process = harness.start(workdir, **keys)
+        if len(ends) < kills:
+            harness.first_step(process, workdir)
+            time.sleep(generator.uniform(0, 1.6 * seconds / kills))
+            if moment is None:
+                process.send_signal(signal.SIGKILL)
+            else:
+                harness.kill_at(process, workdir, moment, generator)
+        process.communicate()
+        if process.returncode not in (0, -signal.SIGKILL):
+            raise SystemExit(f"a launch failed with {process.returncode}; see {workdir}")
+        name = "at any time" if moment is None else moment.__name__
+        ends.append("to the end" if process.returncode == 0 else name)
+    return ends
+
+
+def main() -> None:
+    """Prints what happened; exits with an error if anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        probe = root / "probe"
+        left_alone(probe, **CONFIG, steps="5000")
+        rate = json.loads((probe / checkpoints.RESULT_FILE).read_text())["steps_per_second"]
+        # A third of the time for the run that is left alone, two thirds for the one that is killed,
+        # which starts and compiles at each launch.
+        steps = max(5000, round(rate * 60 * options.minutes / 3 / 1000) * 1000)
+        print(
+            f"{steps:,} steps, {steps // 5:,} rewirings, {steps // 1000:,} checkpoints", flush=True
+        )
+        keys = CONFIG | {"steps": str(steps)}
+
+        began = time.monotonic()
+        memory = left_alone(root / "alone", **keys)
+        took = time.monotonic() - began
+        quarter = len(memory) // 4
+        first, last = (
+            statistics.median(m for _, m in part)
+            for part in (memory[quarter : 2 * quarter], memory[-quarter:])
+        )
+        print(
+            f"memory: {first:.0f} MB in the second quarter, {last:.0f} MB in the last", flush=True
+        )
+
+        ends = killed(root / "killed", options.kills, took, options.seed, **keys)
+        counts = {end: ends.count(end) for end in ends}
+        print(f"launches: {len(ends)}; ended {counts}", flush=True)
+
+        harness.assert_same(root / "killed", root / "alone")
+        result = json.loads((root / "killed" / checkpoints.RESULT_FILE).read_text())
+        explained = json.loads((root / "killed" / loop.EXPLANATION_FILE).read_text())
+        expected = {layer["path"]: layer["active"] for layer in explained["layers"]}
+        if result["active_weights"] != expected:
+            raise SystemExit(f"active weights {result['active_weights']}, at the start {expected}")
+        print("the same bit for bit; active weights as at the start:", expected)
+        if last > (1 + GROWTH) * first:
+            raise SystemExit(f"memory grew by more than {100 * GROWTH:g} %")
+
+
+if __name__ == "__main__":
+    main()

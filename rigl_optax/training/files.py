@@ -1,0 +1,106 @@
+"""JSON files of a run: written at once, and read back with the kind of every value checked."""
+
+import json
+import os
+import pathlib
+from typing import Any, TypeAlias
+
+# What a value must be: one of some types; [form], a list of such; {name: form}, an object with
+# these names at least; {str: form}, an object of such under any names.
+Form: TypeAlias = Any
+NUMBER = (int, float)
+TEXT = (str,)
+_NUMBERS = {str: NUMBER}
+RESULT: Form = {
+    "config": {},
+    "validation": _NUMBERS | {"accuracy": NUMBER, "loss": NUMBER},
+    "test": _NUMBERS | {"accuracy": NUMBER, "loss": NUMBER},
+    "active_weights": {str: (int,)},
+    "weights": (int,),
+    "flops": dict.fromkeys(("training", "training_dense", "inference", "inference_dense"), NUMBER),
+    "coverage": (*NUMBER, type(None)),
+    "warnings": [TEXT],
+}
+_LAYER: Form = {
+    "path": TEXT,
+    "shape": [(int,)],
+    "dense_because": (str, type(None)),
+    "sparsity": (*NUMBER, type(None)),
+    "active": (int,),
+    "flops_share": (*NUMBER, type(None)),
+}
+EXPLANATION: Form = {
+    "layers": [_LAYER],
+    "weights": (int,),
+    "active": (int,),
+    "inference_ratio": (*NUMBER, type(None)),
+    "training_ratio": (*NUMBER, type(None)),
+    "warnings": [TEXT],
+}
+RECORD: Form = {"step": (int,), "kind": TEXT, str: (*NUMBER, str)}
+
+
+def write(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file at once: a reader sees the old content or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read(path: pathlib.Path, what: str, form: Form) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Args:
+      path: The file.
+      what: For the error: what it should be, as `the config of a run`.
+      form: What the object must be.
+
+    Raises:
+      ValueError: If the file is not there, not JSON, or not of that form; it says where.
+    """
+    try:
+        return parse(path.read_text(), form)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not {what} ({error})") from error
+
+
+def parse(text: str, form: Form) -> dict[str, Any]:
+    """A JSON object from a text; raises a ValueError that says what is wrong with it."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if problem := _problem(value, form, "it"):
+        raise ValueError(problem)
+    return dict(value)
+
+
+def _problem(value: Any, form: Form, where: str) -> str | None:
+    """What is wrong with a value; None if nothing."""
+    if isinstance(form, tuple):
+        if type(value) in form and not (type(value) is int and abs(value) >= 2**63):
+            return None
+        names = " or ".join("null" if t is type(None) else t.__name__ for t in form)
+        return f"{where} is {_shown(value)}, not {names}"
+    if isinstance(form, list):
+        if not isinstance(value, list):
+            return f"{where} is {_shown(value)}, not a list"
+        inside = ((item, form[0], f"{where}[{i}]") for i, item in enumerate(value))
+    else:
+        if not isinstance(value, dict):
+            return f"{where} is {_shown(value)}, not an object"
+        missing = [name for name in form if name is not str and name not in value]
+        if missing:
+            return f"{where} has no {missing[0]!r}"
+        forms = {name: form.get(name, form.get(str)) for name in value}
+        inside = ((value[n], f, f"{where}[{n!r}]") for n, f in forms.items() if f is not None)
+    return next((p for p in (_problem(*item) for item in inside) if p is not None), None)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,0 +1,153 @@
+"""Whether all devices hold the same masks: a few integers a leaf, compared before checkpoints.
+
+Every entry of a leaf gives a 32-bit word, hashed from its place in the leaf and its value, and the
+words are added modulo 2**32. A sum of integers is the same in any order: so is the fingerprint,
+however the leaf is cut up. Each device adds up what it holds itself. Parts that are repeated on
+several devices or hosts must agree.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+
+import rigl_optax
+from rigl_optax import _paths
+from rigl_optax.training import methods
+from rigl_optax.training.config import Config
+from rigl_optax.training.mesh import DATA, PARAMS, Placement
+from rigl_optax.training.state import TrainState
+
+PyTree = Any
+Fingerprints = dict[str, int]
+Compare = Callable[[TrainState], Fingerprints]
+
+STEP = "step"
+
+
+class DivergenceError(RuntimeError):
+    """Devices that should hold the same do not."""
+
+
+def comparer(config: Config, placement: Placement) -> Compare:
+    """A function that compares step and masks across devices and hosts.
+
+    All processes call it. It returns `{"step": ..., path of a mask: ...}`, integers from 0 to
+    2**32 - 1 that do not depend on the mesh.
+
+    Raises:
+      DivergenceError: From that function, on every process, if devices disagree.
+    """
+    is_masked = methods.find(config).masked
+    compiled = placement.compile(lambda leaves: table(leaves, placement))
+
+    def compare(state: TrainState) -> Fingerprints:
+        leaves = {STEP: state.step}
+        if is_masked:
+            leaves |= dict(_paths.flatten_with_paths(rigl_optax.get_masks(state.opt_state)))
+        cut = {path: axis_of(placement, leaf) is not None for path, leaf in leaves.items()}
+        return agreed(np.asarray(compiled(list(leaves.values()))), cut, placement)
+
+    return compare
+
+
+def table(leaves: Sequence[jax.Array], placement: Placement) -> jax.Array:
+    """The fingerprint of what each device holds of each leaf; in a compiled function.
+
+    Args:
+      leaves: Bool or 32-bit integer arrays, placed by the rule.
+      placement: Where they are.
+
+    Returns:
+      uint32 (data, params, leaves), whole on every device.
+    """
+    axes = [axis_of(placement, leaf) for leaf in leaves]
+
+    def own(parts: Sequence[jax.Array]) -> jax.Array:
+        words = []
+        for part, leaf, axis in zip(parts, leaves, axes, strict=True):
+            start = jnp.uint32(0) if axis is None else lax.axis_index(PARAMS).astype(jnp.uint32)
+            words.append(fingerprint(part, leaf.shape, axis, start))
+        return jnp.stack(words)[None, None]
+
+    specs = [sharding.spec for sharding in placement.of(list(leaves))]
+    found = jax.shard_map(
+        own, mesh=placement.mesh, in_specs=(specs,), out_specs=PartitionSpec(DATA, PARAMS)
+    )(list(leaves))
+    return placement.gather(found)
+
+
+def fingerprint(
+    part: jax.Array, shape: Sequence[int], axis: int | None = None, number: Any = 0
+) -> jax.Array:
+    """The sum of the hashes of a part's entries, uint32 scalar.
+
+    Args:
+      part: Bool or 32-bit integer array: the whole leaf, or one of equal parts of it.
+      shape: Of the whole leaf.
+      axis: Along which it is cut; None if it is whole.
+      number: Of the part along that axis, uint32 scalar.
+    """
+    index = jnp.zeros(part.shape, jnp.uint32)
+    for dimension, size in enumerate(part.shape):
+        place = lax.broadcasted_iota(jnp.uint32, part.shape, dimension)
+        if dimension == axis:
+            place = place + jnp.asarray(number, jnp.uint32) * jnp.uint32(size)
+        stride = math.prod(shape[dimension + 1 :]) % 2**32
+        index = index + place * jnp.uint32(stride)
+    return jnp.sum(_mixed(_mixed(index) + part.astype(jnp.uint32)), dtype=jnp.uint32)
+
+
+def agreed(found: np.ndarray, cut: Mapping[str, bool], placement: Placement) -> Fingerprints:
+    """Of each leaf its fingerprint, if all that hold a part of it agree on it.
+
+    Args:
+      found: From `table`.
+      cut: Of each leaf whether it is cut along `params`; if not, it is whole on every device.
+      placement: Where the leaves are.
+
+    Raises:
+      DivergenceError: It names the first leaf that differs, and who holds what.
+    """
+    fingerprints = {}
+    for number, (path, is_cut) in enumerate(cut.items()):
+        parts = found[:, :, number] if is_cut else found[:, :, number].reshape(-1, 1)
+        devices = placement.mesh.devices.reshape(parts.shape)
+        for part, holders in zip(parts.T, devices.T, strict=True):
+            if len(set(part.tolist())) > 1:
+                raise DivergenceError(_difference(path, part, holders))
+        fingerprints[path] = int(parts[0].sum(dtype=np.uint64) % 2**32)
+    return fingerprints
+
+
+def axis_of(placement: Placement, leaf: jax.Array) -> int | None:
+    """Along which of its axes a leaf is cut."""
+    spec = placement.of(leaf).spec
+    return spec.index(PARAMS) if PARAMS in spec else None
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """A bijection of 32-bit words in which every bit depends on all: MurmurHash3's finalizer."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _difference(path: str, part: np.ndarray, holders: np.ndarray) -> str:
+    what = "the step" if path == STEP else f"the mask of {path!r}"
+    held: dict[int, list[str]] = {}
+    for word, device in zip(part.tolist(), holders, strict=True):
+        held.setdefault(word, []).append(f"{device.id} (process {device.process_index})")
+    groups = [
+        f"{word:#010x} on device {', '.join(names[:8])}{' and others' * (len(names) > 8)}"
+        for word, names in sorted(held.items(), key=lambda item: -len(item[1]))
+    ]
+    return (
+        f"{what} is not the same everywhere: {'; '.join(groups)}. Nothing is saved; started again, "
+        "the run goes on from the last checkpoint"
+    )

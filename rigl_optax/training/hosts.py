@@ -1,0 +1,116 @@
+"""Several processes, one run: how they find each other, and what only the first of them does.
+
+Every process runs the same program on the same global arrays. Process 0 alone writes files
+and prints; checkpoints are written by all, each its own parts.
+"""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Makes this process one of several, before anything is computed.
+
+    Without arguments JAX looks around: on a TPU pod, under SLURM's `srun` and Open MPI's `mpirun`
+    it finds the others; elsewhere this process is alone.
+
+    Args:
+      coordinator: `host:port` of process 0, reachable from all.
+      processes: How many there are; 1 alone for no others, wherever this runs.
+      process: Which of them this is, from 0.
+
+    Raises:
+      ValueError: If some of the three are given and others missing, or they make no sense.
+    """
+    if processes == 1 and coordinator is None and process is None:
+        return
+    given = {"coordinator": coordinator, "num_processes": processes, "process_id": process}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if len(missing) == 3:
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            if "coordinator_address should be defined" not in str(error):
+                raise
+        return
+    if coordinator is None or processes is None or process is None:
+        raise ValueError(
+            f"{', '.join(missing)} missing: give --coordinator, --num_processes and --process_id, "
+            "or none of them, or --num_processes=1 alone"
+        )
+    if not 0 <= process < processes:
+        raise ValueError(f"--process_id={process}: must be from 0 to {processes - 1}")
+    if not coordinator.rpartition(":")[2].isdigit():
+        raise ValueError(f"--coordinator={coordinator!r}: must be host:port, as 10.0.0.1:8476")
+    # Who is told everything need not look around: without this a Kubernetes pod warns.
+    jax.distributed.initialize(
+        coordinator, processes, process, cluster_detection_method="deactivate"
+    )
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """A process that fails ends at once, and so the run: the others would wait for it for ever.
+
+    Not one that exits with a number: that is what all of them do, as when the run is done.
+    """
+    try:
+        yield
+    except BaseException as error:
+        exits = isinstance(error, SystemExit) and not isinstance(error.code, str)
+        if jax.process_count() == 1 or exits:
+            raise
+        print(f"process {jax.process_index()} of {jax.process_count()}:", file=sys.stderr)
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # At exit, JAX waits for all processes to arrive there.
+        os._exit(1)
+
+
+def is_first() -> bool:
+    """Whether this process writes files and prints."""
+    return jax.process_index() == 0
+
+
+def first_does(action: Callable[[], T]) -> T | None:
+    """What `action` returns, on process 0; None elsewhere, after process 0 has done it.
+
+    Raises:
+      RuntimeError: Where `action` was not run, if it failed on process 0, which raises the error
+        itself. It must not compute on arrays of all hosts: the others would not take part.
+    """
+    result, error = None, None
+    if is_first():
+        try:
+            result = action()
+        except Exception as raised:
+            error = raised
+    if jax.process_count() > 1:
+        has_failed = multihost_utils.broadcast_one_to_all(np.bool_(error is not None))
+        if has_failed and error is None:
+            raise RuntimeError("process 0 failed; its message says why")
+    if error is not None:
+        raise error
+    return result
+
+
+@contextlib.contextmanager
+def first_enters(
+    enter: Callable[[], contextlib.AbstractContextManager[T]], elsewhere: S
+) -> Iterator[T | S]:
+    """A context that process 0 enters, as `first_does`; the others get `elsewhere`."""
+    with contextlib.ExitStack() as stack:
+        entered = first_does(lambda: (stack.enter_context(enter()),))
+        yield elsewhere if entered is None else entered[0]

@@ -1,0 +1,146 @@
+"""Real training processes, killed at chosen moments; read by tests and by `benchmarks/soak.py`."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from rigl_optax.training import checkpoints, mesh, metrics, setup
+from rigl_optax.training import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = {
+    "hidden": "20,10",
+    "sparsity": "0.8",
+    "steps": "600",
+    "log_every": "10",
+    "eval_every": "20",
+    "checkpoint_every": "20",
+    "rewire_every": "7",
+}
+
+
+def command(workdir, **keys):
+    overrides = [f"--config.{key}={value}" for key, value in (SMALL | keys).items()]
+    script = [sys.executable, "scripts/train.py", "--config=configs/digits_lenet.py"]
+    return [*script, f"--workdir={workdir}", *overrides]
+
+
+def run(workdir, through=(), **keys):
+    """A run to its end, or until it fails; `through` is a command that starts it."""
+    return subprocess.run(
+        [*through, *command(workdir, **keys)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def start(workdir, **keys):
+    return subprocess.Popen(
+        command(workdir, **keys),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def names(workdir):
+    return {path.name for path in (workdir / "checkpoints").glob("*")}
+
+
+def is_written(workdir, known):
+    """A new checkpoint is there."""
+    return any(name.isdigit() for name in names(workdir) - known)
+
+
+def is_being_written(workdir, known):
+    """The temporary directory of a checkpoint is there."""
+    return any(not name.isdigit() for name in names(workdir) - known)
+
+
+def has_rewired(workdir, known):
+    """After a new checkpoint a rewiring has been recorded."""
+    return is_written(workdir, known) and _last(workdir) == "rewiring"
+
+
+def is_about_to_rewire(workdir, known):
+    """After a new checkpoint something else has been recorded, a step or a few before one."""
+    return is_written(workdir, known) and _last(workdir) == "train"
+
+
+MOMENTS = (is_written, is_being_written, has_rewired, is_about_to_rewire)
+
+
+def _last(workdir):
+    path = workdir / metrics.FILE
+    if not path.exists() or path.stat().st_size < 1000:
+        return None
+    with path.open("rb") as file:
+        file.seek(-1000, os.SEEK_END)
+        lines = file.read().decode(errors="replace").splitlines()
+    try:
+        return json.loads(lines[-1]).get("kind")
+    except ValueError:
+        return None
+
+
+def first_step(process, workdir):
+    """Waits until the run has got going: it has recorded something new, or ended."""
+    path = workdir / metrics.FILE
+    before = path.stat().st_mtime_ns if path.exists() else None
+    while process.poll() is None:
+        if path.exists() and path.stat().st_mtime_ns != before and path.stat().st_size:
+            return
+        time.sleep(0.01)
+
+
+def kill_at(process, workdir, moment, generator, number=signal.SIGKILL, patience=120.0):
+    """Whether the process was caught at that moment, or within 50 ms of it, and sent the signal."""
+    known = names(workdir)
+    deadline = time.monotonic() + patience
+    while process.poll() is None and time.monotonic() < deadline:
+        if moment(workdir, known):
+            time.sleep(generator.choice([0.0, generator.uniform(0, 0.05)]))
+            break
+        time.sleep(0.001)
+    if process.poll() is not None:
+        return False
+    os.kill(process.pid, number)
+    return True
+
+
+def kill_often(workdir, times, seed=0, **keys):
+    """How often a run was killed, at all kinds of moments, before it was let run to its end."""
+    generator = random.Random(seed)
+    kills = 0
+    for i in range(times):
+        process = start(workdir, **keys)
+        kills += kill_at(process, workdir, MOMENTS[i % len(MOMENTS)], generator)
+        process.communicate()
+    return kills
+
+
+def final_leaves(workdir):
+    """All arrays of the newest checkpoint."""
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
+    like = setup.prepare(mesh.fitting(config)).initial
+    with checkpoints.read_checkpoints(workdir) as saved:
+        return [
+            np.asarray(x) for x in jax.tree.leaves(checkpoints.restore_newest(saved, like, print))
+        ]
+
+
+def assert_same(workdir, whole):
+    """Weights, masks, optimizer state, records and results, bit for bit."""
+    for a, b in zip(final_leaves(workdir), final_leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert metrics.read(workdir / metrics.FILE) == metrics.read(whole / metrics.FILE)
+    results = [json.loads((d / checkpoints.RESULT_FILE).read_text()) for d in (workdir, whole)]
+    for key in ("test", "validation", "active_weights", "coverage", "fingerprints"):
+        assert results[0][key] == results[1][key]

@@ -1,0 +1,179 @@
+"""Mutated files for every loader; read by a test and by `benchmarks/fuzz_loaders.py`.
+
+A loader may take a mutated file, or refuse it with a ValueError that says something. Anything else
+it does is a failure.
+"""
+
+import dataclasses
+import gzip
+import io
+import json
+import pathlib
+import random
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from rigl_optax.data import fashion_mnist, tfds_images
+from rigl_optax.training import checkpoints, comparison, files, loop, metrics, page, setup
+from rigl_optax.training import config as config_lib
+
+Load = Callable[[], Any]
+MAX_SPLICE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A loader: the files that it reads, one of which is mutated, and what reads them."""
+
+    files: tuple[pathlib.Path, ...]
+    load: Load
+
+
+def mutate(raw: bytes, generator: random.Random, other: bytes = b"") -> bytes:
+    """One to four changes: bits, bytes, pieces cut out, doubled, moved, put in from elsewhere."""
+    data = bytearray(raw)
+    for _ in range(generator.randint(1, 4)):
+        at = generator.randrange(len(data) + 1)
+        length = generator.randint(1, MAX_SPLICE)
+        kind = generator.randrange(9)
+        if kind == 0 and data:
+            data[at % len(data)] ^= 1 << generator.randrange(8)
+        elif kind == 1 and data:
+            data[at % len(data)] = generator.choice([0, 0xFF, 0x7F, 0x80, ord("0"), ord('"')])
+        elif kind == 2:
+            del data[at:]
+        elif kind == 3:
+            del data[at : at + length]
+        elif kind == 4:
+            data[at:at] = data[at : at + length]
+        elif kind == 5:
+            data[at : at + length] = bytes(length)
+        elif kind == 6:
+            data[at:at] = generator.randbytes(length)
+        elif kind == 7:
+            start = generator.randrange(len(other) + 1)
+            data[at : at + length] = other[start : start + length]
+        else:
+            size = generator.choice([1, 2, 4, 8])
+            extreme = generator.choice([0, 1, 2 ** (8 * size - 1), 2 ** (8 * size) - 1])
+            data[at : at + size] = extreme.to_bytes(size, generator.choice(["little", "big"]))
+    return bytes(data)
+
+
+_STRANGE = (None, True, -1, 0, 1e308, float("nan"), 10**400, "", "\ud800", [], {}, [[]], "x" * 500)
+
+
+def mutate_json(raw: bytes, generator: random.Random) -> bytes:
+    """A change of a value, or of a name, that leaves the file JSON."""
+    lines = raw.decode().splitlines() if raw.count(b"\n{") else [raw.decode()]
+    at = generator.randrange(len(lines))
+    value = json.loads(lines[at])
+    inside = value
+    while True:
+        keys = list(inside) if isinstance(inside, dict) else list(range(len(inside)))
+        if not keys:
+            break
+        key = generator.choice(keys)
+        if isinstance(inside[key], dict | list) and inside[key] and generator.random() < 0.7:
+            inside = inside[key]
+            continue
+        if generator.random() < 0.2:
+            del inside[key]
+        elif generator.random() < 0.2 and isinstance(inside, dict):
+            inside[generator.choice(["", "kind", "step", "\x00", "é"])] = inside.pop(key)
+        else:
+            inside[key] = generator.choice(_STRANGE)
+        break
+    lines[at] = json.dumps(value)
+    if generator.random() < 0.02:
+        lines[at] = "[" * 100_000
+    return "\n".join(lines).encode() + b"\n"
+
+
+def mutate_file(raw: bytes, path: pathlib.Path, other: bytes, generator: random.Random) -> bytes:
+    """By what the file is: half of the changes leave it JSON, or gzip, and reach what is inside."""
+    if generator.random() < 0.5:
+        if path.suffix in (".json", ".jsonl"):
+            return mutate_json(raw, generator)
+        if path.suffix == ".gz":
+            return gzip.compress(mutate(gzip.decompress(raw), generator))
+    return mutate(raw, generator, other)
+
+
+def trial(target: Target, generator: random.Random) -> str:
+    """Mutates a file of the target, loads, puts it back; `taken` or `refused`.
+
+    Raises:
+      Exception: What the loader raised, if that is not a ValueError with a message.
+    """
+    path = generator.choice(target.files)
+    original = path.read_bytes()
+    other = generator.choice(target.files).read_bytes()
+    path.write_bytes(mutate_file(original, path, other, generator))
+    try:
+        target.load()
+    except ValueError as error:
+        if not str(error):
+            raise AssertionError("a refusal without a word") from error
+        return "refused"
+    finally:
+        path.write_bytes(original)
+    return "taken"
+
+
+def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target]:
+    """All loaders, with sound files in a folder, of which each takes all."""
+    run = folder / "run"
+    loop.train(config, run, Console(file=io.StringIO()))
+    record = folder / "record.json"
+    result = json.loads((run / checkpoints.RESULT_FILE).read_text())
+    files.write(record, {key: result[key] for key in comparison.RECORDED})
+    like = setup.prepare(config).initial
+
+    def restore() -> None:
+        with checkpoints.read_checkpoints(run) as saved:
+            checkpoints.restore_newest(saved, like, lambda text: None)
+
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (20, 4, 4), np.uint8)
+    idx = folder / "idx.gz"
+    idx.write_bytes(gzip.compress(struct.pack(">4I", 0x0803, *images.shape) + images.tobytes()))
+    tfrecord = folder / "records.tfrecord"
+    parts = [generator.bytes(int(n)) for n in generator.integers(0, 100, 10)]
+    framed = (struct.pack("<Q", len(part)) + b"crc1" + part + b"crc2" for part in parts)
+    tfrecord.write_bytes(b"".join(framed))
+
+    saved = tuple(p for p in (run / "checkpoints").rglob("*") if p.is_file())
+    kept = [run / checkpoints.CONFIG_FILE, run / checkpoints.RESULT_FILE]
+    return {
+        "idx": Target((idx,), lambda: fashion_mnist.read_idx(idx, 0x0803, images.shape)),
+        "tfrecord": Target((tfrecord,), lambda: list(tfds_images.tfrecords(tfrecord))),
+        "config": Target(
+            (run / checkpoints.CONFIG_FILE,),
+            lambda: config_lib.from_mapping(checkpoints.read_config(run)),
+        ),
+        "metrics": Target((run / metrics.FILE,), lambda: metrics.read(run / metrics.FILE)),
+        "record": Target((record,), lambda: comparison._recorded(record, config)),
+        "result": Target((kept[1],), lambda: comparison._finished(run, config)),
+        "page": Target(
+            (*kept, run / metrics.FILE, run / loop.EXPLANATION_FILE), lambda: page.render(run)
+        ),
+        "checkpoint": Target(saved, restore),
+    }
+
+
+def small(config: config_lib.Config) -> config_lib.Config:
+    """A run of a second or two, with one checkpoint."""
+    return dataclasses.replace(
+        config,
+        hidden=(4, 3),
+        steps=4,
+        rewire_every=2,
+        log_every=2,
+        eval_every=2,
+        checkpoint_every=0,
+    )

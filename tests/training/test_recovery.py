@@ -1,0 +1,125 @@
+"""Losses that are not finite, and what the config says to do about them."""
+
+import dataclasses
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rigl_optax.data import batches
+from rigl_optax.training import checkpoints, loop, metrics, recovery, setup
+
+BAD = 33  # between two checkpoints, and not a rewiring step
+
+
+@pytest.fixture
+def spoiled(monkeypatch):
+    """One batch has labels that do not exist: its loss is NaN."""
+    sound = batches.training_batch
+
+    def training_batch(*args, step, **keys):
+        batch = sound(*args, step=step, **keys)
+        if step == BAD:
+            batch["labels"] = np.full_like(batch["labels"], 1000)
+        return batch
+
+    monkeypatch.setattr(batches, "training_batch", training_batch)
+
+
+def train(config, workdir):
+    out = io.StringIO()
+    result = loop.train(config, workdir, Console(file=out, width=300))
+    return result, out.getvalue()
+
+
+def final(config, workdir):
+    with checkpoints.read_checkpoints(workdir) as saved:
+        return checkpoints.restore_newest(saved, setup.prepare(config).initial, print)
+
+
+def test_stop(small, tmp_path, spoiled):
+    with pytest.raises(recovery.NonFiniteError, match="not finite, noticed after step 40"):
+        train(small, tmp_path)
+    with checkpoints.read_checkpoints(tmp_path) as saved:
+        assert [c.step for c in saved.checkpoints] == [20]
+    assert not (tmp_path / checkpoints.RESULT_FILE).exists()
+
+
+def test_skip_and_rollback_end_alike_without_that_step(small, tmp_path, spoiled):
+    ends = []
+    for policy in ("skip", "rollback"):
+        config = dataclasses.replace(small, on_nonfinite=policy)
+        result, printed = train(config, tmp_path / policy)
+        assert any("1 steps up to step 40 were skipped" in w for w in result["warnings"])
+        ends.append(final(config, tmp_path / policy))
+        records = metrics.read(tmp_path / policy / metrics.FILE)
+        assert [r["step"] for r in records if r.get("skipped") == 1] == [40]
+        assert ("back to the last checkpoint" in printed) == (policy == "rollback")
+        notes = [(r["step"], r["from"]) for r in records if r["kind"] == "rollback"]
+        assert notes == ([(20, 40.0)] if policy == "rollback" else [])
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # All but that step was done: one less than calls.
+    assert int(ends[0].opt_state.count) == small.steps - 1
+    assert int(ends[0].step) == small.steps
+
+
+def test_going_back_in_vain_ends_the_run(small, tmp_path):
+    config = dataclasses.replace(small, on_nonfinite="rollback", learning_rate=1e38)
+    with pytest.raises(recovery.NonFiniteError, match="after going back for it from step 10"):
+        train(config, tmp_path)
+
+
+def test_a_healthy_run_is_the_same_under_every_policy(small, tmp_path):
+    ends = []
+    for policy in recovery.POLICIES:
+        config = dataclasses.replace(small, on_nonfinite=policy)
+        train(config, tmp_path / policy)
+        ends.append(final(config, tmp_path / policy))
+    for end in ends[1:]:
+        for a, b in zip(*map(jax.tree.leaves, (ends[0], end)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_an_unknown_policy_is_refused(small, tmp_path):
+    config = dataclasses.replace(small, on_nonfinite="ignore")
+    with pytest.raises(ValueError, match="on_nonfinite='ignore'.*stop, skip, rollback"):
+        train(config, tmp_path)
+
+
+def test_a_loss_that_leaps_is_told_of():
+    calm = [1.0, 1.1, 0.9, 1.0, 1.0, 1.2, 1.0, 0.8, 1.0, 1.0]
+    assert recovery.spike([*calm, 2.9]) is None
+    assert recovery.spike([*calm[:5], 9.0]) is None  # too early to say
+    assert "leapt to 3.1, from 1 " in recovery.spike([*calm, 3.1])
+    assert "leapt" in recovery.spike([50.0, *calm, 3.1])
+
+
+def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path, small):
+    like = setup.prepare(small).initial
+    measured = {1: 0.2, 2: 0.9, 4: 0.4, 5: 0.6}
+    accuracies = {}
+    with checkpoints.open_checkpoints(tmp_path, 2, accuracies) as saved:
+        for step in range(1, 7):
+            accuracies |= {at: value for at, value in measured.items() if at == step}
+            checkpoints.save(saved, like._replace(step=jnp.int32(step)))
+        saved.wait()
+        assert [c.step for c in saved.checkpoints] == [3, 5, 6]  # that of 3 is 2's 0.9
+
+
+def test_a_checkpoint_goes_onto_another_number_of_devices(small, tmp_path):
+    whole, _ = train(dataclasses.replace(small, checkpoint_every=0), tmp_path / "whole")
+    train(small, tmp_path / "parts")
+    with checkpoints.open_checkpoints(tmp_path / "parts", 5) as saved:
+        for checkpoint in saved.checkpoints[1:]:
+            saved.delete(checkpoint.step)
+    eight = dataclasses.replace(small, mesh_data=1, mesh_params=5)
+    result, printed = train(eight, tmp_path / "parts")
+    assert "resumed at step" in printed
+    assert result["active_weights"] == whole["active_weights"]
+    assert result["fingerprints"].keys() == whole["fingerprints"].keys()
+    assert json.loads((tmp_path / "parts" / "config.json").read_text())["mesh_params"] == 5
