@@ -8,15 +8,19 @@ the optimizer, so it holds for every one that keeps a slot for each weight; stat
 another shape (factored, flattened) belong to nobody and are left alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from rigl_optax import _paths
 
 PyTree = Any
+# From a leaf's key path, its old value, its value at rest and the index of its owner to
+# what an entry starts from that has just grown.
+Born = Callable[[_paths.KeyPath, jax.Array, jax.Array, int], jax.Array]
 
 
 class Kept(NamedTuple):
@@ -28,9 +32,12 @@ class Kept(NamedTuple):
     old: jax.Array
     new: jax.Array
 
-    def select(self, on_kept: jax.Array, elsewhere: jax.Array) -> jax.Array:
-        """`on_kept` where the weight is kept, `elsewhere` where not."""
-        return jnp.where(self.old, jnp.where(self.new, on_kept, elsewhere), elsewhere)
+    def select(
+        self, on_kept: jax.Array, elsewhere: jax.Array, on_grown: jax.Array | None = None
+    ) -> jax.Array:
+        """`on_kept` where the weight is kept, `on_grown` where it is new, else `elsewhere`."""
+        new = elsewhere if on_grown is None else lax.select(self.new, on_grown, elsewhere)
+        return lax.select(self.old, lax.select(self.new, on_kept, elsewhere), new)
 
 
 def owners(state: PyTree, params: PyTree) -> list[int | None]:
@@ -61,13 +68,15 @@ def held_leaves(
     params: PyTree,
     kept: Sequence[Kept | None],
     is_rewiring: jax.Array,
+    is_held: jax.Array,
+    born: Born | None = None,
 ) -> dict[int, jax.Array]:
-    """The leaves of the inner state that a rewiring holds, after a step that may be one.
+    """The leaves of the inner state that a rewiring changes, after a step that may be one.
 
     On an ordinary step they are as in `new`. On a rewiring step, what belongs to a weight
-    keeps its old value where the weight stays active and is at rest elsewhere. All other
-    leaves (counters, hyperparameters, factored statistics) take the new value always, so
-    that schedules stay aligned.
+    is at rest where the weight does not stay active; where it does, it keeps its old value if
+    the rewiring replaces the gradient step. All other leaves (counters, hyperparameters,
+    factored statistics) take the new value always, so that schedules stay aligned.
 
     Args:
       old: State before `inner.update`.
@@ -75,7 +84,10 @@ def held_leaves(
       rest: A fresh `inner.init`: "at rest" is not zero for every optimizer.
       params: The parameters, for their paths and shapes.
       kept: For each leaf of params, where it was and stays active; None for dense leaves.
-      is_rewiring: Bool scalar.
+      is_rewiring: Bool scalar: whether masks may have changed.
+      is_held: Bool scalar: whether there is no gradient step; `is_rewiring` itself if a
+        rewiring always replaces it.
+      born: What new weights start from, if not from rest.
 
     Returns:
       By index among the leaves of `new`, the value to store.
@@ -88,10 +100,14 @@ def held_leaves(
         if owner is None or path not in olds or path not in rests:
             continue
         value = jnp.asarray(olds[path]).astype(leaf.dtype)
+        if is_held is not is_rewiring:
+            value = lax.select(is_held, value, leaf)
         where = kept[owner]
         if where is not None:
-            value = where.select(value, jnp.asarray(rests[path]).astype(leaf.dtype))
-        held[index] = jnp.where(is_rewiring, value, leaf)
+            resting = jnp.asarray(rests[path]).astype(leaf.dtype)
+            grown = None if born is None else born(path, olds[path], resting, owner)
+            value = where.select(value, resting, grown)
+        held[index] = lax.select(is_rewiring, value, leaf)
     return held
 
 

@@ -1,5 +1,6 @@
 """What is known of params before anything is computed: which leaves are sparse, and how."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -85,6 +86,62 @@ def layout(params: PyTree, distribution: Distribution, masked: bool) -> Layout:
         zeros = None if masked else _distributions.zeros_in(sparsities[path], size)
         sparse.append(SparseLeaf(path, index, path in stacked, zeros))
     return Layout(treedef, paths, leaves, sparse)
+
+
+def check_total(layout: Layout) -> None:
+    """Raises a ValueError if the sparse weights of all layers cannot be counted in int32."""
+    total = sum(int(np.prod(leaf.shape)) for leaf in layout.select(layout.leaves))
+    if total > _distributions.MAX_LEAF_SIZE:
+        raise ValueError(
+            f"{total} sparse weights in all layers; what moves weights between layers counts them "
+            f"together, and can up to {_distributions.MAX_LEAF_SIZE} (2**31 - 1)"
+        )
+
+
+def check_same_leaves(final: Layout, initial: Layout) -> None:
+    """Raises a ValueError unless both have the same sparse leaves, the initial ones no sparser."""
+    paths, started = ([leaf.path for leaf in layout.sparse] for layout in (final, initial))
+    if paths != started:
+        raise ValueError(
+            f"initial_sparsity: makes {_paths.listing(started)} sparse, where the final "
+            f"distribution has {_paths.listing(paths)}; give both the same options"
+        )
+    for leaf, start in zip(final.sparse, initial.sparse, strict=True):
+        if leaf.zeros is not None and start.zeros is not None and start.zeros > leaf.zeros:
+            raise ValueError(
+                f"initial_sparsity: {leaf.path!r} would start with {start.zeros} zeros and end "
+                f"with {leaf.zeros}"
+            )
+
+
+def at_start(
+    sparsity: float | Distribution, final: float | Distribution, name: str
+) -> Distribution:
+    """A second distribution: of the kind of the final one, where only a number is given.
+
+    Args:
+      sparsity: A number at most that of `final`, or a distribution.
+      final: What the method's `sparsity` is.
+      name: Of the argument, for errors.
+
+    Raises:
+      ValueError: If the number is outside [0, 1) or above the final one; or if it is not 0 and
+        the final distribution is a function of one's own.
+    """
+    if callable(sparsity):
+        return sparsity
+    _distributions.check_sparsity(name, sparsity)
+    distribution = as_distribution(final, None)
+    if sparsity == 0:
+        return lambda params: dict.fromkeys(distribution(params), 0.0)
+    if not isinstance(distribution, _distributions.Distribution):
+        raise ValueError(
+            f"{name}={sparsity}: with a sparsity that is a function of one's own, give a function "
+            "here too, or 0"
+        )
+    if sparsity > distribution.sparsity:
+        raise ValueError(f"{name}={sparsity}: must be at most {distribution.sparsity}")
+    return dataclasses.replace(distribution, sparsity=sparsity)
 
 
 def _sparsities_of(masks: PyTree) -> dict[str, float]:

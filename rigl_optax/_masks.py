@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from rigl_optax import _packing, _paths, _random, _selection
 from rigl_optax._layout import Layout, SparseLeaf
@@ -190,8 +191,15 @@ def apply_masks(params: PyTree, opt_state: PyTree) -> PyTree:
 
 
 def masked(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """`x` where the mask is True, 0 elsewhere: a selection, so NaN and inf don't survive."""
-    return jnp.where(mask, x, jnp.zeros((), x.dtype))
+    """`x` where the mask is True, 0 elsewhere: a selection, so NaN and inf don't survive.
+
+    Args:
+      mask: Bool array of the shape of `x`, or a scalar.
+      x: Any array.
+    """
+    # `jnp.where` is a jitted function of its own: on hundreds of leaves it takes a while to trace.
+    x = jnp.asarray(x)
+    return lax.select(mask, x, lax.full_like(x, 0))
 
 
 def _shardings(leaves: list[Any]) -> tuple[Any, ...]:

@@ -59,6 +59,27 @@ class Packing(NamedTuple):
         starts = np.concatenate([np.arange(n, dtype=np.int32) * _ENTRIES for n in repeats])
         return [Rows(ids, starts)]
 
+    def one_ranking(self) -> list[Rows]:
+        """As `rows`, with all layers in one ranking; earlier leaves come first among equals.
+
+        Raises:
+          ValueError: If there are more entries than int32 counts.
+        """
+        sizes = [math.prod(shape) for shape in self.packed_shapes()]
+        if sum(sizes) > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"{sum(sizes)} entries in one ranking; at most {np.iinfo(np.int32).max} (2**31 - 1)"
+            )
+        first = np.cumsum([0, *sizes[:-1]])
+        joined = []
+        for start, size, rows in zip(first, sizes, self.rows, strict=True):
+            number = max(rows.ids.size, 1)
+            starts = start + np.arange(number) * (size // number)
+            joined.append(
+                Rows(np.zeros_like(rows.ids), starts.astype(np.int32).reshape(rows.ids.shape))
+            )
+        return joined
+
     def rankings(self) -> tuple[np.ndarray, np.ndarray]:
         """For each ranking, its leaf and the index of its first entry in it; int32."""
         leaves = np.repeat(np.arange(len(self.shapes), dtype=np.int32), self.layers)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.random import threefry2x32_p
 
 from rigl_optax._packing import Packing, iota
@@ -20,6 +21,8 @@ class Purpose(enum.IntEnum):
     INITIAL_MASK = 0
     GROWTH = 1
     NOISE = 2
+    GROWN_VALUE = 3
+    SIGN = 4
 
 
 def check_seed(seed: Seed) -> None:
@@ -31,6 +34,16 @@ def check_seed(seed: Seed) -> None:
         raise TypeError(f"seed={seed!r}: must be an integer")
     elif not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed}: must be in [0, 2**32)")
+
+
+def symmetric(scores: jax.Array) -> jax.Array:
+    """Uniform float32 in (-1, 1), both ends left out, of scores as `random_scores` has them."""
+    return ((scores >> 8).astype(jnp.float32) + 0.5) / 2**22 - 1
+
+
+def normal(scores: jax.Array) -> jax.Array:
+    """Standard normal float32 of scores as `random_scores` has them."""
+    return jnp.float32(2**0.5) * lax.erf_inv(symmetric(scores))
 
 
 def random_scores(

@@ -72,10 +72,8 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: jax.Array) -> li
       Bool arrays of the shapes of `scores`, with exactly k True entries a ranking.
     """
 
-    def spread(vector: jax.Array) -> list[jax.Array]:
-        """For each array its entries of a vector over rankings, ready to broadcast."""
-        pairs = zip(scores, rows, strict=True)
-        return [_take(vector, r.ids).reshape(_rows_shape(r.ids, s)) for s, r in pairs]
+    def spread_all(vector: jax.Array) -> list[jax.Array]:
+        return [spread(vector, s, r) for s, r in zip(scores, rows, strict=True)]
 
     # The largest threshold with at least k scores at or above it, highest bit first. One
     # with exactly k is as good, and ends the search early. `above` counts the scores at
@@ -83,7 +81,7 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: jax.Array) -> li
     def threshold_pass(carry: Any) -> Any:
         bit, threshold, at_least, above = carry
         candidate = threshold | (jnp.int32(1) << bit)
-        found = counts([s >= c for s, c in zip(scores, spread(candidate), strict=True)], rows)
+        found = counts([s >= c for s, c in zip(scores, spread_all(candidate), strict=True)], rows)
         enough = found >= k
         threshold = jnp.where(enough, candidate, threshold)
         at_least = jnp.where(enough, found, at_least)
@@ -98,7 +96,7 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: jax.Array) -> li
     _, threshold, at_least, above = lax.while_loop(
         threshold_open, threshold_pass, (jnp.int32(_HIGHEST_BIT), zeros, uncounted, zeros)
     )
-    thresholds = spread(threshold)
+    thresholds = spread_all(threshold)
 
     # Of the scores equal to the threshold, the first few by index: the largest bound on
     # the index below which there are at most as many as are still wanted; again, one
@@ -108,7 +106,7 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: jax.Array) -> li
     def index_pass(carry: Any) -> Any:
         bit, bound, taken = carry
         candidate = bound | (jnp.int32(1) << bit)
-        below = zip(scores, thresholds, rows, spread(candidate), strict=True)
+        below = zip(scores, thresholds, rows, spread_all(candidate), strict=True)
         found = counts([(s == t) & _is_below(c, s, r) for s, t, r, c in below], rows)
         fits = found <= wanted
         return bit - 1, jnp.where(fits, candidate, bound), jnp.where(fits, found, taken)
@@ -124,7 +122,7 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: jax.Array) -> li
     highest = min(largest.bit_length() - 1, _HIGHEST_BIT)
     _, bound, _ = lax.while_loop(index_open, index_pass, (jnp.int32(highest), zeros, zeros))
     # Without a tie all that equal the threshold are taken.
-    bounds = spread(jnp.where(at_least == k, jnp.iinfo(jnp.int32).max, bound))
+    bounds = spread_all(jnp.where(at_least == k, jnp.iinfo(jnp.int32).max, bound))
     chosen = zip(scores, thresholds, rows, bounds, strict=True)
     return [(s > t) | ((s == t) & _is_below(b, s, r)) for s, t, r, b in chosen]
 
@@ -146,6 +144,11 @@ def top_k_masks(scores: Sequence[jax.Array], ks: Sequence[jax.Array]) -> list[ja
     packed = packing.pack(scores, EXCLUDED)
     k = jnp.concatenate([x.reshape(-1) for x in ks])
     return packing.unpack(top_k(packed, packing.rows, k))
+
+
+def spread(vector: jax.Array, array: jax.Array, rows: Rows) -> jax.Array:
+    """For each row of an array its ranking's entry of a vector, ready to broadcast."""
+    return _take(vector, rows.ids).reshape(_rows_shape(rows.ids, array))
 
 
 def _take(vector: jax.Array, ids: np.ndarray) -> jax.Array:

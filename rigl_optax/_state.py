@@ -7,6 +7,24 @@ import jax
 PyTree = Any
 
 
+class Memory(NamedTuple):
+    """What some methods remember between calls; empty tuples for those that don't.
+
+    Trees have the structure of params, with `optax.MaskedNode()` for dense leaves.
+
+    Attributes:
+      gradients: float32 tree: an average or a sum of dense gradients.
+      marks: Bool tree: a second mask, for what the method says.
+      initial: Tree of the weights at init.
+      carry: A few numbers.
+    """
+
+    gradients: PyTree = ()
+    marks: PyTree = ()
+    initial: PyTree = ()
+    carry: PyTree = ()
+
+
 class SparseState(NamedTuple):
     """State of a sparse transformation.
 
@@ -19,6 +37,9 @@ class SparseState(NamedTuple):
       healed: int32 scalar: inactive weights found non-zero at rewirings. 0 unless
         something outside writes into them (a dense checkpoint, an average, a
         transformation after ours).
+      memory: What the method remembers between calls.
+      shadow: Tree of the structure of params, of a method whose weights live on while
+        inactive: those weights, with `optax.MaskedNode()` for dense leaves. Else empty.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -26,3 +47,5 @@ class SparseState(NamedTuple):
     inner_state: PyTree
     rewirings: jax.Array
     healed: jax.Array
+    memory: Memory = Memory()
+    shadow: PyTree = ()

@@ -1,6 +1,6 @@
 """Drop and grow: which weights of the sparse leaves are active next."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,15 @@ from jax import lax
 from rigl_optax import _selection
 from rigl_optax._packing import Rows
 
+Arrays = list[jax.Array]
+
 
 def drop_counts(active: jax.Array, fraction: jax.typing.ArrayLike) -> jax.Array:
     """How many of the active weights to drop: `int32(float32(n) * fraction)`, as the reference.
 
     Args:
       active: int32 array: numbers of active weights.
-      fraction: Scalar; clipped to [0, 1], NaN is 0.
+      fraction: Scalar, or one for each; clipped to [0, 1], NaN is 0.
 
     Returns:
       int32 array.
@@ -26,48 +28,57 @@ def drop_counts(active: jax.Array, fraction: jax.typing.ArrayLike) -> jax.Array:
     return jnp.minimum(active, (active.astype(jnp.float32) * fraction).astype(jnp.int32))
 
 
-def drop_and_grow(
-    weights: Sequence[jax.Array],
-    masks: Sequence[jax.Array],
-    grow_scores: Sequence[jax.Array],
-    rows: Sequence[Rows],
-    fraction: jax.typing.ArrayLike,
-) -> list[jax.Array]:
-    """Drops the smallest active weights and grows as many where the scores are largest.
-
-    With n active weights in a layer and `k = int32(float32(n) * fraction)`, the n - k of
-    largest magnitude are kept; of all that are not kept, the k of largest grow score
-    become active. A weight dropped a moment ago may come back (paper, algorithm 1;
-    reference code `sparse_optimizers_base.py`, lines 283-340).
-
-    Args:
-      weights: Floating-point arrays.
-      masks: Bool arrays of the same shapes: active now.
-      grow_scores: int32 arrays of the same shapes; non-negative, -1 for no position.
-      rows: Which rankings the rows of the arrays belong to.
-      fraction: Scalar; clipped to [0, 1].
-
-    Returns:
-      The new masks, with as many True entries in each layer as the old.
-    """
+def drop_scores(weights: Sequence[jax.Array], masks: Sequence[jax.Array]) -> Arrays:
+    """Magnitudes of the active weights as scores; inactive ones are excluded."""
     excluded = jnp.int32(_selection.EXCLUDED)
-    active = _selection.counts(masks, rows)
-    dropped = drop_counts(active, fraction)
-    drop_scores = [
+    return [
         jnp.where(mask, _selection.magnitude_scores(weight), excluded)
         for weight, mask in zip(weights, masks, strict=True)
     ]
+
+
+def keep_and_grow(
+    keep_scores: Sequence[jax.Array],
+    grow_scores: Sequence[jax.Array],
+    rows: Sequence[Rows],
+    keep: jax.Array,
+    grow: jax.Array,
+    prefer: Callable[[Arrays], Arrays] | None = None,
+) -> Arrays:
+    """The `keep` entries of largest keep score, and the `grow` of largest grow score of the rest.
+
+    A weight dropped a moment ago may come back (paper, algorithm 1; reference code
+    `sparse_optimizers_base.py`, lines 283-340).
+
+    Args:
+      keep_scores: int32 arrays, -1 for entries that cannot be kept.
+      grow_scores: int32 arrays of the same shapes, -1 for no position.
+      rows: Which rankings the rows of the arrays belong to.
+      keep: int32 [rankings].
+      grow: int32 [rankings].
+      prefer: From the masks of what is kept to the grow scores that hold then, instead of
+        `grow_scores`.
+
+    Returns:
+      Bool arrays with `keep + grow` True entries in each ranking.
+    """
+    excluded = jnp.int32(_selection.EXCLUDED)
+    if prefer is not None:
+        kept = _selection.top_k(keep_scores, rows, keep)
+        pairs = zip(kept, prefer(kept), strict=True)
+        rest = [jnp.where(k, excluded, scores) for k, scores in pairs]
+        grown = _selection.top_k(rest, rows, grow)
+        return [k | g for k, g in zip(kept, grown, strict=True)]
 
     # Keeping and growing are the same search on different scores: a loop of two rounds
     # compiles it once.
     def choose(round: jax.Array, carry: tuple[list, list]) -> tuple[list, list]:
         scores, chosen = carry
-        k = jnp.where(round == 0, active - dropped, dropped)
-        top = _selection.top_k(scores, rows, k)
+        top = _selection.top_k(scores, rows, jnp.where(round == 0, keep, grow))
         chosen = [a | b for a, b in zip(chosen, top, strict=True)]
         pairs = zip(chosen, grow_scores, strict=True)
         return [jnp.where(c, excluded, g) for c, g in pairs], chosen
 
-    nothing = [jnp.zeros_like(mask) for mask in masks]
-    _, chosen = lax.fori_loop(0, 2, choose, (drop_scores, nothing))
+    nothing = [jnp.zeros_like(score, bool) for score in keep_scores]
+    _, chosen = lax.fori_loop(0, 2, choose, (list(keep_scores), nothing))
     return chosen

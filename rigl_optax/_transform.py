@@ -1,66 +1,86 @@
 """The one Optax wrapper every method is made of."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from rigl_optax import _inner_state, _layout, _masks, _packing, _random, _replay, _selection
+from rigl_optax import _inner_state, _layout, _masks, _memory, _random, _replay, _rewiring
 from rigl_optax._inner_state import Kept
-from rigl_optax._packing import Packing
-from rigl_optax._schedules import RewiringSchedule
+from rigl_optax._layout import Layout
+from rigl_optax._method import Method, Shadow, ShadowView
+from rigl_optax._rewiring import Rewire, Rewired, Sight
 from rigl_optax._state import SparseState
 
 PyTree = Any
+Leaves = list[Any]
 
 
-class RewiringInputs(NamedTuple):
-    """What a method may look at when it rewires.
+class _Call(NamedTuple):
+    """One call of `update`, unpacked: lists have an entry for every leaf of params."""
 
-    The lists hold the sparse leaves as `packing` lays them out: side by side in one
-    array, or apart; `packing.rows` says which layer each row belongs to.
-    """
+    layout: Layout
+    weights: Leaves
+    gradients: Leaves
+    masks: Leaves
+    state: SparseState
+    is_rewiring: jax.Array | None  # None if there never is one
+    # From gradients and weights to updates and the new inner state.
+    inner: Callable[[Leaves, Leaves], tuple[Leaves, PyTree]]
+    at_rest: Callable[[Leaves], PyTree]  # from weights to a fresh inner state
 
-    count: jax.Array  # type: ignore[assignment]
-    weights: list[jax.Array]  # float32
-    gradients: list[jax.Array]  # float32, dense: as if there were no mask
-    masks: list[jax.Array]  # bool
-    packing: Packing
-    leaves: Sequence[_layout.SparseLeaf]
+    def sight(self, ranked: Leaves, **more: Any) -> Sight:
+        """What a rewiring sees when it ranks these weights."""
+        select = self.layout.select
+        return Sight(
+            count=self.state.count,
+            weights=select(ranked),
+            gradients=select(self.gradients),
+            masks=select(self.masks),
+            marks=_memory.leaves(self.state.memory.marks),
+            carry=self.state.memory.carry,
+            **more,
+        )
+
+    def kept(self, rewired: Rewired | None) -> list[Kept | None]:
+        """For each leaf its old and new mask; None for dense leaves."""
+        kept: list[Kept | None] = [None] * len(self.weights)
+        for i, leaf in enumerate(self.layout.sparse):
+            old = self.masks[leaf.position]
+            kept[leaf.position] = Kept(old, old if rewired is None else rewired.masks[i])
+        return kept
 
 
-# From these the new masks, laid out alike.
-RewiringRule = Callable[[RewiringInputs], list[jax.Array]]
+class _Moved(NamedTuple):
+    """What a call of `update` has come to."""
 
-
-class _Rewired(NamedTuple):
-    masks: list[jax.Array]
-    healed: jax.Array  # int32: inactive weights that were not zero
-    is_finite: jax.Array  # bool: whether the gradients could be ranked
+    updates: Leaves
+    inner_state: PyTree
+    rewired: Rewired | None
+    remembered: Leaves | None = None
+    shadow: Leaves | None = None
 
 
 def sparse_transform(
     inner: optax.GradientTransformation,
     sparsity: float | _layout.Distribution | None,
+    method: Method,
     *,
-    schedule: RewiringSchedule | None,
-    rule: RewiringRule,
     initial_masks: PyTree | None,
     seed: _random.Seed,
+    initial_sparsity: _layout.Distribution | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps `inner` so that the network it trains is sparse, exactly and always.
 
     Args:
       inner: The optimizer.
       sparsity: What the public methods take.
-      schedule: When to rewire; None for never.
-      rule: The new masks of a rewiring.
+      method: What distinguishes this method from others.
       initial_masks: What the public methods take.
       seed: What the public methods take.
+      initial_sparsity: Of the random masks at the start, where it is not `sparsity`.
 
     Returns:
       A transformation with a `SparseState`.
@@ -73,63 +93,43 @@ def sparse_transform(
     inner = optax.with_extra_args_support(inner)
     distribution = _layout.as_distribution(sparsity, initial_masks)
     _random.check_seed(seed)
+    rewire_if = _rewiring.rewirer(method)
 
     def init_fn(params: PyTree) -> SparseState:
-        layout = _layout.layout(params, distribution, initial_masks is not None)
+        layout = _layout.layout(params, distribution, sparsity is None)
+        if method.plan is not None and layout.sparse:
+            method.plan.check([leaf.path for leaf in layout.sparse])
+        if method.check is not None and layout.sparse:
+            method.check(layout)
+        drawn = layout
+        if initial_sparsity is not None and initial_masks is None:
+            drawn = _layout.layout(params, initial_sparsity, masked=False)
+            _layout.check_same_leaves(layout, drawn)
         if not layout.leaves:
             masks = []
         elif initial_masks is None:
-            masks = _masks.random_masks(layout, seed)
+            masks = _masks.random_masks(drawn, seed)
         else:
             masks = _masks.copied_masks(layout, initial_masks)
         started: list[Any] = [
             leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
             for leaf in layout.leaves
         ]
-        for leaf in layout.sparse:
-            if not isinstance(started[leaf.position], jax.ShapeDtypeStruct):
-                started[leaf.position] = _masks.masked(masks[leaf.position], started[leaf.position])
+        if method.shadow is None:
+            for leaf in layout.sparse:
+                if not isinstance(started[leaf.position], jax.ShapeDtypeStruct):
+                    mask = masks[leaf.position]
+                    started[leaf.position] = _masks.masked(mask, started[leaf.position])
+        memory, shadow = _memory.start(method, layout, masks)
         return SparseState(
             count=jnp.zeros((), jnp.int32),
             masks=layout.treedef.unflatten(masks),
             inner_state=inner.init(layout.treedef.unflatten(started)),
             rewirings=jnp.zeros((), jnp.int32),
             healed=jnp.zeros((), jnp.int32),
+            memory=memory,
+            shadow=shadow,
         )
-
-    # Jitted, so that a call outside jit compiles the rewiring once, not at every step.
-    @functools.partial(jax.jit, static_argnums=0)
-    def rewire_if(
-        sparse: Sequence[_layout.SparseLeaf],
-        is_rewiring: jax.Array,
-        count: jax.Array,
-        weights: list[jax.Array],
-        gradients: list[jax.Array],
-        masks: list[jax.Array],
-    ) -> _Rewired:
-        packing = _packing.packing([m.shape for m in masks], [leaf.stacked for leaf in sparse])
-
-        def rewire() -> _Rewired:
-            # Padding is an inactive zero with no gradient: it counts for nothing.
-            inputs = RewiringInputs(
-                count=count,
-                weights=packing.pack([w.astype(jnp.float32) for w in weights], 0.0),
-                gradients=packing.pack([g.astype(jnp.float32) for g in gradients], 0.0),
-                masks=packing.pack(masks, False),
-                packing=packing,
-                leaves=sparse,
-            )
-            is_finite = _total([~jnp.isfinite(g) for g in inputs.gradients]) == 0
-            pairs = zip(rule(inputs), inputs.masks, strict=True)
-            rewired = [jnp.where(is_finite, new, old) for new, old in pairs]
-            alive = zip(inputs.weights, inputs.masks, strict=True)
-            healed = _total([~mask & (weight != 0) for weight, mask in alive])
-            return _Rewired(packing.unpack(rewired), healed, is_finite)
-
-        def stay() -> _Rewired:
-            return _Rewired(masks, jnp.zeros((), jnp.int32), jnp.array(True))
-
-        return lax.cond(is_rewiring, rewire, stay)
 
     def update_fn(
         updates: PyTree, state: SparseState, params: PyTree | None = None, **extra_args: Any
@@ -139,109 +139,214 @@ def sparse_transform(
                 "update needs params: call tx.update(grads, opt_state, params); weights are "
                 "ranked, and inactive ones set to 0"
             )
-        layout = _layout.layout(params, distribution, masked=True)
-        treedef, weights, sparse = layout.treedef, layout.leaves, tuple(layout.sparse)
-        gradients = treedef.flatten_up_to(updates)
+        layout = _layout.layout(params, distribution, sparsity is None)
+        treedef = layout.treedef
         masks = treedef.flatten_up_to(state.masks)
-        for path, mask, weight in zip(layout.paths, masks, weights, strict=True):
+        for path, mask, weight in zip(layout.paths, masks, layout.leaves, strict=True):
             if mask.shape != weight.shape:
                 raise ValueError(
                     f"{path!r}: the state's mask has shape {mask.shape}, the parameter "
                     f"{weight.shape}; the state belongs to other params"
                 )
-        indices = [leaf.position for leaf in sparse]
 
-        if schedule is None or not sparse:
-            is_rewiring = has_rewired = has_failed = None
-            new_masks, healed = masks, state.healed
-        else:
-            is_rewiring = schedule.is_rewiring_step(state.count)
-            rewired = rewire_if(
-                sparse,
-                is_rewiring,
-                state.count,
-                layout.select(weights),
-                layout.select(gradients),
-                layout.select(masks),
-            )
-            new_masks = list(masks)
-            for index, mask in zip(indices, rewired.masks, strict=True):
-                new_masks[index] = mask
-            healed = _saturating_add(state.healed, rewired.healed)
-            has_failed = is_rewiring & ~rewired.is_finite
-            has_rewired = is_rewiring & rewired.is_finite
-
-        # Only masks came out of the cond: the rest is elementwise and fuses with `inner`.
-        kept: list[Kept | None] = [None] * len(weights)
-        seen, inputs_of_inner = list(weights), list(gradients)
-        for index in indices:
-            kept[index] = Kept(masks[index], new_masks[index])
-            seen[index] = _masks.masked(masks[index], weights[index])
-            inputs_of_inner[index] = _masks.masked(masks[index], gradients[index])
-        if has_failed is not None:
-            # One NaN would poison for good what an optimizer averages over a layer.
-            inputs_of_inner = [_masks.masked(~has_failed, g) for g in inputs_of_inner]
-
-        def inner_update() -> tuple[PyTree, PyTree]:
-            return inner.update(
-                treedef.unflatten(inputs_of_inner),
+        def inner_update(gradients: Leaves, weights: Leaves) -> tuple[Leaves, PyTree]:
+            steps, inner_state = inner.update(
+                treedef.unflatten(gradients),
                 state.inner_state,
-                treedef.unflatten(seen),
+                treedef.unflatten(weights),
                 **extra_args,
             )
+            return treedef.flatten_up_to(steps), inner_state
 
-        steps, inner_state = inner_update()
-        if is_rewiring is not None:
-            started = [
-                w if where is None else where.select(w, jnp.zeros_like(w))
-                for w, where in zip(weights, kept, strict=True)
-            ]
-            rest = inner.init(treedef.unflatten(started))
-            held = _inner_state.held_leaves(
-                state.inner_state, inner_state, rest, params, kept, is_rewiring
-            )
-            steps = _replay.with_stored_state(inner_update, steps, held)
-            inner_state = _inner_state.replace_leaves(inner_state, held)
+        is_rewiring = None
+        if method.plan is not None and layout.sparse:
+            is_rewiring = method.plan.is_rewiring_step(state.count)
+        call = _Call(
+            layout=layout,
+            weights=layout.leaves,
+            gradients=treedef.flatten_up_to(updates),
+            masks=masks,
+            state=state,
+            is_rewiring=is_rewiring,
+            inner=inner_update,
+            at_rest=lambda leaves: inner.init(treedef.unflatten(leaves)),
+        )
+        if method.shadow is None or not layout.sparse:
+            moved = _move_weights(method, rewire_if, call)
+        else:
+            moved = _move_shadow(method.shadow, rewire_if, call)
 
-        landed = [
-            _land(step, weight, where, is_rewiring)
-            for step, weight, where in zip(treedef.flatten_up_to(steps), weights, kept, strict=True)
-        ]
-        rewirings = state.rewirings
-        if has_rewired is not None:
-            rewirings = _saturating_add(rewirings, has_rewired.astype(jnp.int32))
-        return treedef.unflatten(landed), SparseState(
+        masks, rewirings, healed = list(masks), state.rewirings, state.healed
+        memory, rewired = state.memory, moved.rewired
+        if rewired is not None and is_rewiring is not None:
+            for leaf, mask in zip(layout.sparse, rewired.masks, strict=True):
+                masks[leaf.position] = mask
+            happened = (is_rewiring & rewired.is_finite).astype(jnp.int32)
+            rewirings = _rewiring.saturating_add(rewirings, happened)
+            healed = _rewiring.saturating_add(healed, rewired.healed)
+            memory = memory._replace(carry=rewired.carry)
+            if rewired.marks:
+                memory = memory._replace(marks=_memory.tree(layout, rewired.marks))
+        if moved.remembered is not None:
+            memory = memory._replace(gradients=_memory.tree(layout, moved.remembered))
+        shadow = state.shadow
+        if moved.shadow is not None:
+            shadow = _memory.tree(layout, moved.shadow)
+        return treedef.unflatten(moved.updates), SparseState(
             count=optax.safe_increment(state.count),
-            masks=treedef.unflatten(new_masks),
-            inner_state=inner_state,
+            masks=treedef.unflatten(masks),
+            inner_state=moved.inner_state,
             rewirings=rewirings,
             healed=healed,
+            memory=memory,
+            shadow=shadow,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _move_weights(method: Method, rewire_if: Rewire, call: _Call) -> _Moved:
+    """A step of the weights themselves: those that are inactive are gone."""
+    layout, state, is_rewiring = call.layout, call.state, call.is_rewiring
+    rewired, remembered, has_failed = None, None, None
+    if is_rewiring is not None:
+        if method.remember is not None:
+            gradients = layout.select(call.gradients)
+            pairs = zip(_memory.leaves(state.memory.gradients), gradients, strict=True)
+            remembered = [
+                method.remember(state.count, old, g.astype(jnp.float32)) for old, g in pairs
+            ]
+        initial = _memory.leaves(state.memory.initial) if method.keeps_initial else None
+        sight = call.sight(call.weights, remembered=remembered, initial=initial)
+        rewired = rewire_if(tuple(layout.sparse), is_rewiring, sight)
+        has_failed = is_rewiring & ~rewired.is_finite
+
+    # Only masks came out of the cond: the rest is elementwise and fuses with `inner`.
+    kept = call.kept(rewired)
+    seen, gradients = list(call.weights), list(call.gradients)
+    for leaf in layout.sparse:
+        mask = call.masks[leaf.position]
+        seen[leaf.position] = _masks.masked(mask, seen[leaf.position])
+        gradients[leaf.position] = _masks.masked(mask, gradients[leaf.position])
+    # One NaN would poison for good what an optimizer averages over a layer. Where nothing can fail
+    # the selection stays, by what is always so: with it XLA repeats the masking in each kernel that
+    # uses the gradient, without it writes the masked gradient out first, which takes longer.
+    is_usable = state.count >= 0 if has_failed is None else ~has_failed
+    gradients = [_masks.masked(is_usable, g) for g in gradients]
+
+    def inner_update() -> tuple[Leaves, PyTree]:
+        return call.inner(gradients, seen)
+
+    steps, inner_state = inner_update()
+    is_held = is_rewiring if method.replaces_step else has_failed
+    if is_rewiring is not None and is_held is not None:
+        resting = [
+            w if where is None else where.select(w, jnp.zeros_like(w))
+            for w, where in zip(call.weights, kept, strict=True)
+        ]
+        rest = call.at_rest(resting)
+        params = layout.treedef.unflatten(call.weights)
+        born = None
+        if method.grown_state is not None:
+            born = _memory.born(method.grown_state, layout, call.gradients, kept, is_rewiring)
+        held = _inner_state.held_leaves(
+            state.inner_state, inner_state, rest, params, kept, is_rewiring, is_held, born
+        )
+        if method.replaces_step:
+            steps = _replay.with_stored_state(inner_update, steps, held)
+        inner_state = _inner_state.replace_leaves(inner_state, held)
+
+    grown: list[jax.Array | None] = [None] * len(call.weights)
+    if rewired is not None and rewired.grown is not None:
+        for leaf, values in zip(layout.sparse, rewired.grown, strict=True):
+            grown[leaf.position] = values
+    is_taken = None if is_held is None else ~is_held
+    updates = [
+        _land(step, weight, where, value, is_taken)
+        for step, weight, where, value in zip(steps, call.weights, kept, grown, strict=True)
+    ]
+    return _Moved(updates, inner_state, rewired, remembered)
+
+
+def _move_shadow(shadow: Shadow, rewire_if: Rewire, call: _Call) -> _Moved:
+    """A step of the shadow weights, then new masks of them: the weights are what shows."""
+    layout, state, is_rewiring = call.layout, call.state, call.is_rewiring
+    assert is_rewiring is not None
+    view = ShadowView(
+        count=state.count,
+        shadow=_memory.leaves(state.shadow),
+        gradients=layout.select(call.gradients),
+        masks=layout.select(call.masks),
+        marks=_memory.leaves(state.memory.marks),
+        carry=state.memory.carry,
+        leaves=layout.sparse,
+    )
+    is_finite = _rewiring.total([~jnp.isfinite(g) for g in view.gradients]) == 0
+    has_failed = is_rewiring & ~is_finite
+    weights, gradients = list(call.weights), list(call.gradients)
+    pairs = zip(layout.sparse, view.shadow, shadow.backward(view), strict=True)
+    for leaf, hidden, gradient in pairs:
+        weights[leaf.position], gradients[leaf.position] = hidden, gradient
+    gradients = [_masks.masked(~has_failed, g) for g in gradients]
+    steps, inner_state = call.inner(gradients, weights)
+    stepped = optax.apply_updates(weights, steps)
+
+    def unless_failed(new: PyTree, old: PyTree) -> PyTree:
+        return jax.tree.map(lambda n, o: jnp.where(has_failed, o, n), new, old)
+
+    settled, carry = unless_failed(
+        shadow.settle(view, layout.select(stepped)), (view.shadow, view.carry)
+    )
+    for leaf, hidden in zip(layout.sparse, settled, strict=True):
+        weights[leaf.position] = hidden
+    sight = call.sight(weights, visible=layout.select(call.weights))
+    rewired = rewire_if(tuple(layout.sparse), is_rewiring, sight._replace(carry=carry))
+    if shadow.resets:
+        resting = call.at_rest(weights)
+        params = layout.treedef.unflatten(call.weights)
+        held = _inner_state.held_leaves(
+            state.inner_state,
+            inner_state,
+            resting,
+            params,
+            call.kept(rewired),
+            is_rewiring,
+            has_failed,
+        )
+        inner_state = _inner_state.replace_leaves(inner_state, held)
+    updates = [
+        _masks.masked(~has_failed, jnp.asarray(step).astype(_step_dtype(step, weight)))
+        for step, weight in zip(steps, call.weights, strict=True)
+    ]
+    forward = shadow.forward(settled, rewired.masks, rewired.carry)
+    for leaf, value in zip(layout.sparse, forward, strict=True):
+        weight = call.weights[leaf.position]
+        dtype = _step_dtype(steps[leaf.position], weight)
+        updates[leaf.position] = value.astype(dtype) - jnp.asarray(weight).astype(dtype)
+    return _Moved(updates, inner_state, rewired, shadow=settled)
+
+
 def _land(
-    step: jax.Array, weight: jax.Array, kept: Kept | None, is_rewiring: jax.Array | None
+    step: jax.Array,
+    weight: jax.Array,
+    kept: Kept | None,
+    grown: jax.Array | None,
+    is_taken: jax.Array | None,
 ) -> jax.Array:
-    """The update that leaves 0 wherever a weight was not active before and after."""
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(step, weight)
+    """The update that leaves 0 wherever a weight was not active before and after.
+
+    Or the value that a new weight is to start from, where the method has one.
+    """
+    dtype = _step_dtype(step, weight)
     step = jnp.asarray(step).astype(dtype)
-    if is_rewiring is not None:  # a rewiring replaces the gradient step
-        step = _masks.masked(~is_rewiring, step)
+    if is_taken is not None:  # a rewiring replaces the gradient step
+        step = _masks.masked(is_taken, step)
     if kept is None:
         return step
-    return kept.select(step, -jnp.asarray(weight).astype(dtype))
+    away = -jnp.asarray(weight).astype(dtype)
+    return kept.select(step, away, None if grown is None else grown.astype(dtype) + away)
 
 
-def _total(masks: Sequence[jax.Array]) -> jax.Array:
-    """True entries of all masks, an int32 scalar that stays at its maximum."""
-    total = jnp.zeros((), jnp.int32)
-    for mask in masks:
-        total = _saturating_add(total, _selection.count_true(mask))
-    return total
-
-
-def _saturating_add(a: jax.Array, b: jax.Array) -> jax.Array:
-    return a + jnp.minimum(b, jnp.iinfo(jnp.int32).max - a)
+def _step_dtype(step: jax.Array, weight: jax.Array) -> Any:
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(step, weight)

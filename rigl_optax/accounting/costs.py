@@ -19,15 +19,27 @@ class StepCost(NamedTuple):
       forward: Whether the forward pass is dense.
       activations: Whether the gradient with respect to the activations is.
       weights: Whether the gradient with respect to the weights is.
+      is_wider: Whether that gradient is of more weights than the forward pass has, if not of
+        all (the backward set of Top-KAST).
     """
 
     forward: bool
     activations: bool
     weights: bool
+    is_wider: bool = False
 
-    def flops(self, f_dense: float, f_sparse: float) -> float:
-        """FLOPs per example: each pass costs one forward pass (paper, appendix H)."""
-        return sum(f_dense if dense else f_sparse for dense in self)
+    def flops(self, f_dense: float, f_sparse: float, f_wider: float | None = None) -> float:
+        """FLOPs per example: each pass costs one forward pass (paper, appendix H).
+
+        Args:
+          f_dense: Of a dense forward pass.
+          f_sparse: Of a sparse one.
+          f_wider: Of one with the weights that have a gradient, where these are more.
+        """
+        weights = f_dense if self.weights else f_sparse
+        if self.is_wider:
+            weights = f_dense if f_wider is None else f_wider
+        return sum(f_dense if dense else f_sparse for dense in self[:2]) + weights
 
 
 class MethodCost(NamedTuple):
@@ -36,12 +48,14 @@ class MethodCost(NamedTuple):
     Attributes:
       ordinary: A step that trains.
       rewiring: A step that changes the topology instead; None where it costs the same.
-      initial: A gradient taken once, before the first step.
+      initial: A gradient taken before the first step.
+      initial_times: How often.
     """
 
     ordinary: StepCost
     rewiring: StepCost | None = None
     initial: StepCost | None = None
+    initial_times: float = 1.0
 
 
 _DENSE = StepCost(True, True, True)
@@ -56,7 +70,18 @@ METHODS: dict[str, MethodCost] = {
     "set": MethodCost(_SPARSE),
     "rigl": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
     "snfs": MethodCost(_DENSE_GRADIENT),  # its average sees a dense gradient at every step
-    "pruning": MethodCost(_SPARSE),  # at the density of the moment
+    # These at the density of the moment, where it changes.
+    "pruning": MethodCost(_SPARSE),
+    "granet": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
+    "dsr": MethodCost(_SPARSE),
+    "str": MethodCost(_SPARSE),
+    "deepr": MethodCost(_SPARSE),
+    "dnw": MethodCost(_DENSE_GRADIENT),  # all shadow weights learn
+    "top_kast": MethodCost(StepCost(False, False, False, is_wider=True)),
+    # A gradient, and its derivative along it: two more.
+    "grasp": MethodCost(_SPARSE, initial=_DENSE, initial_times=3.0),
+    # A hundred gradients of one example each: about a batch.
+    "synflow": MethodCost(_SPARSE, initial=_DENSE),
 }
 
 
@@ -181,7 +206,9 @@ def cumulative_cost(
         * batch_size
         for t in points
     ]
-    initial = kind.initial.flops(f_dense, f_at(0)) * batch_size if kind.initial else 0.0
+    initial = 0.0
+    if kind.initial:
+        initial = kind.initial_times * kind.initial.flops(f_dense, f_at(0)) * batch_size
     starts, slopes = np.asarray(points), np.asarray(rates, np.float64)
     spent = initial + np.concatenate([[0.0], np.cumsum(slopes[:-1] * np.diff(starts))])
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import jax
 import optax
 
-from rigl_optax import _layout, _random, _schedules, _topology, _transform
+from rigl_optax import _growth, _layout, _random, _transform
+from rigl_optax._grown import AT_REST, Grown
 
 PyTree = Any
 
@@ -18,6 +18,10 @@ def sparse_evolutionary_training(
     every: int = 100,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
+    overrides: _growth.Overrides | None = None,
+    gradient_step: bool = False,
+    min_fan_in: int = 0,
+    grown: Grown = AT_REST,
     initial_masks: PyTree | None = None,
     seed: _random.Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -39,6 +43,10 @@ def sparse_evolutionary_training(
       begin: As in `rigl`.
       drop_fraction: As in `rigl`; the SET paper calls it zeta and keeps it constant
         (`constant_drop_fraction(0.3)`), the RigL paper lets it decay here too.
+      overrides: As in `rigl`.
+      gradient_step: As in `rigl`; True is closest to the reference code for SET.
+      min_fan_in: As in `rigl`.
+      grown: As in `rigl`.
       initial_masks: As in `rigl`.
       seed: Seeds the initial masks and the growth, in separate streams.
 
@@ -59,25 +67,18 @@ def sparse_evolutionary_training(
       connectivity inspired by network science <https://arxiv.org/abs/1707.04780>`_, 2018;
       as a baseline, Evci et al. 2020, section 4.
     """
-    schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
-    fraction = _schedules.as_drop_fraction(drop_fraction, schedule)
-
-    def rule(inputs: _transform.RewiringInputs) -> list[jax.Array]:
-        scores = _random.random_scores(
-            seed,
-            _random.Purpose.GROWTH,
-            [leaf.position for leaf in inputs.leaves],
-            inputs.packing,
-            inputs.count,
-        )
-        return _topology.drop_and_grow(
-            inputs.weights,
-            inputs.masks,
-            scores,
-            inputs.packing.rows,
-            fraction(inputs.count),
-        )
-
+    method = _growth.drop_and_grow_method(
+        _growth.random_scores(seed),
+        end=end,
+        every=every,
+        begin=begin,
+        drop_fraction=drop_fraction,
+        overrides=overrides,
+        gradient_step=gradient_step,
+        min_fan_in=min_fan_in,
+        grown=grown,
+        seed=seed,
+    )
     return _transform.sparse_transform(
-        inner, sparsity, schedule=schedule, rule=rule, initial_masks=initial_masks, seed=seed
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed
     )

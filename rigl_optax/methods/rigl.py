@@ -1,11 +1,14 @@
 """RigL: drop by magnitude, grow by gradient."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from rigl_optax import _layout, _random, _schedules, _selection, _topology, _transform
+from rigl_optax import _growth, _layout, _random, _transform
+from rigl_optax._grown import AT_REST, Grown
 
 PyTree = Any
 
@@ -18,6 +21,11 @@ def rigl(
     every: int = 100,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
+    accumulate: int = 1,
+    overrides: _growth.Overrides | None = None,
+    gradient_step: bool = False,
+    min_fan_in: int = 0,
+    grown: Grown = AT_REST,
     initial_masks: PyTree | None = None,
     seed: _random.Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -52,6 +60,17 @@ def rigl(
       begin: Count of the first rewiring.
       drop_fraction: Fraction of a layer's active weights to replace. A number is the start of
         a cosine that reaches 0 at `end`; or any Optax schedule.
+      accumulate: Growth goes by the sum of the dense gradients of the last so many calls, the
+        rewiring step's included; at most `every`. Small batches make for noisy growth
+        (at batch 1,024, 0.3 to 1 % better with several, by the rigl-torch authors).
+      overrides: For some layers another `begin`, `end`, `every` or `drop_fraction`: by regular
+        expression, searched in the path, `{"Dense_0": {"drop_fraction": 0.1}}`. A layer
+        whose turn it is not keeps its mask, and has no gradient step either.
+      gradient_step: Whether weights that stay active take the gradient step on rewiring steps
+        too. They are ranked as they were before it. In the paper a rewiring replaces it.
+      min_fan_in: The least number of active inputs a unit is to have. A unit's largest weights
+        are not dropped below it, and what units lack, as random initial masks may, grows first.
+      grown: What new weights start from, if not at 0 with an optimizer state at rest.
       initial_masks: Bool tree of the structure of params that replaces the random draw; the
         numbers of active weights are the masks' own. Copied at init.
       seed: Seeds the initial masks; in [0, 2**32). Not to be tied to the model's seed by
@@ -62,8 +81,8 @@ def rigl(
 
     Raises:
       ValueError: On a sparsity outside [0, 1), `end <= begin`, `every < 1`, a drop fraction
-        outside [0, 1]; at `init`, if a pattern matches nothing, nothing is left to
-        sparsify, or initial masks do not fit.
+        outside [0, 1], `accumulate` outside [1, every]; at `init`, if a pattern matches
+        nothing, nothing is left to sparsify, or initial masks do not fit.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, rigl_optax
@@ -81,18 +100,39 @@ def rigl(
       Evci et al., `Rigging the Lottery: Making All Tickets Winners
       <https://arxiv.org/abs/1911.11134>`_, 2020, algorithm 1.
     """
-    schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
-    fraction = _schedules.as_drop_fraction(drop_fraction, schedule)
-
-    def rule(inputs: _transform.RewiringInputs) -> list[jax.Array]:
-        return _topology.drop_and_grow(
-            inputs.weights,
-            inputs.masks,
-            [_selection.magnitude_scores(g) for g in inputs.gradients],
-            inputs.packing.rows,
-            fraction(inputs.count),
-        )
-
-    return _transform.sparse_transform(
-        inner, sparsity, schedule=schedule, rule=rule, initial_masks=initial_masks, seed=seed
+    method = _growth.drop_and_grow_method(
+        _growth.gradient_scores,
+        end=end,
+        every=every,
+        begin=begin,
+        drop_fraction=drop_fraction,
+        overrides=overrides,
+        gradient_step=gradient_step,
+        min_fan_in=min_fan_in,
+        grown=grown,
+        seed=seed,
+        remember=_accumulation(accumulate, begin, every, bool(overrides)),
     )
+    return _transform.sparse_transform(
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed
+    )
+
+
+def _accumulation(
+    number: int, begin: int, every: int, has_overrides: bool
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None:
+    """Sums the gradients of the last `number` calls up to a rewiring."""
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= every:
+        raise ValueError(f"accumulate={number!r}: must be an integer in [1, every={every}]")
+    if number == 1:
+        return None
+    if has_overrides:
+        raise ValueError("accumulate: needs one schedule for all layers, without overrides")
+
+    def remember(count: jax.Array, total: jax.Array, gradient: jax.Array) -> jax.Array:
+        # How many calls of the window are done before this one; at begin = 0, in none.
+        done = (count - begin + number - 1) % every
+        total = jnp.where(done == 0, 0, total)
+        return jnp.where(done < number, total + gradient, total)
+
+    return remember

@@ -5,6 +5,7 @@ from typing import Any
 import optax
 
 from rigl_optax import _layout, _random, _transform
+from rigl_optax._method import Method, Outcome
 
 PyTree = Any
 
@@ -45,11 +46,7 @@ def static_sparse(
       Evci et al., `Rigging the Lottery: Making All Tickets Winners
       <https://arxiv.org/abs/1911.11134>`_, 2020, section 4.
     """
+    method = Method(None, lambda inputs: Outcome(inputs.masks))
     return _transform.sparse_transform(
-        inner,
-        sparsity,
-        schedule=None,
-        rule=lambda inputs: inputs.masks,
-        initial_masks=initial_masks,
-        seed=seed,
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed
     )

@@ -26,7 +26,8 @@ def test_sparse_cost_of_masks():
 
 def simulate(method, f_dense, f_sparse, steps, begin, end, every, batch_size):
     """Step by step, from the contract of the transformation."""
-    total = [3 * f_dense * batch_size if method == "snip" else 0.0]
+    initial = {"snip": 3, "grasp": 9, "synflow": 3}.get(method, 0)  # dense passes, forward is 1
+    total = [initial * f_dense * batch_size]
     for t in range(steps):
         rewires = begin <= t < end and (t - begin) % every == 0
         sparse = f_sparse(t) if callable(f_sparse) else f_sparse
@@ -38,6 +39,14 @@ def simulate(method, f_dense, f_sparse, steps, begin, end, every, batch_size):
             "snfs": 2 * sparse + f_dense,
             "rigl": 2 * sparse + f_dense if rewires else 3 * sparse,
             "pruning": 3 * sparse,
+            "granet": 2 * sparse + f_dense if rewires else 3 * sparse,
+            "dsr": 3 * sparse,
+            "str": 3 * sparse,
+            "deepr": 3 * sparse,
+            "dnw": 2 * sparse + f_dense,
+            "top_kast": 2 * sparse + f_dense,  # its wider set may be all weights
+            "grasp": 3 * sparse,
+            "synflow": 3 * sparse,
         }[method]
         total.append(total[-1] + step * batch_size)
     return total

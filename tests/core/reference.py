@@ -142,6 +142,14 @@ class Reference:
     def is_rewiring(self, t: int) -> bool:
         return self.begin <= t < self.end and (t - self.begin) % self.every == 0
 
+    def rewire(self, t, state, params, grads):
+        """The new masks of the sparse leaves."""
+        fraction = self.fraction(t) if callable(self.fraction) else self.fraction
+        return {
+            n: self.rewire_leaf(n, state.masks[n], params[n], grads[n], fraction)
+            for n in self.sparse
+        }
+
     def rewire_leaf(self, name, mask, weight, gradient, fraction):
         if name in self.stacked:
             slices = zip(mask, weight, gradient, strict=True)
@@ -157,9 +165,7 @@ class Reference:
 
         new = State(dict(state.masks), {}, t + 1, state.rewirings, state.healed)
         if rewiring and not gated:
-            fraction = self.fraction(t) if callable(self.fraction) else self.fraction
-            for n in self.sparse:
-                new.masks[n] = self.rewire_leaf(n, state.masks[n], params[n], grads[n], fraction)
+            new.masks.update(self.rewire(t, state, params, grads))
             new.rewirings += 1
         if rewiring:
             for n in self.sparse:

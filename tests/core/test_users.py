@@ -213,6 +213,17 @@ def test_22_a_full_sort_runs_out_of_memory():
     assert not any(f" {op}[" in program for op in ("sort", "top_k", "approx_top_k"))
 
 
+def test_23_tiny_layers_collapse():
+    """Units that all gradients neglect lose their inputs; with a least fan-in they keep some."""
+    grads = jax.tree.map(lambda g: jnp.where(jnp.arange(g.shape[-1]) < 2, 0, g), GRADS)
+    fan_ins = []
+    for least in (0, 1):
+        tx = method(optax.sgd(0.0), every=1, drop_fraction=lambda t: 0.9, min_fan_in=least)
+        _, state = run(tx, grads=grads, steps=9)
+        fan_ins.append(int(state.masks["fc1"]["kernel"].sum(0).min()))
+    assert fan_ins == [0, 1]
+
+
 def test_26_tuples_and_namedtuples_are_rejected():
     params, state = run(method(), params=tuple(PARAMS.values()), grads=tuple(GRADS.values()))
     assert density(params) == pytest.approx(0.25)

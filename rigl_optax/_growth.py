@@ -1,0 +1,109 @@
+"""The methods that drop by magnitude and grow as many: one rule, and what grows is theirs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from rigl_optax import _fan_in, _plan, _random, _selection, _topology
+from rigl_optax._grown import Grown
+from rigl_optax._layout import Layout, check_total
+from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs
+
+GrowScores = Callable[[RewiringInputs], Arrays]
+# From active, dropped and the inputs to how many each layer grows, int32 [rankings].
+GrowCounts = Callable[[jax.Array, jax.Array, RewiringInputs], jax.Array]
+Overrides = Mapping[str, Mapping[str, Any]]
+
+
+def gradient_scores(inputs: RewiringInputs) -> Arrays:
+    """Magnitudes of the dense gradients, or of what is remembered of them."""
+    return [_selection.magnitude_scores(g) for g in inputs.gradients]
+
+
+def random_scores(seed: _random.Seed) -> GrowScores:
+    """Uniform scores, other ones at each rewiring."""
+
+    def scores(inputs: RewiringInputs) -> Arrays:
+        positions = [leaf.position for leaf in inputs.leaves]
+        purpose = _random.Purpose.GROWTH
+        return _random.random_scores(seed, purpose, positions, inputs.packing, inputs.count)
+
+    return scores
+
+
+def drop_and_grow_method(
+    scores: GrowScores,
+    *,
+    end: int,
+    every: int,
+    begin: int,
+    drop_fraction: float | optax.Schedule,
+    overrides: Overrides | None,
+    gradient_step: bool,
+    min_fan_in: int,
+    grown: Grown,
+    seed: _random.Seed,
+    grow_counts: GrowCounts | None = None,
+    remember: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+) -> Method:
+    """The method that keeps what is largest and grows where the scores are.
+
+    Args:
+      scores: Of the positions that may grow, int32.
+      end: As in `rigl`, and so the others.
+      every: As in `rigl`.
+      begin: As in `rigl`.
+      drop_fraction: As in `rigl`.
+      overrides: As in `rigl`.
+      gradient_step: As in `rigl`.
+      min_fan_in: As in `rigl`.
+      grown: As in `rigl`.
+      seed: As in `rigl`.
+      grow_counts: How many each layer grows; None for as many as it dropped.
+      remember: As in `Method`.
+
+    Returns:
+      The method for `sparse_transform`.
+    """
+    plan = _plan.rewiring_plan(
+        begin=begin, end=end, every=every, drop_fraction=drop_fraction, overrides=overrides
+    )
+    grown.check()
+    if isinstance(min_fan_in, bool) or not isinstance(min_fan_in, int) or min_fan_in < 0:
+        raise ValueError(f"min_fan_in={min_fan_in!r}: must be an integer of at least 0")
+
+    def check(layout: Layout) -> None:
+        if min_fan_in:
+            _fan_in.check(layout, min_fan_in)
+        if grow_counts is not None:
+            check_total(layout)
+
+    def rule(inputs: RewiringInputs) -> Outcome:
+        rows, packing = inputs.packing.rows, inputs.packing
+        active = _selection.counts(inputs.masks, rows)
+        fraction = plan.fractions(inputs.count, inputs.leaves, packing)
+        dropped = _topology.drop_counts(active, fraction)
+        grow = dropped if grow_counts is None else grow_counts(active, dropped, inputs)
+        keep_scores = _topology.drop_scores(inputs.weights, inputs.masks)
+        grow_scores = scores(inputs)
+        prefer = None
+        if min_fan_in:
+            keep_scores = _fan_in.protected(keep_scores, packing, min_fan_in)
+            prefer = _fan_in.preferred(grow_scores, packing, min_fan_in)
+        masks = _topology.keep_and_grow(
+            keep_scores, grow_scores, rows, active - dropped, grow, prefer
+        )
+        return Outcome(masks)
+
+    return Method(
+        plan,
+        rule,
+        replaces_step=not gradient_step,
+        remember=remember,
+        grown_values=grown.values(seed),
+        keeps_initial=grown.value == "initial",
+        grown_state=grown.state,
+        check=check,
+    )

@@ -1,0 +1,127 @@
+"""When each layer is rewired and how much of it, from one schedule and exceptions to it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rigl_optax import _paths, _schedules
+from rigl_optax._layout import SparseLeaf
+from rigl_optax._packing import Packing
+from rigl_optax._schedules import RewiringSchedule
+
+_KEYS = ("begin", "end", "every", "drop_fraction")
+
+
+class LayerPlan(NamedTuple):
+    """When a layer is rewired, and the fraction of its active weights that is replaced."""
+
+    schedule: RewiringSchedule
+    drop_fraction: optax.Schedule
+
+
+class RewiringPlan(NamedTuple):
+    """The plan of most layers, and by pattern those of others."""
+
+    default: LayerPlan
+    overrides: tuple[tuple[str, LayerPlan], ...] = ()
+
+    def is_rewiring_step(self, count: jax.Array) -> jax.Array:
+        """Bool scalar: whether the call with this `count` rewires any layer."""
+        due = self.default.schedule.is_rewiring_step(count)
+        for _, plan in self.overrides:
+            due = due | plan.schedule.is_rewiring_step(count)
+        return due
+
+    def fractions(
+        self, count: jax.Array, leaves: Sequence[SparseLeaf], packing: Packing
+    ) -> jax.Array:
+        """Drop fractions at a rewiring step: a scalar, or float32 [rankings] with overrides."""
+        if not self.overrides:
+            return self.default.drop_fraction(count)
+        plans = [self.default, *(plan for _, plan in self.overrides)]
+        each = jnp.stack(
+            [
+                jnp.where(
+                    plan.schedule.is_rewiring_step(count),
+                    jnp.asarray(plan.drop_fraction(count), jnp.float32),
+                    jnp.float32(0),
+                )
+                for plan in plans
+            ]
+        )
+        of_leaf = np.asarray([1 + self._override_of(leaf.path) for leaf in leaves])
+        return each[jnp.asarray(np.repeat(of_leaf, packing.layers))]
+
+    def check(self, paths: Sequence[str]) -> None:
+        """Raises a ValueError if a pattern matches no sparse leaf, or two match one."""
+        for pattern, _ in self.overrides:
+            if not any(_paths.compile_pattern(pattern, "overrides").search(p) for p in paths):
+                raise ValueError(
+                    f"overrides: {pattern!r} matches no sparse leaf; sparse leaves are "
+                    f"{_paths.listing(paths)}"
+                )
+        for path in paths:
+            matching = [p for p, _ in self.overrides if _paths.compile_pattern(p, "").search(path)]
+            if len(matching) > 1:
+                raise ValueError(f"overrides: {path!r} is matched by {_paths.listing(matching)}")
+
+    def _override_of(self, path: str) -> int:
+        """Which override a leaf has, -1 for none."""
+        found = [
+            i
+            for i, (pattern, _) in enumerate(self.overrides)
+            if _paths.compile_pattern(pattern, "overrides").search(path)
+        ]
+        return found[0] if found else -1
+
+
+def rewiring_plan(
+    *,
+    begin: int,
+    end: int,
+    every: int,
+    drop_fraction: float | optax.Schedule = 0.0,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> RewiringPlan:
+    """A checked plan.
+
+    Args:
+      begin: Count of the first rewiring.
+      end: No rewiring at `count >= end`.
+      every: Steps between rewirings.
+      drop_fraction: A number is the start of a cosine that reaches 0 at `end`.
+      overrides: `{pattern: {"begin", "end", "every", "drop_fraction": ...}}`, for the layers
+        whose path the regular expression is found in; what is not given is as for the others.
+
+    Raises:
+      TypeError, ValueError: As `rewiring_schedule` and the drop-fraction schedules do; on a
+        key that does not exist.
+    """
+    given: dict[str, Any] = {
+        "begin": begin,
+        "end": end,
+        "every": every,
+        "drop_fraction": drop_fraction,
+    }
+    plans = []
+    for pattern, changes in (overrides or {}).items():
+        _paths.compile_pattern(pattern, "overrides")
+        unknown = sorted(set(changes) - set(_KEYS))
+        if unknown:
+            raise ValueError(
+                f"overrides[{pattern!r}]: unknown {_paths.listing(unknown)}; may have "
+                f"{_paths.listing(_KEYS)}"
+            )
+        plans.append((pattern, _layer_plan(**(given | dict(changes)))))
+    return RewiringPlan(_layer_plan(**given), tuple(plans))
+
+
+def _layer_plan(
+    begin: int, end: int, every: int, drop_fraction: float | optax.Schedule
+) -> LayerPlan:
+    schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
+    return LayerPlan(schedule, _schedules.as_drop_fraction(drop_fraction, schedule))

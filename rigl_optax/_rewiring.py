@@ -1,0 +1,122 @@
+"""The rewiring of all sparse leaves at once, under `lax.cond`: only masks come out of it."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rigl_optax import _packing, _selection
+from rigl_optax._layout import SparseLeaf
+from rigl_optax._method import Arrays, Method, RewiringInputs
+
+PyTree = Any
+
+
+class Sight(NamedTuple):
+    """What a rewiring needs to see; lists of the sparse leaves in their shapes."""
+
+    count: jax.Array  # type: ignore[assignment]
+    weights: Arrays  # those that are ranked
+    gradients: Arrays  # dense, of this call
+    masks: Arrays
+    marks: Arrays
+    remembered: Arrays | None = None  # of gradients, if the method remembers any
+    initial: Arrays | None = None  # weights at init, if the method keeps them
+    visible: Arrays | None = None  # weights of the forward pass, if others are ranked
+    carry: PyTree = ()
+
+
+class Rewired(NamedTuple):
+    """What comes out of a rewiring, in the shapes of the leaves."""
+
+    masks: Arrays
+    marks: Arrays
+    carry: PyTree
+    grown: Arrays | None  # float32: values of new weights; None for 0
+    healed: jax.Array  # int32: inactive weights that were not zero
+    is_finite: jax.Array  # bool: whether the gradients could be ranked
+
+
+Rewire = Callable[[Sequence[SparseLeaf], jax.Array, Sight], Rewired]
+
+
+def rewirer(method: Method) -> Rewire:
+    """A function of the sparse leaves (static), whether to rewire, and what there is to see.
+
+    It is jitted, so that a call outside jit compiles the rewiring once, not at every step.
+    """
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def rewire_if(sparse: Sequence[SparseLeaf], is_rewiring: jax.Array, sight: Sight) -> Rewired:
+        return lax.cond(
+            is_rewiring,
+            lambda: _rewire(method, sparse, sight),
+            lambda: _stay(method, sight),
+        )
+
+    return rewire_if
+
+
+def _stay(method: Method, sight: Sight) -> Rewired:
+    grown = None
+    if method.grown_values is not None:
+        grown = [jnp.zeros_like(w, jnp.float32) for w in sight.weights]
+    zero = jnp.zeros((), jnp.int32)
+    return Rewired(sight.masks, sight.marks, sight.carry, grown, zero, jnp.array(True))
+
+
+def _rewire(method: Method, sparse: Sequence[SparseLeaf], sight: Sight) -> Rewired:
+    packing = _packing.packing([m.shape for m in sight.masks], [leaf.stacked for leaf in sparse])
+
+    def as_float(leaves: Arrays) -> Arrays:
+        # Padding is an inactive zero with no gradient: it counts for nothing.
+        return packing.pack([x.astype(jnp.float32) for x in leaves], 0.0)
+
+    ranked = sight.gradients if sight.remembered is None else sight.remembered
+    inputs = RewiringInputs(
+        count=sight.count,
+        weights=as_float(sight.weights),
+        gradients=as_float(ranked),
+        masks=packing.pack(sight.masks, False),
+        marks=packing.pack(sight.marks, False) if sight.marks else [],
+        carry=sight.carry,
+        packing=packing,
+        leaves=sparse,
+    )
+    judged = inputs.gradients
+    if sight.remembered is not None:
+        judged = judged + as_float(sight.gradients)
+    is_finite = total([~jnp.isfinite(g) for g in judged]) == 0
+
+    def accepted(new: PyTree, old: PyTree) -> PyTree:
+        return jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, old)
+
+    outcome = method.rule(inputs)
+    masks = accepted(outcome.masks, inputs.masks)
+    marks = sight.marks
+    if outcome.marks is not None:
+        marks = packing.unpack(accepted(outcome.marks, inputs.marks))
+    carry = sight.carry if outcome.carry is None else accepted(outcome.carry, sight.carry)
+    grown = None
+    if method.grown_values is not None:
+        grown = packing.unpack(method.grown_values(inputs, sight.initial or []))
+    visible = inputs.weights if sight.visible is None else as_float(sight.visible)
+    alive = zip(visible, inputs.masks, strict=True)
+    healed = total([~mask & (weight != 0) for weight, mask in alive])
+    return Rewired(packing.unpack(masks), marks, carry, grown, healed, is_finite)
+
+
+def total(masks: Sequence[jax.Array]) -> jax.Array:
+    """True entries of all masks, an int32 scalar that stays at its maximum."""
+    count = jnp.zeros((), jnp.int32)
+    for mask in masks:
+        count = saturating_add(count, _selection.count_true(mask))
+    return count
+
+
+def saturating_add(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a + b` for non-negative int32, at most the largest int32."""
+    return a + jnp.minimum(b, jnp.iinfo(jnp.int32).max - a)

@@ -1,0 +1,73 @@
+"""Initial weights for sparse networks: each unit scaled by the inputs it really has."""
+
+import math
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from rigl_optax import _masks, _paths, analysis
+
+PyTree = Any
+Mode = Literal["unit", "layer"]
+
+
+def sparse_aware_init(params: PyTree, masks: PyTree, *, mode: Mode = "unit") -> PyTree:
+    r"""Rescales freshly initialised weights to the fan-in that the masks leave.
+
+    An initialiser of variance :math:`c / n` for units with n inputs leaves the outputs of a
+    sparse layer too small, since a unit has only :math:`n_i` of them. Here
+
+    .. math::
+        \theta_{ji} &\leftarrow m_{ji} \theta_{ji} \sqrt{n / n_i} && \text{(unit)} \\
+        \theta &\leftarrow m \odot \theta / \sqrt{\text{density of the layer}}
+            && \text{(layer)}
+
+    which has the variance :math:`c / n_i` that the model's own initialiser would have given a
+    unit of so many inputs, whatever that initialiser is. It helps most without
+    normalisation.
+
+    Args:
+      params: Weights as the model initialises them, not yet masked; the last axis of a leaf
+        counts its units, as in Flax and Haiku.
+      masks: Bool tree like params, from `get_masks(opt_state)`; leaves are matched by path.
+      mode: `unit` or `layer`.
+
+    Returns:
+      A tree like params, masked. Leaves without inactive weights, and units without active
+      ones, are as they were (the latter 0).
+
+    Raises:
+      ValueError: If a leaf has no mask of its shape, or on an unknown mode.
+
+    Example:
+      >>> import jax.numpy as jnp, rigl_optax
+      >>> masks = {"kernel": jnp.array([[True, True], [False, True]])}
+      >>> init = sparse_aware_init({"kernel": jnp.ones((2, 2))}, masks)["kernel"]
+      >>> [[round(float(x), 3) for x in row] for row in init]
+      [[1.414, 1.0], [0.0, 1.0]]
+
+    References:
+      Evci et al., `Gradient flow in sparse neural networks and how lottery tickets win
+      <https://arxiv.org/abs/2010.03533>`_, 2022.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode={mode!r}: must be one of {', '.join(get_args(Mode))}")
+    found = dict(_paths.flatten_with_paths(masks))
+
+    def scale(path: _paths.KeyPath, leaf: jax.Array) -> jax.Array:
+        name = _paths.path_string(path)
+        mask = found.get(name)
+        if mask is None or mask.shape != leaf.shape:
+            shape = "no mask" if mask is None else f"a mask of shape {mask.shape}"
+            raise ValueError(f"{name!r} of shape {leaf.shape} has {shape}")
+        if leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        inputs = math.prod(leaf.shape[:-1])
+        active = analysis.fan_in(mask).astype(jnp.float32)
+        if mode == "layer":
+            active = jnp.broadcast_to(jnp.mean(active), active.shape)
+        factor = jnp.sqrt(inputs / jnp.where(active > 0, active, inputs))
+        return _masks.masked(mask, (leaf * factor).astype(leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(scale, params)

@@ -1,0 +1,152 @@
+"""DeepR: fixed signs, noise and an L1 penalty; what would change its sign goes dormant."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rigl_optax import (
+    _growth,
+    _layout,
+    _masks,
+    _packing,
+    _plan,
+    _random,
+    _selection,
+    _topology,
+    _transform,
+)
+from rigl_optax._method import (
+    Arrays,
+    Method,
+    Outcome,
+    RewiringInputs,
+    Shadow,
+    ShadowView,
+    Started,
+)
+from rigl_optax._packing import Packing
+
+PyTree = Any
+
+
+def deep_rewiring(
+    inner: optax.GradientTransformation,
+    sparsity: float | _layout.Distribution | None,
+    *,
+    learning_rate: float | optax.Schedule,
+    l1: float = 1e-4,
+    temperature: float = 0.0,
+    end: int | None = None,
+    every: int = 1,
+    begin: int = 0,
+    initial_masks: PyTree | None = None,
+    seed: _random.Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Deep rewiring (DeepR): a random walk under a fixed number of connections.
+
+    Every connection has a sign s that never changes, :math:`\theta = s w` with
+    :math:`w \ge 0`. For active connections, with learning rate :math:`\eta`,
+
+    .. math::
+        w &\leftarrow s \, (\theta + \mathrm{inner}(\nabla_\theta L)) - \eta \alpha
+            + \sqrt{2 \eta T} \, \nu, \qquad \nu \sim N(0, 1) \\
+        w \le 0 &\Rightarrow \text{dormant; as many dormant ones, uniformly at random,
+            become active at } 0
+
+    The number of active connections of a layer never changes, and no dense gradient is
+    needed. A connection that becomes active has an optimizer state at rest.
+
+    Args:
+      inner: As in `rigl`; the paper's is plain SGD.
+      sparsity: As in `rigl`.
+      learning_rate: :math:`\eta` in the penalty and the noise: that of `inner`.
+      l1: :math:`\alpha`.
+      temperature: T, of the noise; 0 for none.
+      end: No rewiring at `count >= end`; None for never. From there on connections that cross
+        0 stay at 0 until their gradient brings them back.
+      every: Steps between rewirings; 1 in the paper.
+      begin: Count of the first rewiring.
+      initial_masks: As in `rigl`.
+      seed: Seeds the initial masks, the growth and the noise, in separate streams.
+
+    Returns:
+      A transformation whose state is a `SparseState` with `shadow`; `memory.marks` is True
+      where the sign is positive: that of the weight at init.
+
+    Raises:
+      ValueError: As `rigl` does; if `l1` or `temperature` is below 0.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> tx = rigl_optax.deep_rewiring(optax.sgd(0.1), 0.9, learning_rate=0.1, temperature=1e-5)
+      >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
+      10
+
+    References:
+      Bellec et al., `Deep rewiring: training very sparse deep networks
+      <https://arxiv.org/abs/1711.05136>`_, 2018, algorithm 1.
+    """
+    for name, value in (("l1", l1), ("temperature", temperature)):
+        if not value >= 0:
+            raise ValueError(f"{name}={value}: must be at least 0")
+    rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
+    random_scores = _growth.random_scores(seed)
+
+    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
+        positions = [leaf.position for leaf in layout.sparse]
+        drawn = _random.random_scores(seed, _random.Purpose.SIGN, positions, packing)
+        signs = [s & 1 == 1 for s in packing.unpack(drawn)]
+        # Of shapes alone there are no weights to take the sign of.
+        for i, leaf in enumerate(layout.select(layout.leaves)):
+            if not isinstance(leaf, jax.ShapeDtypeStruct):
+                weight = jnp.asarray(leaf)
+                signs[i] = jnp.where(weight == 0, signs[i], weight > 0)
+        return Started(signs, ())
+
+    def backward(view: ShadowView) -> Arrays:
+        return [_masks.masked(m, g) for m, g in zip(view.masks, view.gradients, strict=True)]
+
+    def settle(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:
+        eta = jnp.asarray(rate(view.count), jnp.float32)
+        noise: list[jax.Array | float] = [0.0] * len(moved)
+        if temperature:
+            packing = _packing.packing([x.shape for x in moved], [x.stacked for x in view.leaves])
+            positions = [leaf.position for leaf in view.leaves]
+            purpose = _random.Purpose.NOISE
+            scores = _random.random_scores(seed, purpose, positions, packing, view.count)
+            scale = jnp.sqrt(2 * eta * jnp.float32(temperature))
+            noise = [scale * _random.normal(s) for s in packing.unpack(scores)]
+        settled = []
+        for weight, mask, sign, shake in zip(moved, view.masks, view.marks, noise, strict=True):
+            direction = jnp.where(sign, jnp.float32(1), jnp.float32(-1))
+            size = direction * weight.astype(jnp.float32) - eta * jnp.float32(l1) + shake
+            shown = direction * jnp.maximum(size, 0)
+            settled.append(_masks.masked(mask, shown.astype(weight.dtype)))
+        return settled, view.carry
+
+    def forward(shadow: Arrays, masks: Arrays, carry: PyTree) -> Arrays:
+        del carry
+        return [_masks.masked(m, w) for m, w in zip(masks, shadow, strict=True)]
+
+    def rule(inputs: RewiringInputs) -> Outcome:
+        rows = inputs.packing.rows
+        excluded = jnp.int32(_selection.EXCLUDED)
+        stays = [m & (w != 0) for m, w in zip(inputs.masks, inputs.weights, strict=True)]
+        keep = _selection.counts(stays, rows)
+        grow = _selection.counts(inputs.masks, rows) - keep
+        scores = [jnp.where(s, jnp.int32(0), excluded) for s in stays]
+        return Outcome(_topology.keep_and_grow(scores, random_scores(inputs), rows, keep, grow))
+
+    last = int(np.iinfo(np.int32).max) if end is None else end
+    method = Method(
+        _plan.rewiring_plan(begin=begin, end=last, every=every),
+        rule,
+        start=start,
+        shadow=Shadow(backward, settle, forward, resets=True),
+    )
+    return _transform.sparse_transform(
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed
+    )

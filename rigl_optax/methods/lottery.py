@@ -1,0 +1,51 @@
+"""Lottery tickets: the masks of a finished run, and weights from its beginning."""
+
+from typing import Any
+
+import jax
+
+from rigl_optax import _masks, _paths
+
+PyTree = Any
+
+
+def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:
+    r"""Weights from the beginning of a run under the masks of its end.
+
+    .. math:: \theta \leftarrow m_T \odot \theta_k
+
+    Train it with `static_sparse(inner, sparsity, initial_masks=masks)`, or go on rewiring with
+    `rigl(inner, sparsity, initial_masks=masks, ...)`. The RigL paper finds no special tickets
+    (appendix E): twice the training beats a second run from the masks found.
+
+    Args:
+      params: Weights at initialisation (k = 0), or rewound to a later step k.
+      masks: Bool tree like params, of the finished run (`get_masks`); leaves are matched by
+        path.
+
+    Returns:
+      A tree like params.
+
+    Raises:
+      ValueError: If paths or shapes differ.
+
+    Example:
+      >>> import jax.numpy as jnp, rigl_optax
+      >>> masks = {"kernel": jnp.array([True, False])}
+      >>> lottery_ticket({"kernel": jnp.array([3.0, 4.0])}, masks)["kernel"].tolist()
+      [3.0, 0.0]
+
+    References:
+      Frankle and Carbin, `The lottery ticket hypothesis <https://arxiv.org/abs/1803.03635>`_,
+      2019; Evci et al. 2020, appendix E.
+    """
+    found = dict(_paths.flatten_with_paths(masks))
+    named = _paths.flatten_with_paths(params)
+    shapes = {path: tuple(leaf.shape) for path, leaf in named}
+    if shapes != {path: tuple(mask.shape) for path, mask in found.items()}:
+        raise ValueError(
+            f"masks of {_paths.listing(sorted(found))} do not fit params of "
+            f"{_paths.listing(sorted(shapes))}"
+        )
+    leaves = [_masks.masked(found[path], leaf) for path, leaf in named]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)

@@ -1,0 +1,246 @@
+"""Gradual pruning: magnitude pruning from dense, and GraNet, which regrows as it prunes."""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rigl_optax import (
+    _growth,
+    _layout,
+    _plan,
+    _random,
+    _selection,
+    _topology,
+    _transform,
+)
+from rigl_optax._grown import AT_REST, Grown
+from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs, Started
+from rigl_optax._packing import Packing
+
+PyTree = Any
+Scope = Literal["layer", "global"]
+
+
+def gradual_magnitude_pruning(
+    inner: optax.GradientTransformation,
+    sparsity: float | _layout.Distribution,
+    *,
+    end: int,
+    every: int = 100,
+    begin: int = 0,
+    power: float = 3.0,
+    scope: Scope = "layer",
+    initial_sparsity: float | _layout.Distribution = 0.0,
+    gradient_step: bool = False,
+    initial_masks: PyTree | None = None,
+    seed: _random.Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradual magnitude pruning (Zhu and Gupta): from dense to sparse on a cubic schedule.
+
+    With :math:`z^0_l` zeros in layer l at the start and :math:`z^f_l` in the end, at the
+    rewirings :math:`t_0 = begin, ..., t_1`, the last one before `end`,
+
+    .. math::
+        z_l(t) &= z^0_l + \left\lfloor (z^f_l - z^0_l)
+            \left(1 - \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^p\right) \right\rfloor \\
+        \text{active} &\leftarrow \text{the } N_l - z_l(t)
+            \text{ active weights of largest } |\theta|
+
+    in each layer, or, with `scope="global"`, the :math:`\sum_l (N_l - z_l(t))` largest of all.
+    A pruned weight is 0 and stays so. The last rewiring reaches the final numbers exactly.
+
+    Args:
+      inner: As in `rigl`.
+      sparsity: Final sparsity, as in `rigl`; the published runs use `uniform(s)`.
+      end: No pruning at `count >= end`.
+      every: Steps between prunings (1,000 of 32,000 in the RigL paper's accounting).
+      begin: Count of the first pruning; it removes nothing, as the curve starts there.
+      power: p; 3 in the paper.
+      scope: `layer`, by the distribution; or `global`: it decides on the total alone.
+      initial_sparsity: A number, laid out as `sparsity` is; or a distribution. Above 0, the
+        masks at the start are random.
+      gradient_step: As in `rigl`; True is closest to the reference code.
+      initial_masks: Start from these, a warm start; their zeros are :math:`z^0_l`.
+      seed: As in `rigl`.
+
+    Returns:
+      A transformation whose state is a `SparseState`; `memory.carry` holds the numbers of
+      active weights at the start, int32 [layers].
+
+    Raises:
+      ValueError: As `rigl` does; if the initial sparsity of a layer is above its final one.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> tx = rigl_optax.gradual_magnitude_pruning(optax.sgd(0.1), 0.9, end=1_000)
+      >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
+      100
+
+    References:
+      Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_, 2017.
+    """
+    plan = _plan.rewiring_plan(begin=begin, end=end, every=every)
+    prune = _pruning(plan.default.schedule.steps(), power, scope)
+
+    def rule(inputs: RewiringInputs) -> Outcome:
+        return Outcome(prune(inputs))
+
+    method = Method(
+        plan,
+        rule,
+        replaces_step=not gradient_step,
+        start=_active_at_start,
+        check=_layout.check_total if scope == "global" else None,
+    )
+    return _transform.sparse_transform(
+        inner,
+        _needed(sparsity),
+        method,
+        initial_masks=initial_masks,
+        seed=seed,
+        initial_sparsity=_layout.at_start(initial_sparsity, sparsity, "initial_sparsity"),
+    )
+
+
+def granet(
+    inner: optax.GradientTransformation,
+    sparsity: float | _layout.Distribution,
+    *,
+    end: int,
+    every: int = 100,
+    begin: int = 0,
+    drop_fraction: float | optax.Schedule = 0.3,
+    power: float = 3.0,
+    scope: Scope = "global",
+    initial_sparsity: float | _layout.Distribution = 0.5,
+    gradient_step: bool = False,
+    grown: Grown = AT_REST,
+    initial_masks: PyTree | None = None,
+    seed: _random.Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""GraNet: gradual pruning, and at each pruning RigL's drop and grow among what is left.
+
+    First what `gradual_magnitude_pruning` does; then, with :math:`n_l` weights left in layer l,
+
+    .. math::
+        K_l &= \text{the } n_l - k_l \text{ of largest } |\theta| \text{ that are left},
+            \quad k_l = \mathrm{int32}(n_l \cdot f(t)) \\
+        G_l &= \text{the } k_l \text{ positions outside } K_l
+            \text{ of largest } |\nabla_\theta L|
+
+    What has just been pruned may come back. With `initial_sparsity=0` it starts dense, with 0.5
+    it is the paper's sparse-to-sparse variant.
+
+    Args:
+      inner: As in `rigl`.
+      sparsity: Final sparsity, as in `rigl`.
+      end: As in `rigl`; of the pruning too.
+      every: As in `rigl`.
+      begin: As in `rigl`.
+      drop_fraction: As in `rigl`; the GraNet paper starts at 0.5.
+      power: As in `gradual_magnitude_pruning`.
+      scope: Of the pruning; the paper's code ranks all layers together.
+      initial_sparsity: As in `gradual_magnitude_pruning`.
+      gradient_step: As in `rigl`.
+      grown: As in `rigl`.
+      initial_masks: As in `gradual_magnitude_pruning`.
+      seed: As in `rigl`.
+
+    Returns:
+      A transformation whose state is a `SparseState`, as `gradual_magnitude_pruning` does.
+
+    Raises:
+      ValueError: As `gradual_magnitude_pruning` does.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> tx = rigl_optax.granet(optax.sgd(0.1), 0.9, end=1_000)
+      >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
+      50
+
+    References:
+      Liu et al., `Sparse training via boosting pruning plasticity with neuroregeneration
+      <https://arxiv.org/abs/2106.10404>`_, 2021.
+    """
+    plan = _plan.rewiring_plan(begin=begin, end=end, every=every, drop_fraction=drop_fraction)
+    grown.check()
+    prune = _pruning(plan.default.schedule.steps(), power, scope)
+
+    def rule(inputs: RewiringInputs) -> Outcome:
+        rows = inputs.packing.rows
+        left = prune(inputs)
+        active = _selection.counts(left, rows)
+        dropped = _topology.drop_counts(active, plan.default.drop_fraction(inputs.count))
+        scores = _topology.drop_scores(inputs.weights, left)
+        growth = _growth.gradient_scores(inputs)
+        return Outcome(_topology.keep_and_grow(scores, growth, rows, active - dropped, dropped))
+
+    method = Method(
+        plan,
+        rule,
+        replaces_step=not gradient_step,
+        start=_active_at_start,
+        grown_values=grown.values(seed),
+        keeps_initial=grown.value == "initial",
+        grown_state=grown.state,
+        check=_layout.check_total if scope == "global" else None,
+    )
+    return _transform.sparse_transform(
+        inner,
+        _needed(sparsity),
+        method,
+        initial_masks=initial_masks,
+        seed=seed,
+        initial_sparsity=_layout.at_start(initial_sparsity, sparsity, "initial_sparsity"),
+    )
+
+
+def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInputs], Arrays]:
+    """From a rewiring's inputs to masks of what is left at this point of the schedule."""
+    if not power > 0:
+        raise ValueError(f"power={power}: must be above 0")
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope={scope!r}: must be one of {', '.join(get_args(Scope))}")
+    first, last = steps[0], steps[-1]
+
+    def prune(inputs: RewiringInputs) -> Arrays:
+        packing, rows = inputs.packing, inputs.packing.rows
+        final = np.repeat([leaf.zeros for leaf in inputs.leaves], packing.layers).astype(np.int32)
+        sizes = jnp.asarray(packing.sizes())
+        zeros_at_start = sizes - inputs.carry
+        to_go = jnp.asarray(final) - zeros_at_start
+        left = jnp.float32(last) - inputs.count.astype(jnp.float32)
+        gone = 1 - _power(left / jnp.float32(max(last - first, 1)), power)
+        zeros = zeros_at_start + jnp.floor(to_go.astype(jnp.float32) * gone).astype(jnp.int32)
+        # In float32 a large number may be off: the last is exact.
+        zeros = jnp.where(inputs.count >= last, final, jnp.minimum(zeros, final))
+        keep = sizes - zeros
+        if scope == "global":
+            rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True)
+        keep = jnp.minimum(keep, _selection.counts(inputs.masks, rows))
+        return _selection.top_k(_topology.drop_scores(inputs.weights, inputs.masks), rows, keep)
+
+    return prune
+
+
+def _power(x: jax.Array, power: float) -> jax.Array:
+    # A product rounds alike everywhere; a general power need not.
+    return x ** int(power) if power == int(power) else x ** jnp.float32(power)
+
+
+def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
+    del layout
+    packed = packing.pack(masks, False)
+    return Started([], _selection.counts(packed, packing.rows))
+
+
+def _needed(sparsity: float | _layout.Distribution | None) -> float | _layout.Distribution:
+    if sparsity is None:
+        raise ValueError(
+            "sparsity=None: pruning needs the final sparsity, a number in [0, 1) or a distribution"
+        )
+    return sparsity

@@ -1,0 +1,139 @@
+"""DSR: a global threshold drops, what it dropped is shared out between the layers."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from rigl_optax import (
+    _allocation,
+    _growth,
+    _layout,
+    _plan,
+    _random,
+    _selection,
+    _topology,
+    _transform,
+)
+from rigl_optax._grown import AT_REST, Grown
+from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs, Started
+from rigl_optax._packing import Packing
+
+PyTree = Any
+
+
+def dynamic_sparse_reparameterization(
+    inner: optax.GradientTransformation,
+    sparsity: float | _layout.Distribution | None,
+    *,
+    end: int,
+    every: int = 100,
+    begin: int = 0,
+    drop_fraction: float | optax.Schedule = 0.3,
+    initial_threshold: float = 1e-3,
+    tolerance: float = 0.1,
+    gradient_step: bool = False,
+    grown: Grown = AT_REST,
+    initial_masks: PyTree | None = None,
+    seed: _random.Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Dynamic sparse reparameterization (DSR): one threshold for all layers, random growth.
+
+    With :math:`n_l` active weights in layer l and a threshold H, at a rewiring
+
+    .. math::
+        K_l &= \{i \text{ active in } l : |\theta_i| \ge H\}
+            \text{, at least the largest one} \\
+        D &= \sum_l (n_l - |K_l|), \qquad T = \mathrm{int32}(f(t) \sum_l n_l) \\
+        H &\leftarrow 2H \text{ if } D < (1 - \delta) T, \quad
+             H / 2 \text{ if } D > (1 + \delta) T \\
+        g_l &\approx D \, |K_l| / \sum_j |K_j| \text{ positions outside } K_l
+            \text{ grow, uniformly at random}
+
+    The total number of active weights never changes; that of a layer does, so FLOPs are not
+    fixed. As much as the threshold drops is not known either: it is adapted to come
+    near T. A layer keeps its largest weight, or it could never grow again.
+
+    Args:
+      inner: As in `rigl`.
+      sparsity: As in `rigl`: at the start.
+      end: As in `rigl`.
+      every: As in `rigl`.
+      begin: As in `rigl`.
+      drop_fraction: The fraction of all active weights to aim at; as in `rigl`.
+      initial_threshold: H at the start, in units of the weights.
+      tolerance: :math:`\delta`, in [0, 1).
+      gradient_step: As in `rigl`.
+      grown: As in `rigl`.
+      initial_masks: As in `rigl`.
+      seed: Seeds the initial masks and the growth, in separate streams.
+
+    Returns:
+      A transformation whose state is a `SparseState`; `memory.carry` is H, a float32 scalar.
+
+    Raises:
+      ValueError: As `rigl` does; if the threshold is not above 0, or the tolerance outside
+        [0, 1).
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> tx = rigl_optax.dynamic_sparse_reparameterization(optax.sgd(0.1), 0.9, end=1_000)
+      >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
+      10
+
+    References:
+      Mostafa and Wang, `Parameter efficient training of deep convolutional neural networks by
+      dynamic sparse reparameterization <https://arxiv.org/abs/1902.05967>`_, 2019.
+    """
+    if not initial_threshold > 0:
+        raise ValueError(f"initial_threshold={initial_threshold}: must be above 0")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance={tolerance}: must be in [0, 1)")
+    plan = _plan.rewiring_plan(begin=begin, end=end, every=every, drop_fraction=drop_fraction)
+    grown.check()
+    random_scores = _growth.random_scores(seed)
+
+    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
+        del layout, packing, masks
+        return Started([], jnp.float32(initial_threshold))
+
+    def rule(inputs: RewiringInputs) -> Outcome:
+        rows, threshold = inputs.packing.rows, inputs.carry
+        above = [
+            mask & (jnp.abs(weight) >= threshold)
+            for weight, mask in zip(inputs.weights, inputs.masks, strict=True)
+        ]
+        active = _selection.counts(inputs.masks, rows)
+        keep = jnp.minimum(jnp.maximum(_selection.counts(above, rows), 1), active)
+        dropped = jnp.sum(active) - jnp.sum(keep)
+        target = _topology.drop_counts(jnp.sum(active), plan.default.drop_fraction(inputs.count))
+        room = jnp.asarray(inputs.packing.sizes()) - keep
+        grow = _allocation.apportion(dropped, keep.astype(jnp.float32), room)
+        masks = _topology.keep_and_grow(
+            _topology.drop_scores(inputs.weights, inputs.masks),
+            random_scores(inputs),
+            rows,
+            keep,
+            grow,
+        )
+        drops, aim = dropped.astype(jnp.float32), target.astype(jnp.float32)
+        factor = jnp.where(
+            drops < jnp.float32(1 - tolerance) * aim,
+            jnp.float32(2),
+            jnp.where(drops > jnp.float32(1 + tolerance) * aim, jnp.float32(0.5), jnp.float32(1)),
+        )
+        return Outcome(masks, carry=threshold * factor)
+
+    method = Method(
+        plan,
+        rule,
+        replaces_step=not gradient_step,
+        start=start,
+        grown_values=grown.values(seed),
+        keeps_initial=grown.value == "initial",
+        grown_state=grown.state,
+        check=_layout.check_total,
+    )
+    return _transform.sparse_transform(
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed
+    )

@@ -1,0 +1,134 @@
+"""STR: soft thresholds, one learned for each layer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rigl_optax import _distributions, _layout, _masks, _plan, _random, _selection, _transform
+from rigl_optax._method import (
+    Arrays,
+    Method,
+    Outcome,
+    RewiringInputs,
+    Shadow,
+    ShadowView,
+    Started,
+)
+from rigl_optax._packing import Packing
+
+PyTree = Any
+
+
+def soft_thresholding(
+    inner: optax.GradientTransformation,
+    layers: _layout.Distribution | None = None,
+    *,
+    threshold_decay: float,
+    initial_threshold: float = -6.0,
+    thresholds: optax.GradientTransformation | None = None,
+    seed: _random.Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Soft threshold reparameterization (STR): how sparse each layer is, is learned.
+
+    With shadow weights w and a number :math:`s_l` for each layer,
+
+    .. math::
+        \theta &= \mathrm{sign}(w) \max(|w| - \sigma(s_l), 0) \\
+        \frac{\partial L}{\partial w} &= [\theta \ne 0] \nabla_\theta L, \qquad
+        \frac{\partial L}{\partial s_l} = -\sigma'(s_l) \sum_{i \in l}
+            [\theta_i \ne 0] \, \mathrm{sign}(w_i) \nabla_{\theta_i} L + \lambda s_l
+
+    The decay :math:`\lambda` pulls :math:`s_l` up to 0, and the threshold with it to 1/2; the
+    loss pushes back. So the final sparsity follows from :math:`\lambda`, the initial
+    threshold, the weight decay and the number of steps: it is measured, not given. Nothing is
+    sparse at first.
+
+    Args:
+      inner: As in `rigl`; it moves the shadow weights, and its weight decay shrinks those below
+        the threshold too.
+      layers: A distribution, for which leaves are sparse (its `dense`, `stacked`); its
+        sparsities are those at the start, random. `uniform(0.0)` if not given.
+      threshold_decay: :math:`\lambda` (the paper uses its weight decay).
+      initial_threshold: :math:`s_l` at the start; the threshold is its sigmoid, -6 is 0.0025.
+      thresholds: What moves :math:`s_l`; `inner` again if not given, with a state of its own.
+      seed: As in `rigl`.
+
+    Returns:
+      A transformation whose state is a `SparseState` with `shadow`; `memory.carry` holds the
+      thresholds before the sigmoid, float32 of shape () or (layers,) for each sparse leaf,
+      and what moves them. Sums of floats are in them: on another number of devices they, and
+      then the masks, may differ.
+
+    Raises:
+      ValueError: As `rigl` does; if `threshold_decay` is below 0.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> params = {"kernel": jnp.array([[0.1, -0.9], [0.7, -0.2]])}
+      >>> tx = rigl_optax.soft_thresholding(
+      ...     optax.sgd(0.0), threshold_decay=0.0, initial_threshold=0.0)
+      >>> zero = {"kernel": jnp.zeros((2, 2))}
+      >>> updates, state = tx.update(zero, tx.init(params), params)
+      >>> [round(x, 1) for x in optax.apply_updates(params, updates)["kernel"].ravel().tolist()]
+      [0.0, -0.4, 0.2, 0.0]
+
+    References:
+      Kusupati et al., `Soft threshold weight reparameterization for learnable sparsity
+      <https://arxiv.org/abs/2002.03231>`_, 2020.
+    """
+    if not threshold_decay >= 0:
+        raise ValueError(f"threshold_decay={threshold_decay}: must be at least 0")
+    mover = optax.with_extra_args_support(inner if thresholds is None else thresholds)
+
+    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
+        del masks
+        pairs = zip(packing.layers, layout.sparse, strict=True)
+        shapes = [(number,) if leaf.stacked else () for number, leaf in pairs]
+        values = [jnp.full(shape, initial_threshold, jnp.float32) for shape in shapes]
+        return Started([], (values, mover.init(values)))
+
+    def backward(view: ShadowView) -> Arrays:
+        return [_masks.masked(m, g) for m, g in zip(view.masks, view.gradients, strict=True)]
+
+    def settle(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:
+        values, state = view.carry
+        slopes = []
+        for i, value in enumerate(values):
+            gradient, shadow = view.gradients[i].astype(jnp.float32), view.shadow[i]
+            along = _masks.masked(view.masks[i], gradient * jnp.sign(shadow.astype(jnp.float32)))
+            total = jnp.sum(along, axis=tuple(range(value.ndim, along.ndim)))
+            threshold = jax.nn.sigmoid(value)
+            slope = -threshold * (1 - threshold) * total
+            slopes.append(slope + jnp.float32(threshold_decay) * value)
+        steps, state = mover.update(slopes, state, values)
+        return moved, (optax.apply_updates(values, steps), state)
+
+    def forward(shadow: Arrays, masks: Arrays, carry: PyTree) -> Arrays:
+        shown = []
+        for weight, mask, value in zip(shadow, masks, carry[0], strict=True):
+            threshold = jax.nn.sigmoid(value).reshape(value.shape + (1,) * (mask.ndim - value.ndim))
+            w = weight.astype(jnp.float32)
+            shrunk = jnp.sign(w) * (jnp.abs(w) - threshold)
+            shown.append(_masks.masked(mask, shrunk.astype(weight.dtype)))
+        return shown
+
+    def rule(inputs: RewiringInputs) -> Outcome:
+        vector = jnp.concatenate([value.reshape(-1) for value in inputs.carry[0]])
+        each = zip(inputs.weights, inputs.packing.rows, strict=True)
+        return Outcome(
+            [jnp.abs(w) > _selection.spread(jax.nn.sigmoid(vector), w, rows) for w, rows in each]
+        )
+
+    last = int(np.iinfo(np.int32).max)
+    method = Method(
+        _plan.rewiring_plan(begin=0, end=last, every=1),
+        rule,
+        start=start,
+        shadow=Shadow(backward, settle, forward),
+    )
+    return _transform.sparse_transform(
+        inner, layers or _distributions.uniform(0.0), method, initial_masks=None, seed=seed
+    )

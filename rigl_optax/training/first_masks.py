@@ -1,0 +1,78 @@
+"""Masks and widths that are chosen before a run: saliency, tickets, Small-Dense."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import rigl_optax
+from rigl_optax import _paths
+from rigl_optax.training import methods, tasks
+from rigl_optax.training.config import Config
+
+PyTree = Any
+# Logits are divided by it for GraSP, as its authors' code does: at a nearly uniform softmax the
+# scores no longer depend on how confident the untrained network happens to be.
+GRASP_TEMPERATURE = 200.0
+MakeModel = Callable[[tuple[int, ...]], nnx.Module]  # from hidden widths
+
+
+def widths(config: Config, make_model: MakeModel) -> tuple[int, ...]:
+    """Hidden widths: the config's, or those at which a dense network is as small as a sparse one.
+
+    As in the paper's accounting that one takes 4 bytes an active weight and a bit for each.
+    """
+    if not methods.find(config).narrow:
+        return config.hidden
+
+    def scaled(width: float) -> tuple[int, ...]:
+        return tuple(max(1, round(width * n)) for n in config.hidden)
+
+    def shapes(width: float) -> PyTree:
+        model = nnx.eval_shape(lambda: make_model(scaled(width)))
+        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    full = shapes(1.0)
+    sparsities = methods.distribution(config)(full)
+    target = 0.0
+    for path, leaf in _paths.flatten_with_paths(full):
+        size = math.prod(leaf.shape)
+        zeros = math.floor(sparsities.get(path, 0.0) * size)
+        target += 4 * (size - zeros) + (size / 8 if path in sparsities else 0)
+    return scaled(rigl_optax.small_dense_width(shapes, target))
+
+
+def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Task) -> PyTree:
+    """Masks by saliency on the first training batch of the run, at the initial weights.
+
+    Raises:
+      ValueError: If the score is not for such data.
+    """
+    kind = methods.find(config).start
+    model, layers = make_model(), methods.distribution(config)
+    graphdef = nnx.graphdef(model)
+    params, model_state = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, ...))
+
+    def apply(params: PyTree, *inputs: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, params, model_state)(*inputs)
+
+    if kind == "synflow":
+        if not isinstance(task, tasks.Images):
+            raise ValueError(f"config.method='synflow': not for {config.dataset}, but for images")
+        shape = (1, *task.image_shape)
+        return rigl_optax.synflow_masks(params, layers, apply, shape)
+
+    temperature = GRASP_TEMPERATURE if kind == "grasp" else 1.0
+
+    def loss(params: PyTree, batch: dict[str, Any]) -> jax.Array:
+        logits = apply(params, *task.inputs(batch)) / temperature
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+        return losses.mean()
+
+    first = jax.tree.map(jnp.asarray, task.training_batch(config, 0))
+    score = rigl_optax.snip_masks if kind == "snip" else rigl_optax.grasp_masks
+    return score(params, layers, loss, [first])

@@ -1,0 +1,184 @@
+"""The methods of one engine, restated in NumPy one leaf at a time; read by the tests only.
+
+Written from the formulas in the docstrings: loops, sorts and Python integers.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.core.reference import Reference, kept_mask, number_to_drop
+
+
+def magnitude(x):
+    return np.abs(np.asarray(x).astype(np.float32))
+
+
+def keep_largest(mask, weight, keep):
+    """The `keep` active weights of largest magnitude."""
+    scores = np.where(mask, magnitude(weight), -1)
+    order = np.argsort(-scores.reshape(-1), kind="stable")[:keep]
+    kept = np.zeros(mask.size, bool)
+    kept[order] = True
+    return kept.reshape(mask.shape)
+
+
+def grow_largest(kept, scores, grow):
+    free = np.flatnonzero(~kept.reshape(-1))
+    order = free[np.argsort(-scores.reshape(-1)[free], kind="stable")][:grow]
+    new = kept.reshape(-1).copy()
+    new[order] = True
+    return new.reshape(kept.shape)
+
+
+def apportion(total, shares, room):
+    """Shares to 15 bits, rounded cumulatively, again and again while there is room."""
+    parts = [0] * len(room)
+    total = min(total, sum(room))
+    while sum(parts) < total:
+        left = total - sum(parts)
+        free = [r - p for r, p in zip(room, parts, strict=True)]
+        weights = [np.float32(s) if f else np.float32(0) for s, f in zip(shares, free, strict=True)]
+        if not max(weights):
+            weights = [np.float32(f) for f in free]
+        scale = 2.0 ** (14 - exponent(max(weights)))
+        quanta = [int(np.float64(w) * scale) for w in weights]
+        cumulative = [sum(quanta[: i + 1]) for i in range(len(quanta))]
+        before = 0
+        for i, c in enumerate(cumulative):
+            bound = left * c // cumulative[-1]
+            parts[i] += min(bound - before, free[i])
+            before = bound
+    return parts
+
+
+def exponent(x):
+    return int(np.frexp(np.float64(x))[1]) - 1
+
+
+def mean_magnitude(values, mask):
+    """To 16 bits of the layer's largest."""
+    active = magnitude(values)[mask]
+    if not active.size or not active.max():
+        return np.float32(0)
+    shift = 15 - exponent(active.max())
+    quanta = (active.astype(np.float64) * 2.0**shift).astype(np.int64)
+    total = np.float32(0)
+    for bit in range(16):
+        total = total + np.float32(((quanta >> bit) & 1).sum()) * np.float32(1 << bit)
+    return total / np.float32(active.size) * np.float32(2.0**-shift)
+
+
+@dataclass
+class Set(Reference):
+    """Growth by scores that are handed in: `scores(t, name) -> array`."""
+
+    scores: object = None
+
+    def rewire(self, t, state, params, grads):
+        fraction = self.fraction(t) if callable(self.fraction) else self.fraction
+        new = {}
+        for n in self.sparse:
+            kept = kept_mask(state.masks[n], params[n], fraction)
+            grow = state.masks[n].sum() - kept.sum()
+            new[n] = grow_largest(kept, self.scores(t, n), int(grow))
+        return new
+
+
+@dataclass
+class Snfs(Reference):
+    momentum: float = 0.9
+    redistribute: bool = False
+    average: dict = field(default_factory=dict)
+
+    def update(self, grads, state, params):
+        f = np.float32
+        for n in self.sparse:
+            old = self.average.get(n, np.zeros_like(params[n]))
+            finite = np.where(np.isfinite(grads[n]), grads[n], 0)
+            self.average[n] = f(self.momentum) * old + f(1 - self.momentum) * finite
+        return super().update(grads, state, params)
+
+    def rewire(self, t, state, params, grads):
+        fraction = self.fraction(t) if callable(self.fraction) else self.fraction
+        names = [n for n in params if n in self.sparse]
+        kept = {n: kept_mask(state.masks[n], params[n], fraction) for n in names}
+        dropped = [int(state.masks[n].sum() - kept[n].sum()) for n in names]
+        grow = dropped
+        if self.redistribute:
+            means = [mean_magnitude(self.average[n], state.masks[n]) for n in names]
+            room = [int((~kept[n]).sum()) for n in names]
+            grow = apportion(sum(dropped), means, room)
+        return {
+            n: grow_largest(kept[n], magnitude(self.average[n]), g)
+            for n, g in zip(names, grow, strict=True)
+        }
+
+
+@dataclass
+class Dsr(Reference):
+    scores: object = None
+    threshold: float = 1e-3
+    tolerance: float = 0.1
+
+    def rewire(self, t, state, params, grads):
+        fraction = self.fraction(t) if callable(self.fraction) else self.fraction
+        names = [n for n in params if n in self.sparse]
+        active = [int(state.masks[n].sum()) for n in names]
+        kept = {}
+        for n in names:
+            above = state.masks[n] & (magnitude(params[n]) >= np.float32(self.threshold))
+            kept[n] = above if above.any() else keep_largest(state.masks[n], params[n], 1)
+        keep = [int(kept[n].sum()) for n in names]
+        dropped = sum(active) - sum(keep)
+        target = number_to_drop(sum(active), fraction)
+        room = [kept[n].size - k for n, k in zip(names, keep, strict=True)]
+        grow = apportion(dropped, keep, room)
+        if np.float32(dropped) < np.float32(1 - self.tolerance) * np.float32(target):
+            self.threshold = self.threshold * 2
+        elif np.float32(dropped) > np.float32(1 + self.tolerance) * np.float32(target):
+            self.threshold = self.threshold / 2
+        return {
+            n: grow_largest(kept[n], self.scores(t, n), g) for n, g in zip(names, grow, strict=True)
+        }
+
+
+@dataclass
+class Pruning(Reference):
+    zeros: dict = field(default_factory=dict)  # in the end
+    start: dict = field(default_factory=dict)
+    power: int = 3
+    whole: bool = False  # one ranking of all layers
+    regrow: bool = False
+
+    def rewire(self, t, state, params, grads):
+        names = [n for n in params if n in self.sparse]
+        steps = [s for s in range(self.begin, self.end) if self.is_rewiring(s)]
+        first, last = steps[0], steps[-1]
+        left = np.float32(last - t) / np.float32(max(last - first, 1))
+        gone = np.float32(1) - left**self.power
+        keep = []
+        for n in names:
+            to_go = self.zeros[n] - self.start[n]
+            zeros = self.start[n] + int(np.floor(np.float32(to_go) * gone))
+            zeros = self.zeros[n] if t >= last else min(zeros, self.zeros[n])
+            keep.append(params[n].size - zeros)
+        if self.whole:
+            flat = np.concatenate([magnitude(params[n]).reshape(-1) for n in names])
+            active = np.concatenate([state.masks[n].reshape(-1) for n in names])
+            chosen = keep_largest(active, flat, min(sum(keep), active.sum()))
+            bounds = np.cumsum([params[n].size for n in names])[:-1]
+            parts = np.split(chosen, bounds)
+            masks = {n: p.reshape(params[n].shape) for n, p in zip(names, parts, strict=True)}
+        else:
+            masks = {
+                n: keep_largest(state.masks[n], params[n], min(k, state.masks[n].sum()))
+                for n, k in zip(names, keep, strict=True)
+            }
+        if self.regrow:
+            fraction = self.fraction(t) if callable(self.fraction) else self.fraction
+            for n in names:
+                kept = kept_mask(masks[n], params[n], fraction)
+                grow = int(masks[n].sum() - kept.sum())
+                masks[n] = grow_largest(kept, magnitude(grads[n]), grow)
+        return masks

@@ -1,0 +1,276 @@
+"""One-shot masks against closed forms and NumPy; initial weights for them; tickets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rigl_optax
+from rigl_optax import grasp_masks, magnitude_masks, snip_masks, synflow_masks
+from rigl_optax.data import batches, digits
+from rigl_optax.methods import saliency
+from tests.core.reference import top_k_mask, zeros_in
+
+SHAPES = {"a": {"kernel": (6, 10), "bias": (10,)}, "b": {"kernel": (10, 4)}}
+UNIFORM = rigl_optax.uniform(0.7)
+
+
+def some_params(seed=0):
+    rng = np.random.default_rng(seed)
+    leaf = lambda shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    return jax.tree.map(leaf, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def some_batches(number=2):
+    rng = np.random.default_rng(1)
+    return [
+        (
+            jnp.asarray(rng.standard_normal((16, 6)), jnp.float32),
+            jnp.asarray(rng.standard_normal((16, 4)), jnp.float32),
+        )
+        for _ in range(number)
+    ]
+
+
+def quadratic(params, batch):
+    """Of a linear network of one layer: gradient and Hessian are known."""
+    x, y = batch
+    return 0.5 * jnp.mean(jnp.sum((x @ params["kernel"] - y) ** 2, -1))
+
+
+def expected_masks(scores, sparsity, whole):
+    """Per layer, or of all: `{name: mask}`."""
+    names = list(scores)
+    zeros = {n: zeros_in(sparsity, scores[n].shape) for n in names}
+    if not whole:
+        return {n: top_k_mask(order(scores[n]), scores[n].size - zeros[n]) for n in names}
+    flat = np.concatenate([scores[n].reshape(-1) for n in names])
+    chosen = top_k_mask(order(flat), flat.size - sum(zeros.values()))
+    parts = np.split(chosen, np.cumsum([scores[n].size for n in names])[:-1])
+    return {n: p.reshape(scores[n].shape) for n, p in zip(names, parts, strict=True)}
+
+
+def order(x):
+    """Ranks as integers: `top_k_mask` compares integers."""
+    return np.searchsorted(np.unique(x), x)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_by_magnitude(scope):
+    params = some_params()
+    masks = magnitude_masks(params, UNIFORM, scope=scope)
+    scores = {n: np.abs(np.asarray(params[n]["kernel"])) for n in "ab"}
+    for n, mask in expected_masks(scores, 0.7, scope == "global").items():
+        np.testing.assert_array_equal(masks[n]["kernel"], mask)
+    assert masks["a"]["bias"].all()
+
+
+def test_snip_and_grasp_of_a_linear_model():
+    weights = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    params, both = {"kernel": jnp.asarray(weights)}, some_batches()
+    covariance = [np.asarray(x.T @ x) / 16 for x, _ in both]
+    gradients = [
+        c @ weights - np.asarray(x.T @ y) / 16 for c, (x, y) in zip(covariance, both, strict=True)
+    ]
+    gradient = sum(gradients) / 2
+    hessian_times_gradient = sum(covariance) / 2 @ gradient
+    for function, score in (
+        (snip_masks, np.abs(weights * gradient)),
+        (grasp_masks, weights * hessian_times_gradient),
+    ):
+        masks = function(params, UNIFORM, quadratic, both)
+        np.testing.assert_array_equal(
+            masks["kernel"], expected_masks({"kernel": score}, 0.7, False)["kernel"]
+        )
+        assert int(masks["kernel"].sum()) == 24 - zeros_in(0.7, (24,))
+    # Some are negative, and those are the first to go.
+    kept = np.asarray(grasp_masks(params, UNIFORM, quadratic, both)["kernel"])
+    assert (weights * hessian_times_gradient)[kept].min() > np.median(
+        weights * hessian_times_gradient
+    )
+
+
+def network(params, x):
+    return jax.nn.relu(x @ params["a"]["kernel"] + params["a"]["bias"]) @ params["b"]["kernel"]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_synflow_against_numpy(scope):
+    params = some_params()
+    found = synflow_masks(params, UNIFORM, network, (1, 6), iterations=7, scope=scope)
+    a, bias, b = (
+        np.abs(np.asarray(x, np.float64))
+        for x in (params["a"]["kernel"], params["a"]["bias"], params["b"]["kernel"])
+    )
+    masks = {"a": np.ones(a.shape, bool), "b": np.ones(b.shape, bool)}
+    for k in range(1, 8):
+        wa, wb = a * masks["a"], b * masks["b"]
+        into, out = wa.sum(0) + bias, wb.sum(1)
+        scores = {"a": wa * out, "b": wb * into[:, None]}
+        sizes = {n: s.size for n, s in scores.items()}
+        final = {n: sizes[n] - zeros_in(0.7, (sizes[n],)) for n in sizes}
+        scores = {n: np.where(masks[n], s, -1) for n, s in scores.items()}
+        if scope == "layer":
+            keep = {n: round(sizes[n] * (final[n] / sizes[n]) ** (k / 7)) for n in sizes}
+            masks = {n: top_k_mask(order(scores[n]), keep[n]) for n in sizes}
+        else:
+            total, wanted = sum(sizes.values()), sum(final.values())
+            flat = np.concatenate([scores["a"].reshape(-1), scores["b"].reshape(-1)])
+            chosen = top_k_mask(order(flat), round(total * (wanted / total) ** (k / 7)))
+            masks = {"a": chosen[: a.size].reshape(a.shape), "b": chosen[a.size :].reshape(b.shape)}
+    for n in "ab":
+        np.testing.assert_array_equal(found[n]["kernel"], masks[n])
+
+
+def test_signed_scores_keep_the_order():
+    x = np.array([-np.inf, -3e38, -1.0, -1e-37, -0.0, 0.0, 1e-37, 1.0, 3e38, np.inf], np.float32)
+    scores = np.asarray(saliency._signed_scores(jnp.asarray(x)))
+    assert (scores >= 0).all()
+    assert (np.diff(scores.astype(np.int64)) >= 0).all()
+    assert scores[4] == scores[5] and len(np.unique(scores)) == 9
+
+
+def test_stacked_layers_are_ranked_apart():
+    params = {
+        "layers": jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 8)), jnp.float32)
+    }
+    masks = magnitude_masks(params, rigl_optax.uniform(0.5, stacked=("layers",)))["layers"]
+    assert np.asarray(masks).sum((1, 2)).tolist() == [20, 20, 20]
+
+
+def test_half_precision():
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), some_params())
+    masks = magnitude_masks(params, UNIFORM)
+    assert [int(masks[n]["kernel"].sum()) for n in "ab"] == [18, 12]
+
+
+def test_bad_input_is_refused():
+    params = some_params()
+    with pytest.raises(ValueError, match="at least one batch"):
+        snip_masks(params, UNIFORM, lambda p, b: 0.0, [])
+    with pytest.raises(ValueError, match="scope='all'.*layer, global"):
+        magnitude_masks(params, UNIFORM, scope="all")
+    with pytest.raises(ValueError, match="iterations=0"):
+        synflow_masks(params, UNIFORM, network, (1, 6), iterations=0)
+    with pytest.raises(ValueError, match="'nowhere'"):
+        magnitude_masks(params, rigl_optax.uniform(0.5, overrides={"nowhere": 0.1}))
+    params["b"]["kernel"] = params["b"]["kernel"].at[1, 1].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"'b/kernel': 1 of 40 scores are not finite"):
+        magnitude_masks(params, UNIFORM)
+
+
+# ------------------------------------------------------------------------ initial weights
+
+
+@pytest.mark.parametrize("mode", ["unit", "layer"])
+def test_sparse_aware_init_restores_the_variance(mode):
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((400, 50)).astype(np.float32) / 20
+    mask = rng.random((400, 50)) < np.linspace(0.05, 0.5, 50)
+    init = rigl_optax.sparse_aware_init(
+        {"kernel": jnp.asarray(weights)}, {"kernel": jnp.asarray(mask)}, mode=mode
+    )
+    kernel = np.asarray(init["kernel"])
+    assert not kernel[~mask].any()
+    if mode == "unit":
+        expected = np.where(mask, weights * np.sqrt(400 / mask.sum(0)), 0)
+        assert abs((kernel**2).sum(0).mean() - 1) < 0.05  # as a dense layer's
+    else:
+        expected = np.where(mask, weights / np.sqrt(mask.mean()), 0)
+    np.testing.assert_allclose(kernel, expected, rtol=1e-5)
+
+
+def test_sparse_aware_init_of_dead_units_convolutions_and_dense_leaves():
+    params = {"conv": {"kernel": jnp.ones((3, 3, 4, 2)), "bias": jnp.ones(2)}}
+    mask = np.zeros((3, 3, 4, 2), bool)
+    mask[0, 0, :, 0] = True
+    masks = {"conv": {"kernel": jnp.asarray(mask), "bias": jnp.ones(2, bool)}}
+    init = rigl_optax.sparse_aware_init(params, masks)["conv"]
+    np.testing.assert_allclose(init["kernel"][0, 0, :, 0], 3.0)
+    assert not init["kernel"][..., 1].any()
+    np.testing.assert_array_equal(init["bias"], 1)
+    with pytest.raises(ValueError, match="mode='units'"):
+        rigl_optax.sparse_aware_init(params, masks, mode="units")
+    with pytest.raises(ValueError, match="'conv/bias'.*no mask"):
+        rigl_optax.sparse_aware_init(params, {"conv": {"kernel": masks["conv"]["kernel"]}})
+
+
+# -------------------------------------------------------------------------------- tickets
+
+
+def test_a_ticket_is_the_old_weights_under_the_new_masks():
+    params = some_params()
+    masks = magnitude_masks(some_params(5), UNIFORM)
+    ticket = rigl_optax.lottery_ticket(params, masks)
+    for n in "ab":
+        np.testing.assert_array_equal(
+            ticket[n]["kernel"], np.where(masks[n]["kernel"], params[n]["kernel"], 0)
+        )
+    tx = rigl_optax.static_sparse(optax.sgd(0.1), UNIFORM, initial_masks=masks)
+    np.testing.assert_array_equal(
+        rigl_optax.get_masks(tx.init(ticket))["a"]["kernel"], masks["a"]["kernel"]
+    )
+    with pytest.raises(ValueError, match="do not fit"):
+        rigl_optax.lottery_ticket({"a": params["a"]}, masks)
+
+
+# ----------------------------------------------------------------------------- small dense
+
+
+def test_small_dense_matches_the_bytes():
+    def lenet(width):
+        a, b = round(300 * width), round(100 * width)
+        sizes = [(784, a), (a,), (a, b), (b,), (b, 10), (10,)]
+        return [jax.ShapeDtypeStruct(s, jnp.float32) for s in sizes]
+
+    def size(width):
+        return 4 * sum(int(np.prod(s.shape)) for s in lenet(width))
+
+    target = 4 * 0.05 * 266_200 + 266_200 / 8
+    width = rigl_optax.small_dense_width(lenet, target)
+    assert size(width) <= target < size(width + 0.01)
+    assert rigl_optax.small_dense_width(lenet, 10 * size(1.0)) == 1.0
+    with pytest.raises(ValueError, match="narrowest"):
+        rigl_optax.small_dense_width(lenet, 39)
+
+
+# ---------------------------------------------------------------------------------- real data
+
+
+def test_snip_at_98_percent_on_digits_leaves_no_layer_dead():
+    data = digits.load("")
+    images = batches.to_float(jnp.asarray(data.train.images[:200]), maximum=data.maximum).reshape(
+        200, -1
+    )
+    labels = jnp.asarray(data.train.labels[:200])
+    rng = np.random.default_rng(0)
+    sizes = [(images.shape[1], 100), (100, 50), (50, 10)]
+    params = {
+        f"w{i}": jnp.asarray(rng.standard_normal(s) / s[0] ** 0.5, jnp.float32)
+        for i, s in enumerate(sizes)
+    }
+
+    def loss(params, batch):
+        x = jax.nn.relu(jax.nn.relu(batch[0] @ params["w0"]) @ params["w1"]) @ params["w2"]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(x, batch[1]))
+
+    masks = snip_masks(
+        params, 0.98, loss, [(images[:100], labels[:100]), (images[100:], labels[100:])]
+    )
+    tx = rigl_optax.static_sparse(optax.adam(3e-3), 0.98, initial_masks=masks)
+    state = tx.init(params)
+    params = rigl_optax.lottery_ticket(params, masks)
+    first = float(loss(params, (images, labels)))
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.grad(loss)(params, (images, labels)), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(300):
+        params, state = step(params, state)
+    assert float(loss(params, (images, labels))) < 0.6 * first
+    for i in range(3):
+        used = np.asarray(masks[f"w{i}"])
+        assert used.any(0).sum() >= 5
