@@ -1,4 +1,4 @@
-"""Dense, static, SET and RigL against each other at equal sparsity, over several seeds.
+"""Methods against each other at equal sparsity, over several seeds.
 
 python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits-comparison
 python scripts/compare.py --config=configs/fashion_mnist_lenet.py --sparsities=.95,.98 \
@@ -12,13 +12,30 @@ import pathlib
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
+from rich.console import Console
 
-from rigl_optax.training import checkpoints, command_line, comparison, display, figures, summary
+from rigl_optax.training import (
+    command_line,
+    comparison,
+    display,
+    figures,
+    files,
+    methods,
+    score,
+    summary,
+    tasks,
+)
+from rigl_optax.training import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where files and pictures go.", required=True)
-_METHODS = flags.DEFINE_list("methods", ["dense", "static", "set", "rigl"], "What to compare.")
+_METHODS = flags.DEFINE_list(
+    "methods", ["dense", "static", "set", "rigl"], "What to compare, or all."
+)
 _SPARSITIES = flags.DEFINE_list("sparsities", None, "At which sparsities; the config's if none.")
+_RECORDS = flags.DEFINE_string("records", None, "Folder for a small JSON of each finished run.")
+_TRAIN = flags.DEFINE_bool("train", True, "Train what is missing; or show what is there.")
+_CURVES = flags.DEFINE_bool("curves", True, "Draw learning curves and input connections.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each, from the config's seed on.", lower_bound=1)
 
 
@@ -33,19 +50,47 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     sparsities = [float(s) for s in _SPARSITIES.value or [base.sparsity]]
     console = display.make_console()
-    compared = comparison.arms(_METHODS.value, sparsities)
-    results = comparison.run_all(base, compared, _SEEDS.value, workdir, console)
+    names = list(methods.METHODS) if _METHODS.value == ["all"] else _METHODS.value
+    compared = comparison.arms(names, sparsities)
+    records_dir = None if _RECORDS.value is None else pathlib.Path(_RECORDS.value)
+    results = comparison.run_all(
+        base, compared, _SEEDS.value, workdir, console, records_dir, _TRAIN.value
+    )
 
     records = summary.summary(results)
-    title = f"{base.model} on {base.dataset}: {base.steps} steps, {_SEEDS.value} seeds, mean ± std"
+    title = f"{base.model} on {base.dataset}: {base.steps} steps, mean ± std over seeds"
     console.print(summary.table(records, title))
-    checkpoints.write_json(workdir / "summary.json", records)
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write(workdir / "summary.json", records)
+    judged = score.of(records[0], "test_") if records else score.ACCURACY
+    cost = workdir / f"{judged.key}_against_cost.png"
+    figures.score_against_cost(records, title, cost, judged)
+    console.print(f"wrote {workdir / 'summary.json'}, {cost}")
+    if _CURVES.value:
+        _draw_curves(base, compared, results, workdir, console, judged)
+
+
+def _draw_curves(
+    base: config_lib.Config,
+    compared: list[comparison.Arm],
+    results: comparison.Results,
+    workdir: pathlib.Path,
+    console: Console,
+    judged: score.Score,
+) -> None:
+    """Learning curves of all, and of images where the input connections of two methods go."""
     curves = workdir / "learning_curves.png"
+    finished = sorted({len(found) for found in results.values()})
+    seeds = " to ".join(str(n) for n in {finished[0]: None, finished[-1]: None})
     figures.learning_curves(
-        comparison.curves(results, workdir),
-        f"{base.dataset}: mean and range over {_SEEDS.value} seeds",
+        comparison.curves(results),
+        f"{base.model} on {base.dataset}: mean and range over {seeds} seeds",
         curves,
+        judged,
     )
+    console.print(f"wrote {curves}")
+    if base.dataset not in tasks.IMAGES:
+        return
     pixels = workdir / "input_connections.png"
     shown = [arm for arm in compared if arm.method in ("static", "rigl")]
     figures.input_connections(
@@ -53,7 +98,7 @@ def main(argv: list[str]) -> None:
         f"{base.dataset}: live connections of each input pixel, seed {base.seed}",
         pixels,
     )
-    console.print(f"wrote {workdir / 'summary.json'}, {curves}, {pixels}")
+    console.print(f"wrote {pixels}")
 
 
 if __name__ == "__main__":

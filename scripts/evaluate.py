@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
-from rigl_optax.training import checkpoints, evaluation, setup
+from rigl_optax.training import checkpoints, evaluation, mesh, score, setup
 from rigl_optax.training import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
@@ -16,12 +16,12 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Wh
 
 
 def main(argv: list[str]) -> None:
-    """Prints loss and accuracy."""
+    """Prints loss, accuracy and, of a text, bits per byte."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
     workdir = pathlib.Path(_WORKDIR.value)
     config = config_lib.from_mapping(checkpoints.read_config(workdir))
-    run = setup.prepare(config)
+    run = setup.prepare(mesh.fitting(config))
     with checkpoints.read_checkpoints(workdir) as saved:
         state = checkpoints.restore_newest(saved, run.initial, print)
     if state is None:
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
     print(
         f"step {int(state.step)}  {_SPLIT.value}  loss {found['loss']:.4f}  "
         f"accuracy {100 * found['accuracy']:.2f} %"
+        + (f"  {score.BITS.text(found)}" if score.BITS.key in found else "")
     )
 
 

@@ -2,24 +2,50 @@
 
 python scripts/train.py --config=configs/digits_lenet.py --workdir=runs/digits \
     --config.sparsity=.98 --config.method=static
+
+On several hosts the same command on each; TPU pods and SLURM are recognised. Elsewhere, on host i
+of 4, with a workdir that all of them see:
+
+python scripts/train.py --config=... --workdir=... \
+    --coordinator=host0:8476 --num_processes=4 --process_id=i
 """
 
 import pathlib
+import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rigl_optax.training import command_line, loop
+from rigl_optax.training import command_line, hosts, loop, recovery, signals
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go.", required=True)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many; 1 alone: look for no others.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main(argv: list[str]) -> None:
     """Runs the config of the flags."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
-    loop.train(command_line.checked(_CONFIG.value), pathlib.Path(_WORKDIR.value))
+    config = command_line.checked(_CONFIG.value)
+    try:
+        hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    except ValueError as error:
+        sys.exit(str(error))
+    with hosts.failing_together():
+        try:
+            loop.train(config, pathlib.Path(_WORKDIR.value))
+        except signals.StoppedError as stopped:
+            if hosts.is_first():
+                print(stopped)
+            sys.exit(signals.STOPPED)
+        except (recovery.NonFiniteError, RuntimeError) as error:
+            if jax.process_count() > 1:
+                raise  # the others are to end as well
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":

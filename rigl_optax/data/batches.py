@@ -27,7 +27,8 @@ class Dataset(NamedTuple):
     """Three disjoint splits and how to read a pixel.
 
     `maximum` is the pixel value that stands for 1.0: images stay uint8 on the host
-    and become float32 in [0, 1] on the device (`to_float`).
+    and become float32 in [0, 1] on the device (`to_float`). `left_out` says which records
+    of the files could not be read, and why.
     """
 
     train: Split
@@ -35,6 +36,7 @@ class Dataset(NamedTuple):
     test: Split
     classes: int
     maximum: float
+    left_out: tuple[str, ...] = ()
 
 
 def to_float(images: jax.Array, maximum: float) -> jax.Array:
@@ -74,32 +76,52 @@ def batch_indices(examples: int, batch_size: int, *, seed: int, step: int) -> np
     return _permutation(examples, seed, epoch)[start : start + batch_size]
 
 
-def training_batch(split: Split, batch_size: int, *, seed: int, step: int) -> Batch:
-    """The batch of one training step: `images` uint8 (batch, ...), `labels` int32 (batch,)."""
+def training_batch(
+    split: Split, batch_size: int, *, seed: int, step: int, rows: np.ndarray | None = None
+) -> Batch:
+    """The batch of one training step: `images` uint8 (batch, ...), `labels` int32 (batch,).
+
+    Args:
+      split: All examples.
+      batch_size: Of the whole batch, over all hosts.
+      seed: The data seed.
+      step: Training step, from 0.
+      rows: int64 (part,): which examples of the batch this host is to have; None for all. The
+        whole batch does not depend on how many hosts share it.
+    """
     chosen = batch_indices(len(split.labels), batch_size, seed=seed, step=step)
+    if rows is not None:
+        chosen = chosen[rows]
     return {"images": split.images[chosen], "labels": split.labels[chosen]}
 
 
-def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(
+    split: Split, batch_size: int, rows: np.ndarray | None = None
+) -> Iterator[Batch]:
     """All examples in order, in batches of one shape.
 
     The last batch is filled up with examples of weight 0, so that every example
     counts exactly once and the compiled function sees a single shape.
+
+    Args:
+      split: All examples.
+      batch_size: Of a whole batch, over all hosts.
+      rows: int64 (part,): which examples of each batch this host is to have; None for all.
 
     Yields:
       `images` uint8 (batch, ...), `labels` int32 (batch,), `weights` float32 (batch,).
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
+    every = np.arange(batch_size) if rows is None else rows
     for start in range(0, len(split.labels), batch_size):
-        images = split.images[start : start + batch_size]
-        labels = split.labels[start : start + batch_size]
-        missing = batch_size - len(labels)
-        weights = np.ones(len(labels), np.float32)
+        chosen = every[start + every < len(split.labels)] + start
+        missing = len(every) - len(chosen)
+        images = split.images[chosen]
         yield {
             "images": np.pad(images, [(0, missing)] + [(0, 0)] * (images.ndim - 1)),
-            "labels": np.pad(labels, (0, missing)),
-            "weights": np.pad(weights, (0, missing)),
+            "labels": np.pad(split.labels[chosen], (0, missing)),
+            "weights": np.pad(np.ones(len(chosen), np.float32), (0, missing)),
         }
 
 

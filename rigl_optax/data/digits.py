@@ -12,13 +12,14 @@ TEST, VALIDATION = 500, 297  # which leaves 1,000 for training
 SPLIT_SEED = 0
 
 
-def load(data_dir: str = "") -> batches.Dataset:
+def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
     """The digits, split 1,000 / 297 / 500 into train, validation and test.
 
     The split never changes: it is drawn once from `SPLIT_SEED`, stratified by class.
 
     Args:
       data_dir: Must be empty; the data come with scikit-learn.
+      max_bad_records: Means nothing here: there is one file, read whole.
 
     Returns:
       Images uint8 (examples, 8, 8) with values 0 to 16, labels int32 (examples,).
@@ -28,6 +29,7 @@ def load(data_dir: str = "") -> batches.Dataset:
       >>> data.train.images.shape, data.validation.images.shape, data.test.images.shape
       ((1000, 8, 8), (297, 8, 8), (500, 8, 8))
     """
+    del max_bad_records
     if data_dir:
         raise ValueError(f"data_dir={data_dir!r}: digits come with scikit-learn; leave it empty")
     from sklearn import datasets

@@ -22,13 +22,15 @@ VALIDATION = 5_000  # the last of the training images
 IMAGES_MAGIC, LABELS_MAGIC = 0x0803, 0x0801  # IDX: unsigned bytes in three, one dimensions
 
 
-def load(data_dir: str = "") -> batches.Dataset:
+def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
     """Fashion-MNIST, split 55,000 / 5,000 / 10,000 into train, validation and test.
 
     Args:
       data_dir: A directory with the four gz IDX files, or a TFDS directory that holds
         `fashion_mnist/3.0.1` (array_record or tfrecord; needs `tensorflow_datasets`, not
         TensorFlow). Empty: where Debian's package puts them.
+      max_bad_records: How many records of a TFDS directory may be left out since they cannot be
+        read, in all splits together. IDX files are read whole or not at all.
 
     Returns:
       Images uint8 (examples, 28, 28), labels int32 (examples,). The last 5,000 training
@@ -36,17 +38,21 @@ def load(data_dir: str = "") -> batches.Dataset:
 
     Raises:
       FileNotFoundError: If the data are not there, saying how to get them.
-      ValueError: If a file is not what its name says.
+      ValueError: If a file is not what its name says, or too many records cannot be read.
     """
     directory = pathlib.Path(data_dir or DEBIAN_DIR)
     names = [name for images, labels, _ in FILES.values() for name in (images, labels)]
+    left_out: list[str] = []
     missing = [name for name in names if not (directory / name).is_file()]
     if not missing:
         train, test = (_read_idx_split(directory, *FILES[split]) for split in ("train", "test"))
     elif (directory / "fashion_mnist").is_dir():
         from rigl_optax.data import tfds_images
 
-        train, test = (tfds_images.read(directory, "fashion_mnist", s) for s in ("train", "test"))
+        train, test = (
+            tfds_images.read(directory, "fashion_mnist", split, left_out, max_bad_records)
+            for split in ("train", "test")
+        )
     else:
         raise FileNotFoundError(
             f"Fashion-MNIST is not in {directory}: no {', '.join(missing)}, and no TFDS directory "
@@ -64,6 +70,7 @@ def load(data_dir: str = "") -> batches.Dataset:
         test=test,
         classes=10,
         maximum=255.0,
+        left_out=tuple(left_out),
     )
 
 

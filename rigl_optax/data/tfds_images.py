@@ -16,13 +16,17 @@ import numpy as np
 from rigl_optax.data import batches
 
 
-def read(data_dir: pathlib.Path, name: str, split: str) -> batches.Split:
+def read(
+    data_dir: pathlib.Path, name: str, split: str, left_out: list[str], max_bad_records: int
+) -> batches.Split:
     """All images and labels of a split; grey images lose their channel axis.
 
     Args:
       data_dir: The directory given to TFDS as `data_dir`; nothing is downloaded.
       name: The dataset's name, as `fashion_mnist`.
       split: `train` or `test`.
+      left_out: Gets a line for each record that cannot be read, and is therefore left out.
+      max_bad_records: How many lines it may come to have.
 
     Returns:
       Images uint8 (examples, height, width[, channels]), labels int32 (examples,), in the
@@ -31,7 +35,8 @@ def read(data_dir: pathlib.Path, name: str, split: str) -> batches.Split:
     Raises:
       ImportError: If `tensorflow_datasets` is not installed.
       FileNotFoundError: If the directory holds no prepared dataset of that name.
-      ValueError: If the number of records is not what the dataset's own metadata says.
+      ValueError: If the number of records is not what the dataset's own metadata says, or
+        more of them cannot be read than may be left out.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise ImportError(
@@ -48,18 +53,30 @@ def read(data_dir: pathlib.Path, name: str, split: str) -> batches.Split:
         )
     info = builder.info.splits[split]
     if str(builder.info.file_format).endswith("TFRECORD"):
-        features = builder.info.features
         paths = [pathlib.Path(path) for path in info.filepaths]
-        examples = (features.deserialize_example_np(r) for p in paths for r in tfrecords(p))
+        records = [record for path in paths for record in tfrecords(path)]
+        decode = builder.info.features.deserialize_example_np
     else:
-        source = builder.as_data_source(split)
-        examples = (source[i] for i in range(len(source)))
-    found = [(example["image"], example["label"]) for example in examples]
-    if len(found) != info.num_examples:
+        records = builder.as_data_source(split)
+        decode = dict  # an example already, decoded when it is looked up
+    if len(records) != info.num_examples:
         raise ValueError(
-            f"{builder.data_path}: {len(found)} examples in split {split!r}, "
+            f"{builder.data_path}: {len(records)} examples in split {split!r}, "
             f"{info.num_examples} by its metadata"
         )
+    found = []
+    for i in range(len(records)):
+        try:
+            example = decode(records[i])
+            found.append((example["image"], example["label"]))
+        except Exception as error:  # a damaged record fails in whatever part of it is damaged
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            left_out.append(f"{name}, {split}, record {i}: {reason}")
+            if len(left_out) > max_bad_records:
+                raise ValueError(
+                    f"{builder.data_path}: record {i} of split {split!r} cannot be read "
+                    f"({reason}), and config.max_bad_records={max_bad_records}"
+                ) from error
     images = np.stack([image for image, _ in found]).astype(np.uint8)
     labels = np.array([label for _, label in found], np.int32)
     return batches.Split(images[..., 0] if images.shape[-1] == 1 else images, labels)

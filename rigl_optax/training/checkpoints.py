@@ -4,21 +4,28 @@ Orbax writes into a temporary directory and renames it: a checkpoint is there as
 whole or not at all. Nothing here executes what it reads.
 """
 
+import contextlib
+import dataclasses
+import errno
 import fcntl
-import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, TypeAlias
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from rigl_optax.training import config as config_lib
+from rigl_optax.training import files
 from rigl_optax.training.state import TrainState
 
 Checkpoints: TypeAlias = ocp.training.Checkpointer
+PolicyCheckpointInfo: TypeAlias = Any  # with a `step`; Orbax names neither in public
+PreservationContext: TypeAlias = Any
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONFIG_FILE = "config.json"
+RESULT_FILE = "result.json"
 
 
 def lock(workdir: pathlib.Path) -> IO[str]:
@@ -38,17 +45,6 @@ def lock(workdir: pathlib.Path) -> IO[str]:
     return file
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file at once: a reader sees the old content or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
     """Writes the config into a new workdir; in a used one, checks that it is the same run.
 
@@ -64,30 +60,59 @@ def claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
                 f"{workdir} holds a run with another config ({'; '.join(changed)}); resume it with "
                 "its own config, or give another workdir"
             )
-    write_json(path, config_lib.to_json(config))
+    files.write(path, config_lib.to_json(config))
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config that `claim` wrote.
+    """The config that `claim` wrote, or wrote with other keys; `config.from_mapping` checks those.
 
     Raises:
       ValueError: If it is not there or not JSON.
     """
-    path = workdir / CONFIG_FILE
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not the config of a run ({error})") from error
-    if not isinstance(saved, dict):
-        raise ValueError(f"{path}: not the config of a run (a JSON {type(saved).__name__})")
-    return saved
+    return files.read(workdir / CONFIG_FILE, "the config of a run", {})
 
 
-def open_checkpoints(workdir: pathlib.Path, keep: int) -> Checkpoints:
-    """The checkpoints of a workdir; the newest `keep` are kept. Close it, or use `with`."""
+@dataclasses.dataclass
+class _NewestAndBest(ocp.training.preservation_policies.PreservationPolicy):
+    """Keeps the newest, and the best on the validation split; the newer of equals."""
+
+    newest: int
+    ranks: Mapping[int, float]
+
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> Sequence[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(sorted(steps)[-self.newest :])
+        measured = [(self._rank(s), s) for s in steps if self._rank(s) is not None]
+        if measured:
+            kept.add(max(measured)[1])
+        return [step in kept for step in steps]
+
+    def _rank(self, step: int) -> float | None:
+        """As last measured when that step was saved."""
+        before = [measured for measured in self.ranks if measured <= step]
+        return self.ranks[max(before)] if before else None
+
+
+def open_checkpoints(
+    workdir: pathlib.Path, keep: int, ranks: Mapping[int, float] | None = None
+) -> Checkpoints:
+    """The checkpoints of a workdir: the newest are kept, and the best.
+
+    Close it, or use `with`.
+
+    Args:
+      workdir: Of the run.
+      keep: How many of the newest.
+      ranks: How good it was on the validation split (`score.Score.rank`), by the updates done; may
+        grow later. Kept apart from the checkpoints: one with a damaged
+        file of its own must not be in the way of the others.
+    """
     return Checkpoints(
         (workdir / "checkpoints").absolute(),
-        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        preservation_policy=_NewestAndBest(keep, {} if ranks is None else ranks),
         cleanup_tmp_directories=True,
     )
 
@@ -101,9 +126,32 @@ def save(checkpoints: Checkpoints, state: TrainState) -> None:
     """Saves in the background; the state may be donated right after.
 
     Waits for the save before it. Overwrites a checkpoint of this step: one can only be there
-    if it could not be read.
+    if it could not be read, or was left by a run that was rolled back.
     """
     checkpoints.save_async(int(state.step), state, force=True, overwrite=True)
+
+
+@contextlib.contextmanager
+def told_of_failures(workdir: pathlib.Path) -> Iterator[None]:
+    """Says in one sentence that a file could not be written, as on a full disk.
+
+    Raises:
+      RuntimeError: Instead of what the writing of checkpoints raises then.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno in _FULL):
+            cause = cause.__cause__ or cause.__context__
+        words = [os.strerror(number) for number in _FULL]
+        if cause is None and not any(word in str(error) for word in words):
+            raise
+        reason = str(cause or error).splitlines()[0][:200]
+        raise RuntimeError(
+            f"{workdir}: a file could not be written ({reason}); "
+            "checkpoints before it are intact, and the same command goes on from the newest"
+        ) from error
 
 
 def restore_newest(

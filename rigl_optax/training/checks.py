@@ -1,13 +1,13 @@
 """What a training record says, and what can go silently wrong with sparse training."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import rigl_optax
-from rigl_optax import _paths
+from rigl_optax import _paths, analysis
 from rigl_optax.training import methods
 from rigl_optax.training.config import Config
 from rigl_optax.training.state import TrainState
@@ -15,37 +15,64 @@ from rigl_optax.training.state import TrainState
 PyTree = Any
 
 
+class Start(NamedTuple):
+    """What a run is compared with.
+
+    Attributes:
+      active: `{path: active weights}`.
+      dead: `{path: output units that read nothing}` of layers with units.
+    """
+
+    active: dict[str, int]
+    dead: dict[str, int]
+
+
+def start_of(config: Config, initial: TrainState) -> Start:
+    """What a run is compared with, from its initial state."""
+    return Start(active_weights(config, initial), dead_units(config, initial))
+
+
 def training_record(
-    config: Config, state: TrainState, expected: dict[str, int]
+    config: Config, state: TrainState, start: Start
 ) -> tuple[dict[str, float], dict[str, str]]:
     """What to log about the steps since the last record, and what is wrong.
 
     Args:
       config: The run's.
       state: As it is now.
-      expected: `{path: active weights}` at the start of the run.
+      start: From `start_of`.
 
     Returns:
       Values: mean `loss` and `accuracy` over the training batches since the last record, the
       `learning_rate` of the last step; and of a masked method `density` (of all parameters),
-      `rewirings` so far, and `drop_fraction` at this step. Then `{kind: warning in words}`.
+      `rewirings` so far, and `drop_fraction` at this step if it has one. Then
+      `{kind: warning in words}`.
     """
     step, sums = jax.device_get((state.step, state.sums))
     values = {
-        "loss": float(sums.loss / sums.examples),
-        "accuracy": float(sums.correct / sums.examples),
+        "loss": float(sums.loss / max(sums.examples, 1)),
+        "accuracy": float(sums.correct / max(sums.examples, 1)),
         "learning_rate": float(methods.learning_rate(config)(step - 1)),
     }
+    warnings = {}
+    if sums.skipped:
+        values["skipped"] = float(sums.skipped)
+        warnings["skipped"] = (
+            f"{int(sums.skipped)} steps up to step {int(step)} were skipped: their loss or "
+            "gradients were not finite"
+        )
     if not methods.find(config).masked:
-        return values, {}
+        return values, warnings
     active = active_weights(config, state)
     rewirings, healed = counters(state)
     values["density"] = sum(active.values()) / sum(x.size for x in jax.tree.leaves(state.params))
     values["rewirings"] = float(rewirings)
-    if methods.find(config).rewires:
+    if "drop_fraction" in methods.find(config).arguments(config):
         values["drop_fraction"] = float(methods.drop_fraction(config)(step))
-    return values, _warnings(
-        config, int(step), rewirings, healed, int(sums.blind), active, expected
+    if methods.find(config).rewires:
+        warnings |= _dead(start.dead, dead_units(config, state))
+    return values, warnings | _warnings(
+        config, int(step), rewirings, healed, int(sums.blind), active, start.active
     )
 
 
@@ -62,6 +89,24 @@ def counters(state: TrainState) -> tuple[int, int]:
     found = [optax.tree.get(state.opt_state, name) for name in ("rewirings", "healed")]
     rewirings, healed = jax.device_get(found)
     return int(rewirings), int(healed)
+
+
+def dead_units(config: Config, state: TrainState) -> dict[str, int]:
+    """`{path: output units that no active weight leads to}` of layers with units."""
+    if not methods.find(config).masked:
+        return {}
+    found = jax.device_get(analysis.dead_units(rigl_optax.get_masks(state.opt_state)))
+    return {path: int(units.outputs) for path, units in found.items()}
+
+
+def _dead(start: dict[str, int], now: dict[str, int]) -> dict[str, str]:
+    died = [f"{path} {start[path]} -> {now[path]}" for path in now if now[path] > start[path]]
+    if not died:
+        return {}
+    return {
+        "dead": f"units have lost all their inputs: {', '.join(died)}; the option min_fan_in, of "
+        "methods that have it, keeps some"
+    }
 
 
 def _warnings(
@@ -85,7 +130,7 @@ def _warnings(
             f"{healed} inactive weights were not zero at rewirings: something other than the "
             "optimizer writes into the parameters"
         )
-    if active != expected:
+    if active != expected and methods.find(config).keeps_counts:
         changed = [
             f"{p} {expected[p]} -> {active[p]}" for p in expected if active[p] != expected[p]
         ]

@@ -1,7 +1,6 @@
 """Several methods, sparsities and seeds against each other; each run on disk by itself."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -13,14 +12,15 @@ from rich.console import Console
 from rich.progress import track
 
 import rigl_optax
-from rigl_optax.training import checkpoints, figures, loop, methods, metrics, setup
+from rigl_optax.training import checkpoints, figures, files, loop, methods, score, setup
 from rigl_optax.training import config as config_lib
 
 LOG_FILE = "log.txt"
+TICKETS = "rigl"  # the method whose final masks are lottery tickets
 
 
 class Arm(NamedTuple):
-    """One line of the table: a method at a sparsity (None: a method without masks)."""
+    """One line of the table: a method at a sparsity (None: one to which it means nothing)."""
 
     method: str
     sparsity: float | None
@@ -31,11 +31,23 @@ class Arm(NamedTuple):
         return self.method if self.sparsity is None else f"{self.method}-{self.sparsity}"
 
 
+# Of a run's result, what is kept in a repository.
+RECORDED = (
+    "config",
+    "validation",
+    "test",
+    "active_weights",
+    "weights",
+    "flops",
+    "coverage",
+    "curve",
+    "warnings",
+)
 Results = dict[Arm, list[dict[str, Any]]]  # of each seed, in order
 
 
 def arms(names: Sequence[str], sparsities: Sequence[float]) -> list[Arm]:
-    """Every method at every sparsity, those without masks once, in front.
+    """Every method at every sparsity, those to which it means nothing once, in front.
 
     Raises:
       ValueError: If there is no method of a name; it lists those there are.
@@ -43,9 +55,11 @@ def arms(names: Sequence[str], sparsities: Sequence[float]) -> list[Arm]:
     for name in names:
         if name not in methods.METHODS:
             raise ValueError(f"method {name!r}: methods are {', '.join(methods.METHODS)}")
-    unmasked = [Arm(name, None) for name in names if not methods.METHODS[name].masked]
-    masked = [name for name in names if methods.METHODS[name].masked]
-    return unmasked + [Arm(name, sparsity) for sparsity in sparsities for name in masked]
+    found = {name: methods.METHODS[name] for name in names}
+    sparse = [name for name, method in found.items() if method.masked or method.narrow]
+    return [Arm(name, None) for name in names if name not in sparse] + [
+        Arm(name, sparsity) for sparsity in sparsities for name in sparse
+    ]
 
 
 def runs(
@@ -57,6 +71,9 @@ def runs(
             config = dataclasses.replace(base, method=arm.method, seed=base.seed + seed)
             if arm.sparsity is not None:
                 config = dataclasses.replace(config, sparsity=arm.sparsity)
+            if methods.find(config).start == "ticket":
+                ticket = workdir / Arm(TICKETS, arm.sparsity).folder / f"seed{config.seed}"
+                config = dataclasses.replace(config, ticket=str(ticket))
             yield arm, config, workdir / arm.folder / f"seed{config.seed}"
 
 
@@ -66,6 +83,8 @@ def run_all(
     seeds: int,
     workdir: pathlib.Path,
     console: Console,
+    records: pathlib.Path | None = None,
+    train: bool = True,
 ) -> Results:
     """Trains what is not yet finished, and reads what is.
 
@@ -76,6 +95,9 @@ def run_all(
         the same initial weights and the same batches, and the same initial masks.
       workdir: Gets a folder for each run. One that has finished is not run again.
       console: Told about each run as it ends.
+      records: Gets a small JSON for each run, to be kept. What is there is not run again either,
+        unless it is the ticket of another run.
+      train: Whether to train what is missing, or leave it out.
 
     Returns:
       `result.json` of all runs.
@@ -84,12 +106,24 @@ def run_all(
     results: Results = {arm: [] for arm in compared}
     shown = track(todo, "runs", console=console, disable=not console.is_terminal)
     for number, (arm, config, folder) in enumerate(shown, start=1):
-        result = _finished(folder, config) or _train(config, folder)
+        record = None if records is None else records / f"{arm.folder}-seed{config.seed}.json"
+        result = _recorded(record, config) or _finished(folder, config)
+        if result is None:
+            if not train:
+                continue
+            if config.ticket:
+                ticket = dataclasses.replace(config, method=TICKETS, ticket="")
+                found = pathlib.Path(config.ticket)
+                _finished(found, ticket) or _train(ticket, found)
+            result = _train(config, folder)
+        if record is not None and not record.exists():
+            record.parent.mkdir(parents=True, exist_ok=True)
+            files.write(record, {key: result[key] for key in RECORDED if key in result})
         results[arm].append(result)
         label = arm.method + ("" if arm.sparsity is None else f" {arm.sparsity:g}")
         console.print(
             f"[{number}/{len(todo)}] {label:12} seed {config.seed}: "
-            f"test accuracy {100 * result['test']['accuracy']:.2f} %",
+            f"test {score.of(result['test']).text(result['test'])}",
             markup=False,
         )
         for warning in result["warnings"]:
@@ -97,11 +131,21 @@ def run_all(
     return results
 
 
+def _recorded(path: pathlib.Path | None, config: config_lib.Config) -> dict[str, Any] | None:
+    if path is None or not path.exists():
+        return None
+    record = files.read(path, "the record of a run", files.RESULT)
+    changed = config_lib.differences(record["config"], config)
+    if changed:
+        raise ValueError(f"{path} is of another config ({'; '.join(changed)}); delete it")
+    return record
+
+
 def _finished(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Any] | None:
-    path = folder / loop.RESULT_FILE
+    path = folder / checkpoints.RESULT_FILE
     if not path.exists():
         return None
-    result = json.loads(path.read_text())
+    result = files.read(path, "the result of a run", files.RESULT)
     changed = config_lib.differences(result["config"], config)
     if changed:
         raise ValueError(
@@ -117,23 +161,20 @@ def _train(config: config_lib.Config, folder: pathlib.Path) -> dict[str, Any]:
         return loop.train(config, folder, Console(file=file, width=120, highlight=False))
 
 
-def curves(results: Results, workdir: pathlib.Path) -> dict[float, list[figures.Curve]]:
+def curves(results: Results) -> dict[float, list[figures.Curve]]:
     """Validation curves of all methods at each sparsity; those without masks are in each."""
     panels: dict[float, list[figures.Curve]] = {}
     for sparsity in sorted({arm.sparsity for arm in results if arm.sparsity is not None}):
-        chosen = {a: found for a, found in results.items() if a.sparsity in (None, sparsity)}
-        panels[sparsity] = [_curve(arm, found, workdir) for arm, found in chosen.items()]
+        chosen = {a: r for a, r in results.items() if r and a.sparsity in (None, sparsity)}
+        panels[sparsity] = [_curve(arm, found) for arm, found in chosen.items()]
     return panels
 
 
-def _curve(arm: Arm, found: list[dict[str, Any]], workdir: pathlib.Path) -> figures.Curve:
-    seeds = []
-    for result in found:
-        folder = workdir / arm.folder / f"seed{result['config']['seed']}"
-        records = [r for r in metrics.read(folder / metrics.FILE) if r["kind"] == "validation"]
-        seeds.append([(r["step"], 100 * r["accuracy"], r["loss"]) for r in records])
-    steps, accuracy, loss = np.moveaxis(np.array(seeds), -1, 0)
-    return figures.Curve(arm.method, steps[0], accuracy, loss)
+def _curve(arm: Arm, found: list[dict[str, Any]]) -> figures.Curve:
+    judged = score.of(found[0]["test"])
+    seeds = [[(m["step"], judged.value(m), m["loss"]) for m in result["curve"]] for result in found]
+    steps, values, loss = np.moveaxis(np.array(seeds), -1, 0)
+    return figures.Curve(arm.method, steps[0], values, loss)
 
 
 def connections(
@@ -157,7 +198,7 @@ def connections(
         with checkpoints.open_checkpoints(folder, config.keep_checkpoints) as saved:
             final = checkpoints.restore_newest(saved, run.initial, print)
         before, after = (
-            _input_connections(rigl_optax.get_masks(state.opt_state), run.image_shape)
+            _input_connections(rigl_optax.get_masks(state.opt_state), run.task.image_shape)
             for state in (run.initial, final or run.initial)
         )
         panels.setdefault(arm.sparsity, []).append(figures.Connections(arm.method, before, after))

@@ -1,6 +1,8 @@
 """What a run will be and cost: explained before its first step, and added up on the way."""
 
-from collections.abc import Callable
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 import rigl_optax
-from rigl_optax import accounting
+from rigl_optax import _paths, accounting
 from rigl_optax.accounting import explanation
-from rigl_optax.training import methods
+from rigl_optax.training import checkpoints, files, methods, setup
 from rigl_optax.training.config import Config
 from rigl_optax.training.setup import Run
+from rigl_optax.training.state import TrainState
 
 PyTree = Any
 
@@ -23,7 +26,7 @@ class Flops(NamedTuple):
     Attributes:
       inference: Of one forward pass of one example, with the masks.
       inference_dense: The same without masks.
-      training: Of the whole run, by `rigl_optax.accounting.training_cost`.
+      training: Of the whole run, and of the one its masks come from, if any.
       training_dense: Of dense training for as many steps.
     """
 
@@ -38,7 +41,7 @@ def explain(config: Config, run: Run) -> accounting.Explanation | None:
     if config.method not in explanation.REWIRES:
         return None
     return accounting.explain(
-        run.initial.params,
+        _shapes(run.initial.params),
         methods.distribution(config),
         end=config.rewire_end,
         every=config.rewire_every,
@@ -46,46 +49,127 @@ def explain(config: Config, run: Run) -> accounting.Explanation | None:
         method=config.method,
         steps=config.steps,
         model=_forward(run),
-        inputs=[_image(run)],
+        inputs=run.task.example(config),
     )
 
 
-def count(config: Config, run: Run) -> tuple[Flops, Callable[[int], float]]:
-    """Counts FLOPs from the model's jaxpr; nothing is computed.
+class Tally:
+    """Training FLOPs as they are spent, at the masks of the moment.
 
-    Returns:
-      Those of the whole run; and a function of the number of steps done to the training FLOPs
-      spent by then, for curves against FLOPs.
+    Between two looks at the masks their cost is taken to be what it was at the first: exact where
+    they only change at rewirings.
     """
-    method = methods.find(config)
-    cost = accounting.count_flops(_forward(run), run.initial.params, _image(run))
-    dense = float(cost.total)
-    sparse = dense
-    if method.masked:
-        sparse = accounting.flops_of_masks(cost, rigl_optax.get_masks(run.initial.opt_state))
-    spent, spent_dense = (
-        accounting.cumulative_cost(
-            kind,
-            dense,
-            sparse,
-            batch_size=config.batch_size,
-            end=config.rewire_end,
-            every=config.rewire_every,
+
+    def __init__(self, config: Config, run: Run, looks: Sequence[tuple[int, float]] = ()) -> None:
+        """Counts FLOPs from the model's jaxpr; nothing is computed.
+
+        Args:
+          config: The run's.
+          run: The run.
+          looks: Of a run that is resumed: updates done, and `forward_flops` then.
+        """
+        method = methods.find(config)
+        self._config, self._cost = config, method.cost
+        self._flops = accounting.count_flops(
+            _forward(run), _shapes(run.initial.params), *run.task.example(config)
         )
-        for kind in (method.cost, "dense")
+        self.dense = float(self._flops.total)
+        first = self.dense
+        self._wider: float | None = None
+        if method.masked:
+            first = self._of_masks(run.initial)
+            marks = run.initial.opt_state.memory.marks
+            if self._cost.ordinary.is_wider:
+                self._wider = self._of_tree(marks)
+        self._looks = [(0, first), *looks]
+        # A network that is not the config's has another dense cost to be compared with.
+        self.reference = self.dense
+        if method.narrow:
+            self.reference = _reference(config)
+
+    def look(self, done: int, state: TrainState) -> float:
+        """Notes what a forward pass costs after so many updates, and returns it."""
+        forward = self._of_masks(state)
+        self._looks.append((done, forward))
+        return forward
+
+    def spent(self, steps: int) -> float:
+        """Training FLOPs after so many steps, from the beginning."""
+        batch, cost = self._config.batch_size, self._cost
+        total = _cost_of_ticket(self._config)
+        if cost.initial is not None:
+            total += cost.initial_times * cost.initial.flops(self.dense, self._looks[0][1]) * batch
+        ends = [done for done, _ in self._looks[1:]] + [steps]
+        for (start, forward), end in zip(self._looks, ends, strict=True):
+            start, end = min(start, steps), min(end, steps)
+            rewirings = methods.rewirings_before(self._config, end)
+            rewirings -= methods.rewirings_before(self._config, start)
+            rates = [
+                each.flops(self.dense, forward, self._wider)
+                for each in (cost.rewiring or cost.ordinary, cost.ordinary)
+            ]
+            total += batch * (rewirings * rates[0] + (end - start - rewirings) * rates[1])
+        return total
+
+    def flops(self) -> Flops:
+        """Of the whole run, with the masks of the last look."""
+        dense_step = accounting.METHODS["dense"].ordinary.flops(self.reference, self.reference)
+        steps = self._config.steps
+        return Flops(
+            self._looks[-1][1],
+            self.reference,
+            self.spent(steps),
+            dense_step * self._config.batch_size * steps,
+        )
+
+    def _of_masks(self, state: TrainState) -> float:
+        return self._of_tree(rigl_optax.get_masks(state.opt_state))
+
+    def _of_tree(self, masks: PyTree) -> float:
+        """FLOPs of a forward pass under masks; dense where a leaf has none."""
+        found = dict(_paths.flatten_with_paths(masks))
+        active = jax.device_get({path: _count_true(mask) for path, mask in found.items()})
+        sparsity = {path: 1 - int(active[path]) / mask.size for path, mask in found.items()}
+        return accounting.flops_at_sparsity(self._flops, sparsity)
+
+
+@jax.jit
+def _count_true(mask: jax.Array) -> jax.Array:
+    return jnp.sum(mask, dtype=jnp.int32)
+
+
+def _reference(config: Config) -> float:
+    """FLOPs of a dense forward pass of the network that a narrow one stands in for."""
+    whole = setup.prepare(dataclasses.replace(config, method="dense"))
+    example = whole.task.example(config)
+    return float(
+        accounting.count_flops(_forward(whole), _shapes(whole.initial.params), *example).total
     )
-    return Flops(sparse, dense, spent(config.steps), spent_dense(config.steps)), spent
 
 
-def _forward(run: Run) -> Callable[[PyTree, jax.Array], jax.Array]:
-    def forward(params: PyTree, images: jax.Array) -> jax.Array:
-        model = nnx.merge(run.graphdef, params, run.initial.model_state)
+def _cost_of_ticket(config: Config) -> float:
+    """FLOPs of finding the masks that a run starts from."""
+    if not config.ticket:
+        return 0.0
+    path = pathlib.Path(config.ticket) / checkpoints.RESULT_FILE
+    if not path.exists():
+        raise ValueError(f"config.ticket={config.ticket!r}: that run has no {path.name}")
+    return float(files.read(path, "the result of a run", files.RESULT)["flops"]["training"])
+
+
+def _forward(run: Run) -> Callable[..., jax.Array]:
+    """The forward pass of one example, of parameters and the task's inputs."""
+    # Of the state only shapes matter here: its arrays may be spread over several hosts.
+    model_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), run.initial.model_state)
+    model_state = jax.tree.map(jnp.asarray, run.task.at_rest(model_state, 1))
+
+    def forward(params: PyTree, *inputs: jax.Array) -> jax.Array:
+        model = nnx.merge(run.graphdef, params, model_state)
         model.eval()
-        return model(images)
+        return model(*inputs)
 
     return forward
 
 
-def _image(run: Run) -> jax.ShapeDtypeStruct:
-    """One example, as FLOPs are counted per example."""
-    return jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

@@ -1,35 +1,40 @@
 """Loss and accuracy over a whole split, every example counted exactly once."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from rigl_optax.data import batches
 from rigl_optax.training import step
 from rigl_optax.training.config import Config
 from rigl_optax.training.setup import Run
 from rigl_optax.training.state import TrainState
 
-Evaluate = Callable[[TrainState, batches.Split], dict[str, float]]
+Evaluate = Callable[[TrainState, Any], dict[str, float]]
 
 
 def evaluator(config: Config, run: Run) -> Evaluate:
     """Compiles the evaluation of a run's model.
 
     Returns:
-      A function of a state and a split to its mean `loss` (nats per example) and `accuracy`
-      (fraction of the examples).
+      A function of a state and a split to its mean `loss` (nats per label), the same in the units
+      of the task, and `accuracy` (fraction of the labels).
     """
-    eval_step = step.make_eval_step(run.graphdef, run.to_float)
+    placement, task = run.placement, run.task
+    eval_step = step.make_eval_step(run)
+    batch_size = placement.padded(config.eval_batch_size)
+    rows = placement.rows(batch_size)
 
-    def evaluate(state: TrainState, split: batches.Split) -> dict[str, float]:
-        sums = [
-            eval_step(state.params, state.model_state, batch)
-            for batch in batches.evaluation_batches(split, config.eval_batch_size)
-        ]
+    def evaluate(state: TrainState, split: Any) -> dict[str, float]:
+        sums, model_state = [], task.at_rest(state.model_state, batch_size)
+        for batch in task.evaluation_batches(config, split, batch_size, rows):
+            found, model_state = eval_step(state.params, model_state, placement.put(batch))
+            sums.append(found)
         loss, correct, examples = (
             sum(float(x) for x in column) for column in zip(*jax.device_get(sums), strict=True)
         )
-        return {"loss": loss / examples, "accuracy": correct / examples}
+        nats = loss / examples
+        units = {name: nats / size for name, size in task.units.items()}
+        return {"loss": nats, **units, "accuracy": correct / examples}
 
     return evaluate

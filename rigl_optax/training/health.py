@@ -1,6 +1,6 @@
 """Live health of the topology, measured when it has just been rewired and at no other step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,11 +27,11 @@ def masks_before(state: TrainState) -> PyTree:
     return jax.tree.map(jnp.copy, rigl_optax.get_masks(state.opt_state))
 
 
-def observer(initial: TrainState, active: Mapping[str, int]) -> Observe:
+def observer(initial: TrainState, sparse: Collection[str]) -> Observe:
     """A function to call after a rewiring with the masks before it and the state after it.
 
     It returns the state with its history brought up to date, and what to record. These are
-    fractions of weights, over the layers that have inactive ones, and with `/path` at the end of
+    fractions of weights, over the sparse layers, and with `/path` at the end of
     the name for each of these layers alone:
 
     - `churn`: of those active before the rewiring, those that are not after it;
@@ -45,10 +45,10 @@ def observer(initial: TrainState, active: Mapping[str, int]) -> Observe:
 
     Args:
       initial: The state at step 0.
-      active: Active weights of every leaf by path, from `checks.active_weights`.
+      sparse: Paths of the leaves whose masks may change.
     """
     first = rigl_optax.get_masks(initial.opt_state)
-    is_sparse = {p: active[p] < mask.size for p, mask in _paths.flatten_with_paths(first)}
+    is_sparse = {path: path in sparse for path, _ in _paths.flatten_with_paths(first)}
 
     def observe(before: PyTree, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         after = rigl_optax.get_masks(state.opt_state)
@@ -69,6 +69,18 @@ def observer(initial: TrainState, active: Mapping[str, int]) -> Observe:
         return state._replace(history=new_history), _values(jax.device_get(layers))
 
     return observe
+
+
+def coverage(state: TrainState) -> float | None:
+    """The fraction of the weights of all layers with a mask that have ever been active.
+
+    ITOP's exploration rate Rs, of what was looked at: where masks change at every step, those
+    at the records of the training loss. None without a history.
+    """
+    if state.history is None:
+        return None
+    masks = rigl_optax.get_masks(state.opt_state)
+    return float(analysis.coverage(state.history.explored, masks).total)
 
 
 # One layer at a time: layers of one shape share a program. For ResNet-50 that takes half the time

@@ -1,30 +1,34 @@
 """One run from a config to its result, from wherever it was interrupted."""
 
+import functools
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
 from rich.text import Text
 
-from rigl_optax.data import batches
 from rigl_optax.training import (
     checkpoints,
     checks,
     costs,
     display,
     evaluation,
+    files,
+    fingerprint,
     health,
+    hosts,
     methods,
     metrics,
+    recovery,
     setup,
+    signals,
     state,
     step,
 )
 from rigl_optax.training.config import Config
 
-RESULT_FILE = "result.json"
 EXPLANATION_FILE = "explanation.json"
 State = state.TrainState
 
@@ -33,52 +37,89 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
     """Trains, or goes on training, and evaluates the test split once at the end.
 
     A run that was killed at any moment and is started again with the same arguments ends
-    with the same parameters and masks, bit for bit, as one that was not.
+    with the same parameters and masks, bit for bit, as one that was not. With several
+    processes all of them call this with the same arguments and a workdir that all see.
 
     Args:
       config: What to do.
       workdir: Gets `config.json`, `explanation.json`, `checkpoints`, `metrics.jsonl`,
         `tensorboard`, `result.json`.
-      console: Where to report; standard output if not given.
+      console: Where process 0 reports; standard output if not given.
 
     Returns:
       What is in `result.json`.
+
+    Raises:
+      StoppedError: If the process was asked to stop (SIGTERM); what was done has been saved.
+      NonFiniteError: If a loss or weight is not finite and `config.on_nonfinite` says to stop, or
+        going back has not helped.
+      RuntimeError: If a file cannot be written, or another process trains in this workdir.
     """
     console = console or display.make_console()
+    if not hosts.is_first():
+        console.quiet = True
+    recovery.check_policy(config.on_nonfinite)
     run = setup.prepare(config)
-    flops, spent = costs.count(config, run)
+    run.placement.rows(config.batch_size)  # refuses what cannot be spread
+    compare = fingerprint.comparer(config, run.placement)
     workdir.mkdir(parents=True, exist_ok=True)
-    with checkpoints.lock(workdir):
-        checkpoints.claim(workdir, config)
+    with hosts.first_enters(lambda: checkpoints.lock(workdir), elsewhere=None):
+        hosts.first_does(lambda: checkpoints.claim(workdir, config))
         _explain(config, run, workdir, console)
-        with checkpoints.open_checkpoints(workdir, config.keep_checkpoints) as saved:
-            restored = checkpoints.restore_newest(saved, run.initial, console.print)
-            if restored is not None:
-                console.print(f"resumed at step {int(restored.step)} of {config.steps}")
-            start = run.initial if restored is None else restored
-            with metrics.writer(workdir, resumed_at=int(start.step), spent=spent) as write:
-                evaluate = evaluation.evaluator(config, run)
-                end, steps_per_second, warnings = _run_steps(
-                    config, run, start, evaluate, saved, write, console
-                )
-                measured = {
-                    "validation": evaluate(end, run.dataset.validation),
-                    "test": evaluate(end, run.dataset.test),
-                }
-                write("test", config.steps, measured["test"])
+        evaluate = evaluation.evaluator(config, run)
+        judged = run.task.score
+        validated = metrics.recorded(workdir, "validation", judged.key)
+        ranks = {done: judged.rank({judged.key: value}) for done, value in validated.items()}
+        with (
+            checkpoints.told_of_failures(workdir),
+            checkpoints.open_checkpoints(workdir, config.keep_checkpoints, ranks) as saved,
+            signals.asked_to_stop() as stop,
+        ):
+            is_again = False
+            while True:
+                restored = checkpoints.restore_newest(saved, run.initial, console.print)
+                start = run.initial if restored is None else restored
+                if restored is not None or is_again:
+                    console.print(f"resumed at step {int(start.step)} of {config.steps}")
+                tally = costs.Tally(config, run, metrics.looks(workdir, int(start.step)))
+                with hosts.first_enters(
+                    functools.partial(
+                        metrics.writer, workdir, resumed_at=int(start.step), spent=tally.spent
+                    ),
+                    elsewhere=metrics.write_nothing,
+                ) as write:
+                    watch = _Watch(
+                        evaluate, compare, tally, saved, ranks, write, console, stop, workdir
+                    )
+                    try:
+                        end, steps_per_second, warnings = _run_steps(config, run, start, watch)
+                    except recovery.NonFiniteError as error:
+                        _go_back(config, int(start.step), error, watch)
+                        is_again = True
+                        continue
+                    measured = {
+                        "validation": evaluate(end, run.dataset.validation),
+                        "test": evaluate(end, run.dataset.test),
+                    }
+                    write("test", config.steps, measured["test"])
+                    break
+        flops = tally.flops()
         result: dict[str, Any] = {
             "config": checkpoints.read_config(workdir),
             **measured,
             "active_weights": checks.active_weights(config, end),
             "weights": sum(leaf.size for leaf in jax.tree.leaves(end.params)),
             "flops": flops._asdict(),
+            "coverage": health.coverage(end),
+            "curve": metrics.curve(workdir),
             "steps_per_second": steps_per_second,
             "warnings": warnings,
+            "fingerprints": compare(end),
             "devices": [device.device_kind for device in jax.devices()],
         }
-        checkpoints.write_json(workdir / RESULT_FILE, result)
+        hosts.first_does(lambda: files.write(workdir / checkpoints.RESULT_FILE, result))
     console.print(
-        f"test accuracy {100 * measured['test']['accuracy']:.2f} %, "
+        f"test {run.task.score.text(measured['test'])}, "
         f"{sum(result['active_weights'].values()):,} of {result['weights']:,} weights, "
         f"inference FLOPs {flops.inference / flops.inference_dense:.4f}, "
         f"training FLOPs {flops.training / flops.training_dense:.4f} of dense"
@@ -94,62 +135,113 @@ def _explain(config: Config, run: setup.Run, workdir: pathlib.Path, console: Con
         sizes = [leaf.size for leaf in jax.tree.leaves(run.initial.params)]
         console.print(
             f"{sum(checks.active_weights(config, run.initial).values()):,} active of "
-            f"{sum(sizes):,} weights; what they cost is not known for this method"
+            f"{sum(sizes):,} weights at the start"
         )
         return
     text = explained.to_text(rich=console.is_terminal)
     console.print(Text.from_ansi(text), soft_wrap=True)
-    checkpoints.write_json(workdir / EXPLANATION_FILE, explained.to_dict())
+    hosts.first_does(lambda: files.write(workdir / EXPLANATION_FILE, explained.to_dict()))
+
+
+def _left_out(run: setup.Run) -> dict[str, str]:
+    """A warning if records of the dataset were left out."""
+    first = run.task.left_out[:3]
+    if not first:
+        return {}
+    return {
+        "left_out": f"{len(run.task.left_out)} records of the dataset could not be read and are "
+        f"left out; the first: {'; '.join(first)}"
+    }
+
+
+class _Watch(NamedTuple):
+    """What looks at a run from outside, and what it reports to."""
+
+    evaluate: evaluation.Evaluate
+    compare: fingerprint.Compare
+    tally: costs.Tally
+    saved: checkpoints.Checkpoints
+    ranks: dict[int, float]
+    write: metrics.Write
+    console: Console
+    stop: signals.Stop
+    workdir: pathlib.Path
+
+
+def _go_back(config: Config, start: int, error: recovery.NonFiniteError, watch: _Watch) -> None:
+    """Notes that the run goes back to its newest checkpoint; raises the error if it is not to."""
+    if config.on_nonfinite != "rollback":
+        raise error
+    before = metrics.went_back_from(watch.workdir, start)
+    if start < before:
+        raise recovery.NonFiniteError(
+            f"{error}, after going back for it from step {before}", error.step
+        )
+    watch.console.print(f"warning: {error}; back to the last checkpoint")
+    watch.saved.wait()
+    newest = max((checkpoint.step for checkpoint in watch.saved.checkpoints), default=0)
+    # On disk before anything is done again: a run killed from here on takes the same steps.
+    note = {"from": float(error.step)}
+    hosts.first_does(lambda: watch.write(metrics.ROLLBACK, newest, note))
 
 
 def _run_steps(
-    config: Config,
-    run: setup.Run,
-    current: State,
-    evaluate: evaluation.Evaluate,
-    saved: checkpoints.Checkpoints,
-    write: metrics.Write,
-    console: Console,
+    config: Config, run: setup.Run, current: State, watch: _Watch
 ) -> tuple[State, float, list[str]]:
     """Steps until the last, checkpoints on the way; the last state, steps per second, warnings.
 
-    `current` is copied first: its buffers are donated, and the caller's stay valid.
+    `current` is copied first: its buffers are donated, and the caller's stay valid. Up to the
+    step that the run has gone back from, steps that are not finite are skipped.
     """
-    train_step = step.make_train_step(
-        run.graphdef,
-        run.tx,
-        run.to_float,
-        methods.growth_predicate(config),
-        config.log_every,
+    evaluate, compare, tally, saved, ranks, write, console, stop, workdir = watch
+    judged = run.task.score
+    make_step = functools.partial(
+        step.make_train_step, run, methods.growth_predicate(config), config.log_every
     )
-    expected = checks.active_weights(config, run.initial)
-    observe = health.observer(run.initial, expected) if methods.find(config).rewires else None
-    warned: dict[str, str] = {}
+    careful_until = metrics.went_back_from(workdir, int(current.step))
+    train_step = make_step(skips=config.on_nonfinite == "skip")
+    careful_step = make_step(skips=True) if careful_until else train_step
+    losses = list(metrics.recorded(workdir, "train", "loss").values())
+    rows = run.placement.rows(config.batch_size)
+    compare(current)  # all hosts have found the same checkpoint
+    at_start = checks.start_of(config, run.initial)
+    observe = None
+    if methods.find(config).rewires:
+        observe = health.observer(run.initial, methods.distribution(config)(run.initial.params))
+    warned = _left_out(run)
+    for warning in warned.values():
+        console.print(f"warning: {warning}", markup=False)
     start = int(current.step)
     began = time.monotonic()
     current = jax.tree.map(lambda x: x.copy(), current)
     shown: dict[str, str] = {}
     with display.training_progress(console, start, config.steps) as show:
         for done in range(start + 1, config.steps + 1):
-            batch = batches.training_batch(
-                run.dataset.train, config.batch_size, seed=config.seed, step=done - 1
-            )
-            rewires = observe is not None and methods.is_rewiring(config, done - 1)
-            before = health.masks_before(current) if rewires else None
+            batch = run.placement.put(run.task.training_batch(config, done - 1, rows))
+            looks = observe is not None and methods.is_observed(config, done - 1)
+            before = health.masks_before(current) if looks else None
             # The history stays outside: an ordinary step would pay for passing it through.
-            current = train_step(current._replace(history=None), batch)._replace(
-                history=current.history
-            )
+            take = careful_step if done <= careful_until else train_step
+            current = take(current._replace(history=None), batch)._replace(history=current.history)
             if observe is not None and before is not None:
                 current, values = observe(before, current)
+                if not methods.find(config).keeps_counts:
+                    values[metrics.FORWARD_FLOPS] = tally.look(done, current)
                 write("rewiring", done, values)
+                if config.compare_at_rewirings:
+                    compare(current)
             if done == start + 1:
                 jax.block_until_ready(current)  # compiled by now: the clock starts here
                 began = time.monotonic()
             is_last = done == config.steps
             if is_last or done % config.log_every == 0:
-                values, warnings = checks.training_record(config, current, expected)
+                recovery.check(current)
+                values, warnings = checks.training_record(config, current, at_start)
                 write("train", done, values)
+                losses = [*losses[-recovery.RECORDS :], values["loss"]]
+                if leap := recovery.spike(losses):
+                    write("spike", done, {"loss": values["loss"]})
+                    warnings["spike"] = f"step {done}: {leap}"
                 for kind in warnings.keys() - warned.keys():
                     console.print(f"warning: {warnings[kind]}")
                 warned = warnings | warned  # each kind is told once
@@ -158,10 +250,17 @@ def _run_steps(
             if is_last or done % config.eval_every == 0:
                 validation = evaluate(current, run.dataset.validation)
                 write("validation", done, validation)
-                shown["val"] = f"{100 * validation['accuracy']:.2f} %"
+                shown["val"] = judged.text(validation)
+                ranks[done] = judged.rank(validation)
             if is_last or done % config.log_every == 0 or done % config.eval_every == 0:
                 show(done, "  ".join(f"{name} {value}" for name, value in shown.items()))
-            if is_last or (config.checkpoint_every and done % config.checkpoint_every == 0):
+            is_due = config.checkpoint_every and done % config.checkpoint_every == 0
+            is_stopped = stop(done) and not is_last
+            if is_last or is_due or is_stopped:
+                recovery.check(current)
+                compare(current)
                 checkpoints.save(saved, current)
+            if is_stopped:
+                raise signals.StoppedError(f"asked to stop: saved at step {done} of {config.steps}")
     seconds = time.monotonic() - began
     return current, max(config.steps - start - 1, 0) / seconds, list(warned.values())

@@ -8,8 +8,17 @@ from typing import Any
 
 import tensorboardX
 
+from rigl_optax.training import files
+
 FILE = "metrics.jsonl"
+FORWARD_FLOPS = "forward_flops"  # of one example, in `rewiring` records
+ROLLBACK = "rollback"  # a kind of record: at the step gone back to, `from` the step gone back at
 Write = Callable[[str, int, dict[str, float]], None]
+
+
+def write_nothing(kind: str, step: int, values: dict[str, float]) -> None:
+    """What a process has for writing that leaves it to another."""
+    del kind, step, values
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -22,15 +31,37 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise ValueError("not an object with a step")
+            record = files.parse(line, files.RECORD)
         except ValueError as error:
             if number == len(lines):
                 break
             raise ValueError(f"{path}:{number}: not a metrics record ({error})") from error
         records.append(record)
     return records
+
+
+def recorded(workdir: pathlib.Path, kind: str, name: str) -> dict[int, float]:
+    """What was recorded of one thing: its value by the updates done."""
+    found = [r for r in read(workdir / FILE) if r["kind"] == kind and name in r]
+    return {r["step"]: float(r[name]) for r in found}
+
+
+def curve(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """What every evaluation on the validation split measured, with its `step`."""
+    found = [r for r in read(workdir / FILE) if r["kind"] == "validation"]
+    return [{k: v for k, v in r.items() if k not in ("kind", "training_flops")} for r in found]
+
+
+def went_back_from(workdir: pathlib.Path, step: int) -> int:
+    """The step that a run, now at `step`, has last gone back from; 0 if it never has."""
+    found = recorded(workdir, ROLLBACK, "from")
+    return max((int(origin) for to, origin in found.items() if to <= step), default=0)
+
+
+def looks(workdir: pathlib.Path, step: int) -> list[tuple[int, float]]:
+    """What a forward pass cost at each look at the masks up to a step: (updates done, FLOPs)."""
+    found = recorded(workdir, "rewiring", FORWARD_FLOPS)
+    return [(done, flops) for done, flops in found.items() if done <= step]
 
 
 def drop_after(path: pathlib.Path, step: int) -> None:
@@ -54,7 +85,7 @@ def writer(
       spent: Training FLOPs spent after a number of steps; `training_flops` in every record.
 
     Yields:
-      The function. `kind` is `train`, `validation`, `rewiring` or `test`.
+      The function. `kind` is `train`, `validation`, `rewiring`, `spike`, `rollback` or `test`.
     """
     path = workdir / FILE
     drop_after(path, resumed_at)

@@ -1,13 +1,12 @@
 """One HTML page about a run, finished or not: no script, nothing loaded from anywhere."""
 
 import html
-import json
 import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from rigl_optax.training import checkpoints, loop, metrics, page_figures
+from rigl_optax.training import checkpoints, files, loop, metrics, page_figures, score
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.charts import Record
 
@@ -63,8 +62,8 @@ def render(workdir: pathlib.Path) -> str:
     """The page of a run as HTML; raises as `write` does."""
     config = config_lib.from_mapping(checkpoints.read_config(workdir))
     records = metrics.read(workdir / metrics.FILE)
-    explained = _read(workdir / loop.EXPLANATION_FILE)
-    result = _read(workdir / loop.RESULT_FILE)
+    explained = _read(workdir / loop.EXPLANATION_FILE, "what a run explained", files.EXPLANATION)
+    result = _read(workdir / checkpoints.RESULT_FILE, "the result of a run", files.RESULT)
     sparse = f"{100 * config.sparsity:g} % sparse " if explained.get("weights") else ""
     title = f"{config.method}: {sparse}{config.model} on {config.dataset}"
     warnings = [*explained.get("warnings", ()), *result.get("warnings", ())]
@@ -90,8 +89,8 @@ def render(workdir: pathlib.Path) -> str:
     )
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+def _read(path: pathlib.Path, what: str, form: files.Form) -> dict[str, Any]:
+    return files.read(path, what, form) if path.exists() else {}
 
 
 def _text(text: object) -> str:
@@ -109,9 +108,9 @@ def _facts(records: list[Record], explained: dict[str, Any], result: dict[str, A
     facts = []
     validation = [record for record in records if record["kind"] == "validation"]
     if result:
-        facts.append((f"{100 * result['test']['accuracy']:.2f} %", "test accuracy"))
+        facts.append(_fact("test", result["test"]))
     if validation:
-        facts.append((f"{100 * validation[-1]['accuracy']:.2f} %", "validation accuracy"))
+        facts.append(_fact("validation", validation[-1]))
     if explained.get("weights"):
         facts.append((f"{explained['active']:,}", f"of {explained['weights']:,} weights active"))
     if explained.get("inference_ratio") is not None:
@@ -122,6 +121,13 @@ def _facts(records: list[Record], explained: dict[str, Any], result: dict[str, A
         facts.append((f"{records[-1]['training_flops']:.3g}", "training FLOPs so far"))
     inside = "".join(f"<div><b>{_text(n)}</b>{_text(what)}</div>" for n, what in facts)
     return f'<div class="facts">{inside}</div>' if facts else ""
+
+
+def _fact(split: str, measured: dict[str, Any]) -> tuple[str, str]:
+    judged = score.of(measured)
+    return f"{judged.number(judged.value(measured))} {judged.unit}".rstrip(), (
+        f"{split} {judged.label}"
+    )
 
 
 def _figure(figure: page_figures.Figure) -> str:

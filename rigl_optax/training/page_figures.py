@@ -8,7 +8,7 @@ import numpy as np
 
 import rigl_optax
 from rigl_optax import _paths, analysis
-from rigl_optax.training import charts, checkpoints, methods, setup
+from rigl_optax.training import charts, checkpoints, mesh, methods, setup
 from rigl_optax.training.charts import Line, Record
 from rigl_optax.training.config import Config
 
@@ -107,7 +107,7 @@ def masks(workdir: pathlib.Path, config: Config) -> list[Figure]:
     if not methods.find(config).masked:
         return []
     try:
-        run = setup.prepare(config)
+        run = setup.prepare(mesh.fitting(config))
     except FileNotFoundError as error:  # a page can be made where the data set is not
         return [Figure("mask", f"No pictures of masks: {error}", "")]
     first = _masks(run.initial)
@@ -123,9 +123,9 @@ def masks(workdir: pathlib.Path, config: Config) -> list[Figure]:
         after, note = _masks(newest)[path], f"Now: the checkpoint of step {int(newest.step):,}."
     svg = charts.mask_pictures("mask", path, before, after)
     found = [Figure("mask", f"Black: active. {note}", svg)]
-    if before.ndim == 2 and len(before) == math.prod(run.image_shape):
-        now = None if after is None else _per_pixel(after, run.image_shape)
-        svg = charts.pixel_pictures("pixels", _per_pixel(before, run.image_shape), now)
+    if before.ndim == 2 and len(before) == math.prod(run.task.image_shape):
+        now = None if after is None else _per_pixel(after, run.task.image_shape)
+        svg = charts.pixel_pictures("pixels", _per_pixel(before, run.task.image_shape), now)
         found.append(Figure("pixels", f"Active weights of {path} at each input pixel. {note}", svg))
     return found
 

@@ -1,49 +1,43 @@
 """From a config to what a run is made of: data, model, optimizer, state."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+import pathlib
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
-from rigl_optax.data import batches, digits, fashion_mnist
-from rigl_optax.models import lenet
-from rigl_optax.training import methods, state
+import rigl_optax
+from rigl_optax.training import checkpoints, first_masks, mesh, methods, state, tasks
+from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
-
-DATASETS: dict[str, Callable[[str], batches.Dataset]] = {
-    "digits": digits.load,
-    "fashion_mnist": fashion_mnist.load,
-}
-MODELS: dict[str, Callable[..., nnx.Module]] = {"lenet": lenet.LeNet}
 
 
 class Run(NamedTuple):
     """What a run is made of.
 
     Attributes:
-      dataset: The data, on the host.
+      task: The data, on the host, and what is to be learned from them.
       graphdef: The model's static part.
       tx: The optimizer, with the method around it.
       initial: The state at step 0.
+      placement: Where the state and the batches are.
     """
 
-    dataset: batches.Dataset
+    task: tasks.Task
     graphdef: nnx.GraphDef
     tx: optax.GradientTransformation
     initial: state.TrainState
+    placement: mesh.Placement
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
-        return self.dataset.train.images.shape[1:]
-
-    @property
-    def to_float(self) -> Callable[[jax.Array], jax.Array]:
-        """From integer images to what the model takes; runs on the device."""
-        return functools.partial(batches.to_float, maximum=self.dataset.maximum)
+    def dataset(self) -> Any:
+        """Of three splits: `train`, `validation`, `test`."""
+        return self.task.dataset
 
 
 def prepare(config: Config) -> Run:
@@ -51,23 +45,52 @@ def prepare(config: Config) -> Run:
 
     Raises:
       ValueError: If the config names a dataset, model or method that does not exist; it lists
-        those that do.
+        those that do. If there are not the devices for its mesh.
       FileNotFoundError: If the dataset is not there.
     """
-    for key, existing in (("dataset", DATASETS), ("model", MODELS)):
-        if getattr(config, key) not in existing:
-            raise ValueError(
-                f"config.{key}={getattr(config, key)!r}: {key}s are {', '.join(existing)}"
-            )
-    tx = methods.build(config)
-    dataset = DATASETS[config.dataset](config.data_dir)
-    batches.steps_per_epoch(len(dataset.train.labels), config.batch_size)
-    image_shape = dataset.train.images.shape[1:]
+    placement = mesh.placement(config)
+    methods.build(config)  # refuses what is wrong before any data is read
+    task = tasks.find(config)
 
-    def make_model() -> nnx.Module:
-        rngs = nnx.Rngs(config.seed)
-        return MODELS[config.model](image_shape, dataset.classes, config.hidden, rngs=rngs)
+    def model_of(hidden: tuple[int, ...]) -> nnx.Module:
+        return task.model(config, hidden)
 
+    hidden = first_masks.widths(config, model_of)
+    make_model = functools.partial(model_of, hidden)
     method = methods.find(config)
-    graphdef, initial = state.create(make_model, tx, masked=method.masked, rewires=method.rewires)
-    return Run(dataset, graphdef, tx, initial)
+    masks = None
+    if method.start == "ticket":
+        masks = _ticket(config)
+    elif config.ticket:
+        raise ValueError(f"config.ticket={config.ticket!r}: {config.method} takes none")
+    elif method.start is not None:
+        masks = first_masks.salient(config, make_model, task)
+    tx = methods.build(config, masks)
+    graphdef, initial = state.create(
+        make_model, tx, placement, masked=method.masked, rewires=method.rewires
+    )
+    return Run(task, graphdef, tx, initial, placement)
+
+
+def _ticket(config: Config) -> Any:
+    """The masks at the end of the run in `config.ticket`: a bool tree like params.
+
+    Raises:
+      ValueError: If there is no finished run.
+    """
+    folder = pathlib.Path(config.ticket)
+    if not config.ticket or not (folder / checkpoints.CONFIG_FILE).exists():
+        raise ValueError(
+            f"config.ticket={config.ticket!r}: {config.method} starts from the masks of a finished "
+            "run; give its workdir"
+        )
+    found = config_lib.from_mapping(checkpoints.read_config(folder))
+    here = {key: getattr(config, key) for key in ("mesh_data", "mesh_params", "mesh_axes")}
+    run = prepare(dataclasses.replace(found, **here))
+    with checkpoints.read_checkpoints(folder) as saved:
+        ended = checkpoints.restore_newest(saved, run.initial, print)
+    if ended is None or int(ended.step) != found.steps:
+        raise ValueError(f"config.ticket={config.ticket!r}: that run has not finished")
+    # They may be cut up over processes: each is to have them whole.
+    masks = run.placement.compile(run.placement.gather)(rigl_optax.get_masks(ended.opt_state))
+    return jax.tree.map(lambda mask: jnp.asarray(np.asarray(mask)), masks)

@@ -1,6 +1,5 @@
 """Everything a run needs to go on, as one pytree of plain arrays."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import optax
 from flax import nnx
 
 import rigl_optax
+from rigl_optax.training.mesh import Placement
 
 PyTree = Any
 
@@ -24,12 +24,14 @@ class Sums(NamedTuple):
       loss: float32 scalar, their losses.
       correct: float32 scalar, how many were classified correctly.
       blind: int32 scalar, rewirings that saw no gradient outside the masks.
+      skipped: int32 scalar, steps left out since something was not finite.
     """
 
     examples: jax.Array
     loss: jax.Array
     correct: jax.Array
     blind: jax.Array
+    skipped: jax.Array
 
 
 class History(NamedTuple):
@@ -68,23 +70,26 @@ class TrainState(NamedTuple):
 
 def zero_sums() -> Sums:
     """Nothing seen yet."""
-    return Sums(*(jnp.zeros((), dtype) for dtype in (jnp.float32,) * 3 + (jnp.int32,)))
+    return Sums(*(jnp.zeros((), dtype) for dtype in (jnp.float32,) * 3 + (jnp.int32,) * 2))
 
 
 def create(
     make_model: Callable[[], nnx.Module],
     tx: optax.GradientTransformation,
+    placement: Placement,
     *,
     masked: bool,
     rewires: bool,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Splits a model once; from here on all is pure pytrees.
 
-    Weights, masks and optimizer state are made by one compiled function, in their place.
+    Weights, masks and optimizer state are made by one compiled function, each part where it is
+    to be.
 
     Args:
       make_model: Makes a freshly initialised model.
       tx: The optimizer.
+      placement: Where the state is to be.
       masked: Whether `tx` holds masks; they are applied to the initial weights.
       rewires: Whether it changes them: then their history is kept.
 
@@ -93,11 +98,7 @@ def create(
       at step 0.
     """
     graphdef = nnx.graphdef(nnx.eval_shape(make_model))
-    # All on one device, and committed to it: a state of mixed commitment compiles each
-    # function of it anew when the outputs of a step, all committed, come back in.
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-    @functools.partial(jax.jit, out_shardings=sharding)
     def initial() -> TrainState:
         params, model_state = nnx.state(make_model(), nnx.Param, ...)
         pure_params, pure_state = nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
@@ -108,7 +109,7 @@ def create(
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, pure_params, pure_state, opt_state, zero_sums(), history)
 
-    return graphdef, initial()
+    return graphdef, placement.create(initial)
 
 
 def _no_history(masks: PyTree) -> History:

@@ -9,6 +9,8 @@ import optax
 from flax import nnx
 
 import rigl_optax
+from rigl_optax.training import recovery
+from rigl_optax.training.setup import Run
 from rigl_optax.training.state import Sums, TrainState
 
 PyTree = Any
@@ -24,33 +26,31 @@ class Evaluation(NamedTuple):
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef,
-    tx: optax.GradientTransformation,
-    to_float: Callable[[jax.Array], jax.Array],
-    needs_gradient_outside: Predicate | None,
-    log_every: int,
+    run: Run, needs_gradient_outside: Predicate | None, log_every: int, *, skips: bool = False
 ) -> Callable[[TrainState, dict[str, Any]], TrainState]:
     """Compiles one step: gradients, update, running metrics. The state given is donated.
 
     Args:
-      graphdef: The model's static part.
-      tx: The optimizer.
-      to_float: From the batch's integer images to what the model takes.
+      run: What it is made of.
       needs_gradient_outside: Of the step (int32 scalar): whether this update grows weights by
         their gradient, and so should see some outside the masks. None for never.
       log_every: The metrics in the state are of the steps since the last multiple of this.
+      skips: Whether a step that leads to a loss or a weight that is not finite changes nothing but
+        counters. The step itself is the same program, so that what it leads to is the same bit
+        for bit; there are two states in memory while one of them is chosen.
 
     Returns:
-      A function of the state and a batch (`images` uint8 (batch, ...), `labels` int32
-      (batch,)) to the next state.
+      A function of the state, without its history, and a batch from `run.placement.put` to the
+      next state.
     """
+    placement = run.placement
 
     def loss_fn(
         params: PyTree, model_state: PyTree, batch: dict[str, Any]
     ) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
-        model = nnx.merge(graphdef, params, model_state)
+        model = nnx.merge(run.graphdef, placement.gather(params), placement.gather(model_state))
         model.train()
-        logits_BxC = model(to_float(batch["images"]))
+        logits_BxC = model(*run.task.inputs(batch))
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, batch["labels"])
         new_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
         return losses_B.mean(), (logits_BxC, new_state)
@@ -66,38 +66,55 @@ def make_train_step(
                 lambda: _is_blind(grads, state.opt_state),
                 lambda: jnp.zeros((), jnp.int32),
             )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        examples = jnp.float32(len(batch["labels"]))
+        examples = jnp.float32(batch["labels"].size)
         correct = jnp.sum(logits_BxC.argmax(-1) == batch["labels"], dtype=jnp.float32)
         keep = state.step % log_every != 0
-        sums = jax.tree.map(
-            lambda old, new: jnp.where(keep, old, 0) + new,
-            state.sums,
-            Sums(examples, examples * loss, correct, blind),
-        )
-        return TrainState(state.step + 1, params, model_state, opt_state, sums, state.history)
+        new = Sums(examples, examples * loss, correct, blind, jnp.zeros((), jnp.int32))
+        sums = jax.tree.map(lambda old, add: jnp.where(keep, old, 0) + add, state.sums, new)
+        return TrainState(state.step + 1, params, model_state, opt_state, sums, None)
 
-    return jax.jit(train_step, donate_argnums=0)
+    shardings = placement.of(run.initial._replace(history=None))
+    if not skips:
+        return placement.compile(train_step, donate_argnums=0, out_shardings=shardings)
+
+    def choose(before: TrainState, after: TrainState) -> TrainState:
+        is_good = recovery.all_finite((after.sums.loss, after.params))
+        keep = before.step % log_every != 0
+        sums = jax.tree.map(lambda x: jnp.where(keep, x, 0), before.sums)
+        sums = sums._replace(skipped=sums.skipped + 1)
+        left = before._replace(step=after.step, sums=sums)
+        return jax.tree.map(lambda new, old: jnp.where(is_good, new, old), after, left)
+
+    take = placement.compile(train_step, out_shardings=shardings)
+    chosen = placement.compile(choose, donate_argnums=1, out_shardings=shardings)
+    return lambda state, batch: chosen(state, take(state, batch))
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, to_float: Callable[[jax.Array], jax.Array]
-) -> Callable[[PyTree, PyTree, dict[str, Any]], Evaluation]:
-    """Compiles the evaluation of one batch, which also has `weights` float32 (batch,)."""
+    run: Run,
+) -> Callable[[PyTree, PyTree, dict[str, Any]], tuple[Evaluation, PyTree]]:
+    """Compiles the evaluation of one batch, which also has `weights`, float32 like the labels.
 
-    def eval_step(params: PyTree, model_state: PyTree, batch: dict[str, Any]) -> Evaluation:
-        model = nnx.merge(graphdef, params, model_state)
+    Returns:
+      A function of parameters, model state and batch; it returns the model state for the next.
+    """
+    placement = run.placement
+
+    def eval_step(
+        params: PyTree, model_state: PyTree, batch: dict[str, Any]
+    ) -> tuple[Evaluation, PyTree]:
+        model = nnx.merge(run.graphdef, placement.gather(params), placement.gather(model_state))
         model.eval()
-        logits_BxC = model(to_float(batch["images"]))
+        logits_BxC = model(*run.task.inputs(batch))
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, batch["labels"])
         correct_B = (logits_BxC.argmax(-1) == batch["labels"]).astype(jnp.float32)
         weights_B = batch["weights"]
-        return Evaluation(
-            jnp.sum(losses_B * weights_B), jnp.sum(correct_B * weights_B), jnp.sum(weights_B)
-        )
+        sums = (jnp.sum(losses_B * weights_B), jnp.sum(correct_B * weights_B), jnp.sum(weights_B))
+        return Evaluation(*sums), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
-    return jax.jit(eval_step)
+    return placement.compile(eval_step)
 
 
 def _is_blind(grads: PyTree, opt_state: PyTree) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The table of a comparison: accuracy, paired differences, costs."""
+"""The table of a comparison: accuracy or bits per byte, paired differences, costs."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,36 +7,47 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from rigl_optax.training import score
 from rigl_optax.training.comparison import Arm, Results
 
 BASELINE = "static"  # what the others are compared with, seed by seed
 
 
 def summary(results: Results) -> list[dict[str, Any]]:
-    """One record per arm: accuracies in percent, costs relative to dense training.
+    """One record per arm: accuracies in percent, or bits per byte; of costs the means, of dense.
 
-    `difference` is of the test accuracy to that of the baseline at the same sparsity with the
-    same seed, in percentage points, seed by seed.
+    `difference` is of the test score to that of the baseline at the same sparsity with the
+    same seed, in percentage points or bits per byte, seed by seed.
     """
     records = []
     for arm, found in results.items():
-        accuracy = [100 * result["test"]["accuracy"] for result in found]
+        if not found:
+            continue
+        judged = score.of(found[0]["test"])
+        values = [judged.value(result["test"]) for result in found]
         record: dict[str, Any] = {
             "method": arm.method,
             "sparsity": arm.sparsity,
-            "test_accuracy": accuracy,
-            "mean": statistics.mean(accuracy),
-            "std": statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0,
-            "active_weights": sum(found[0]["active_weights"].values()),
+            f"test_{judged.key}": values,
+            "mean": statistics.mean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "active_weights": round(
+                statistics.mean(sum(result["active_weights"].values()) for result in found)
+            ),
             "weights": found[0]["weights"],
         }
         for kind in ("training", "inference"):
-            costs = found[0]["flops"]
-            record[f"{kind}_flops"] = costs[kind] / costs[f"{kind}_dense"]
+            costs = [result["flops"] for result in found]
+            record[f"{kind}_flops"] = statistics.mean(c[kind] / c[f"{kind}_dense"] for c in costs)
+        coverage = [result["coverage"] for result in found if result.get("coverage") is not None]
+        if coverage:
+            record["coverage"] = statistics.mean(coverage)
         baseline = results.get(Arm(BASELINE, arm.sparsity))
         if baseline and arm.method != BASELINE:
+            others = {b["config"]["seed"]: judged.value(b["test"]) for b in baseline}
+            pairs = zip(found, values, strict=True)
             record["difference"] = [
-                a - 100 * b["test"]["accuracy"] for a, b in zip(accuracy, baseline, strict=True)
+                a - others[r["config"]["seed"]] for r, a in pairs if r["config"]["seed"] in others
             ]
         records.append(record)
     return records
@@ -44,27 +55,36 @@ def summary(results: Results) -> list[dict[str, Any]]:
 
 def table(records: Sequence[dict[str, Any]], title: str) -> Table:
     """The summary for people; differences are paired, seed by seed."""
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE)
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     for name in ("sparsity", "method"):
-        grid.add_column(name)
-    for name in ("test accuracy %", f"minus {BASELINE}", "ahead", "active weights"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    for name in ("train FLOPs", "inference FLOPs"):
+        grid.add_column(name, no_wrap=True)
+    judged = score.of(records[0], "test_") if records else score.ACCURACY
+    numbers = (
+        f"test\n{judged.label} {judged.unit}".rstrip(),
+        "seeds",
+        f"minus\n{BASELINE}",
+        "ahead",
+        "active\nweights",
+    )
+    for name in (*numbers, "training\nFLOPs", "inference\nFLOPs", "explored"):
         grid.add_column(name, justify="right", no_wrap=True)
     for record in records:
         paired = ahead = ""
         if difference := record.get("difference"):
             spread = statistics.stdev(difference) if len(difference) > 1 else 0.0
-            paired = f"{statistics.mean(difference):+.2f} ± {spread:.2f}"
-            ahead = f"{sum(d > 0 for d in difference)} of {len(difference)}"
+            mean = statistics.mean(difference)
+            paired = f"{judged.number(mean, '+')} ± {judged.number(spread)}"
+            ahead = f"{sum(judged.better(d) > 0 for d in difference)}/{len(difference)}"
         grid.add_row(
             "" if record["sparsity"] is None else f"{record['sparsity']:g}",
             record["method"],
-            f"{record['mean']:.2f} ± {record['std']:.2f}",
+            f"{judged.number(record['mean'])} ± {judged.number(record['std'])}",
+            str(len(record[f"test_{judged.key}"])),
             paired,
             ahead,
             f"{record['active_weights']:,}",
             f"{record['training_flops']:.3f} x",
             f"{record['inference_flops']:.3f} x",
+            f"{record['coverage']:.2f}" if "coverage" in record else "",
         )
     return grid

@@ -1,5 +1,6 @@
 import importlib.util
 import io
+import shutil
 import struct
 import sys
 
@@ -128,3 +129,32 @@ def test_a_prepared_directory_is_read_without_tensorflow(file_format, request, i
         assert {(i.tobytes(), int(label)) for i, label in zip(got, labels, strict=True)} == expected
         assert got.dtype == np.uint8 and labels.dtype == np.int32
     assert "tensorflow" not in sys.modules
+
+
+@needs_tfds
+@pytest.mark.filterwarnings("ignore")
+def test_a_record_that_cannot_be_read_is_left_out_and_counted(as_tfrecord, tmp_path, monkeypatch):
+    data_dir = tmp_path / "tfds"
+    shutil.copytree(as_tfrecord, data_dir)
+    (path,) = data_dir.glob("**/*train*tfrecord*")
+    records = list(tfds_images.tfrecords(path))
+    monkeypatch.setattr(fashion_mnist, "VALIDATION", 2)
+    whole = fashion_mnist.load(str(as_tfrecord))
+    png = records[3].index(b"PNG")
+    records[3] = records[3][:png] + bytes(40) + records[3][png + 40 :]
+    records[5] = b"\xff" * len(records[5])
+    write_tfrecord(path, records)
+    with pytest.raises(ValueError, match=r"record 3 of split 'train' cannot.*max_bad_records=0"):
+        fashion_mnist.load(str(data_dir))
+    with pytest.raises(ValueError, match=r"record 5 of split 'train' cannot.*max_bad_records=1"):
+        fashion_mnist.load(str(data_dir), 1)
+    data = fashion_mnist.load(str(data_dir), 2)
+    assert [line.split(":")[0] for line in data.left_out] == [
+        "fashion_mnist, train, record 3",
+        "fashion_mnist, train, record 5",
+    ]
+    np.testing.assert_array_equal(labels_of(data), np.delete(labels_of(whole), [3, 5]))
+
+
+def labels_of(data):
+    return np.concatenate([data.train.labels, data.validation.labels])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rigl_optax.training import comparison, figures, loop, summary
+from rigl_optax.training import comparison, figures, loop, score, summary
 
 Arm = comparison.Arm
 
@@ -45,10 +45,10 @@ def test_an_unknown_method_is_refused():
 
 def test_differences_are_paired_by_seed_and_sparsity():
     results = {
-        Arm("static", 0.9): [result(0.80), result(0.90)],
-        Arm("rigl", 0.9): [result(0.82), result(0.89)],
-        Arm("static", 0.98): [result(0.70), result(0.60)],
-        Arm("rigl", 0.98): [result(0.75), result(0.65)],
+        Arm("static", 0.9): [result(0.80), result(0.90, seed=1)],
+        Arm("rigl", 0.9): [result(0.82), result(0.89, seed=1)],
+        Arm("static", 0.98): [result(0.70), result(0.60, seed=1)],
+        Arm("rigl", 0.98): [result(0.75), result(0.65, seed=1)],
     }
     records = {(r["method"], r["sparsity"]): r for r in summary.summary(results)}
     np.testing.assert_allclose(records["rigl", 0.9]["difference"], [2, -1])
@@ -58,8 +58,41 @@ def test_differences_are_paired_by_seed_and_sparsity():
     assert records["rigl", 0.98]["std"] == pytest.approx(np.sqrt(50))
     out = io.StringIO()
     Console(file=out, width=120).print(summary.table(list(records.values()), "title"))
-    for text in ("+0.50 ± 2.12", "1 of 2", "0.100 x"):
+    for text in ("+0.50 ± 2.12", "1/2", "0.100 x"):
         assert text in out.getvalue()
+
+
+def test_of_a_text_lower_is_better():
+    def told(bits, seed=0):
+        return result(0.5, seed=seed) | {"test": {"accuracy": 0.5, "bits_per_byte": bits}}
+
+    results = {
+        Arm("static", 0.9): [told(2.5), told(2.5, seed=1)],
+        Arm("rigl", 0.9): [told(2.25), told(2.625, seed=1)],
+    }
+    static, rigl = summary.summary(results)
+    assert rigl["test_bits_per_byte"] == [2.25, 2.625] and rigl["difference"] == [-0.25, 0.125]
+    out = io.StringIO()
+    Console(file=out, width=120).print(summary.table([static, rigl], "title"))
+    for text in ("bits per byte", "2.438 ± 0.265", "-0.062 ± 0.265", "1/2"):
+        assert text in out.getvalue()
+    assert score.BITS.rank({"bits_per_byte": 2.0}) > score.BITS.rank({"bits_per_byte": 2.1})
+    assert score.ACCURACY.rank({"accuracy": 0.9}) > score.ACCURACY.rank({"accuracy": 0.8})
+
+
+def test_a_record_is_all_that_a_table_and_curves_need(compared, tmp_path, monkeypatch):
+    base, arms, workdir, results = compared
+    console = Console(file=io.StringIO(), width=120)
+    comparison.run_all(base, arms, 2, workdir, console, tmp_path / "records")
+    monkeypatch.setattr(loop, "train", None)
+    read = comparison.run_all(
+        base, arms, 2, tmp_path / "elsewhere", console, tmp_path / "records", train=False
+    )
+    assert summary.summary(read) == summary.summary(results)
+    pairs = zip(comparison.curves(read)[0.8], comparison.curves(results)[0.8], strict=True)
+    for found, expected in pairs:
+        for one, other in zip(found[1:], expected[1:], strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +126,11 @@ def test_a_finished_run_of_another_config_is_refused(compared):
 
 
 def test_curves_have_a_row_for_each_seed(compared):
-    _, _, workdir, results = compared
-    (curves,) = comparison.curves(results, workdir).values()
+    results = compared[-1]
+    (curves,) = comparison.curves(results).values()
     assert [curve.method for curve in curves] == ["dense", "static", "rigl"]
     assert all(curve.steps.tolist() == [20, 30] for curve in curves)
-    assert all(curve.accuracy.shape == (2, 2) for curve in curves)
+    assert all(curve.score.shape == (2, 2) for curve in curves)
 
 
 def test_connections_of_each_pixel_before_and_after(compared):
@@ -113,7 +146,8 @@ def test_connections_of_each_pixel_before_and_after(compared):
 
 def test_pictures_are_written(compared, tmp_path):
     base, arms, workdir, results = compared
-    figures.learning_curves(comparison.curves(results, workdir), "title", tmp_path / "a.png")
+    curves = comparison.curves(results)
+    figures.learning_curves(curves, "title", tmp_path / "a.png", score.ACCURACY)
     figures.input_connections(
         comparison.connections(base, arms, workdir), "title", tmp_path / "b.png"
     )

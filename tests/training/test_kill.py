@@ -1,85 +1,87 @@
-"""Real training processes, killed and started again with the same command."""
+"""Real training processes: killed, asked to stop, without disk space; then started again."""
 
 import json
-import os
-import pathlib
 import random
 import signal
 import subprocess
 import sys
-import time
 
-import jax
-import numpy as np
 import pytest
 
-from rigl_optax.training import checkpoints, metrics, setup
-from rigl_optax.training import config as config_lib
-
-ROOT = pathlib.Path(__file__).parents[2]
-SMALL = {
-    "hidden": "20,10",
-    "sparsity": "0.8",
-    "steps": "600",
-    "log_every": "10",
-    "eval_every": "20",
-    "checkpoint_every": "20",
-    "rewire_every": "7",
-}
+from rigl_optax.training import signals
+from tests.training import crash_harness as harness
+from tests.training.crash_harness import ROOT, run
 
 
-def command(workdir, **keys):
-    overrides = [f"--config.{key}={value}" for key, value in (SMALL | keys).items()]
-    script = [sys.executable, "scripts/train.py", "--config=configs/digits_lenet.py"]
-    return [*script, f"--workdir={workdir}", *overrides]
-
-
-def run(workdir, **keys):
-    return subprocess.run(
-        command(workdir, **keys), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-
-
-def final_leaves(workdir):
-    config = config_lib.from_mapping(json.loads((workdir / "config.json").read_text()))
-    with checkpoints.open_checkpoints(workdir, 2) as saved:
-        state = checkpoints.restore_newest(saved, setup.prepare(config).initial, print)
-    return jax.tree.leaves(state)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("whole")
+    completed = run(workdir)
+    assert completed.returncode == 0, completed.stderr
+    return workdir
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_started_again_it_ends_bit_for_bit_the_same(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    completed = run(whole)
-    assert completed.returncode == 0, completed.stderr
-    generator = random.Random(0)
-    kills = 0
-    for _ in range(3):
-        process = subprocess.Popen(
-            command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # From its first new checkpoint on, at a random moment: also within the writing of one.
-        deadline = time.monotonic() + 120
-        names = {p.name for p in (killed / "checkpoints").glob("[0-9]*")}
-        while process.poll() is None and time.monotonic() < deadline:
-            if {p.name for p in (killed / "checkpoints").glob("[0-9]*")} - names:
-                time.sleep(generator.uniform(0, 0.3))
-                break
-            time.sleep(0.005)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills >= 2
-    assert not (killed / "result.json").exists()
-    completed = run(killed)
+@pytest.mark.xdist_group("kill")
+def test_killed_at_any_moment_and_started_again_it_ends_bit_for_bit_the_same(whole, tmp_path):
+    assert harness.kill_often(tmp_path, times=4) >= 3
+    assert not (tmp_path / "result.json").exists()
+    completed = run(tmp_path)
     assert completed.returncode == 0, completed.stderr
     assert "resumed at step" in completed.stdout
-    for a, b in zip(final_leaves(killed), final_leaves(whole), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    assert metrics.read(killed / "metrics.jsonl") == metrics.read(whole / "metrics.jsonl")
-    results = [json.loads((d / "result.json").read_text()) for d in (killed, whole)]
-    assert results[0]["test"] == results[1]["test"]
+    harness.assert_same(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("kill")
+def test_asked_to_stop_it_saves_first_and_goes_on_from_there(whole, tmp_path):
+    process = harness.start(tmp_path, checkpoint_every="0")
+    reached = lambda workdir, known: harness._last(workdir) is not None
+    assert harness.kill_at(process, tmp_path, reached, random.Random(0), signal.SIGTERM)
+    printed, _ = process.communicate()
+    assert process.returncode == signals.STOPPED == 143
+    (saved,) = (name for name in harness.names(tmp_path) if name.isdigit())
+    assert f"asked to stop: saved at step {saved} of 600" in printed
+    completed = run(tmp_path)
+    assert f"resumed at step {saved} of 600" in completed.stdout
+    harness.assert_same(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("kill")
+def test_without_room_on_the_disk_it_says_so_and_loses_nothing(whole, tmp_path):
+    process = harness.start(tmp_path)
+    assert harness.kill_at(process, tmp_path, harness.is_written, random.Random(0))
+    process.communicate()
+    before = {n for n in harness.names(tmp_path) if n.isdigit()}
+
+    # Files of at most 2 kB: to write more is an error then, as on a full disk.
+    little_room = ["bash", "-c", 'trap "" XFSZ; ulimit -f 2; exec "$@"', "bash"]
+    failed = run(tmp_path, through=little_room)
+    assert failed.returncode == 1
+    assert "could not be written" in failed.stderr and "goes on from the newest" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert before <= harness.names(tmp_path)
+    completed = run(tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    harness.assert_same(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("kill")
+def test_a_second_launch_on_a_workdir_is_refused_and_does_no_harm(whole, tmp_path):
+    process = harness.start(tmp_path)
+    try:
+        while process.poll() is None and not (tmp_path / "config.json").exists():
+            pass
+        refused = run(tmp_path)
+    finally:
+        process.communicate()
+    assert refused.returncode == 1
+    assert "another process is training in this workdir" in refused.stderr
+    assert process.returncode == 0
+    harness.assert_same(tmp_path, whole)
 
 
 @pytest.mark.slow

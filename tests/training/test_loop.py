@@ -38,7 +38,7 @@ def finished(tmp_path_factory, small):
 
 def test_the_result_says_what_was_trained_and_what_it_cost(finished):
     _, workdir, result, _ = finished
-    assert json.loads((workdir / loop.RESULT_FILE).read_text()) == result
+    assert json.loads((workdir / checkpoints.RESULT_FILE).read_text()) == result
     assert result["test"]["loss"] < 2.25  # ln 10 = 2.30 is chance
     assert result["warnings"] == []
     assert sum(result["active_weights"].values()) == 358 and result["weights"] == 1620
@@ -106,10 +106,10 @@ def test_a_run_stopped_anywhere_and_started_again_ends_bit_for_bit_the_same(
     config, uninterrupted, result, _ = finished
     real = loop.batches.training_batch
 
-    def stopping(*args, seed, step):
+    def stopping(*args, seed, step, rows):
         if step == stop_at - 1:
             raise Stopped
-        return real(*args, seed=seed, step=step)
+        return real(*args, seed=seed, step=step, rows=rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.batches, "training_batch", stopping)
@@ -174,10 +174,10 @@ def tampered(run, **changes):
 
 def test_what_goes_silently_wrong_is_warned_of(small):
     run = setup.prepare(small)
-    expected = checks.active_weights(small, run.initial)
+    start = checks.start_of(small, run.initial)
 
     def warnings(state):
-        return checks.training_record(small, state, expected)[1]
+        return checks.training_record(small, state, start)[1]
 
     one, none = jnp.int32(1), jnp.int32(0)
     assert warnings(tampered(run, rewirings=one)) == {}
@@ -185,6 +185,8 @@ def test_what_goes_silently_wrong_is_warned_of(small):
     assert warnings(tampered(run, rewirings=one, healed=one)).keys() == {"healed"}
     masks = jax.tree.map(jnp.ones_like, run.initial.opt_state.masks)
     assert warnings(tampered(run, rewirings=one, masks=masks)).keys() == {"active"}
+    cut = jax.tree.map(lambda m: m.at[..., 0].set(False) if m.ndim > 1 else m, masks)
+    assert "layers/1/kernel 0 -> 1" in warnings(tampered(run, rewirings=one, masks=cut))["dead"]
     state = tampered(run, rewirings=one)
     blind = state._replace(sums=state.sums._replace(blind=one))
     assert warnings(blind).keys() == {"blind"}

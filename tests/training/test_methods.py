@@ -1,40 +1,146 @@
 import dataclasses
+import io
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import rigl_optax
-from rigl_optax.training import checks, methods, setup
+from rigl_optax.training import checkpoints, checks, costs, loop, methods, metrics, setup
 
 PARAMS = {"kernel": jnp.linspace(-1, 1, 200).reshape(10, 20), "bias": jnp.ones(20)}
 
 
+def finished(config, workdir):
+    return loop.train(config, workdir, Console(file=io.StringIO(), width=120))
+
+
+@pytest.fixture(scope="module")
+def ticket(tmp_path_factory, small):
+    workdir = tmp_path_factory.mktemp("ticket")
+    return str(workdir), finished(small, workdir)
+
+
+def named(small, name, ticket):
+    needs = methods.METHODS[name].start == "ticket"
+    return dataclasses.replace(small, method=name, ticket=ticket[0] if needs else "")
+
+
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
-def test_every_method_trains_and_does_what_its_entry_says(small, name):
-    config = dataclasses.replace(small, method=name, steps=40)
-    tx = methods.build(config)
-    state = tx.init(PARAMS)
-    update = jax.jit(tx.update)
-    method = methods.find(config)
-    if method.masked:
-        start = rigl_optax.get_masks(state)["kernel"]
-        assert int(start.sum()) == 40
-    params = rigl_optax.apply_masks(PARAMS, state) if method.masked else PARAMS
-    generator = np.random.default_rng(0)
-    for _ in range(config.steps):
-        grads = jax.tree.map(
-            lambda p: jnp.asarray(generator.normal(size=p.shape), jnp.float32), params
+def test_every_method_trains_and_does_what_its_entry_says(small, ticket, tmp_path, name):
+    config, method = named(small, name, ticket), methods.METHODS[name]
+    result = finished(config, tmp_path)
+    assert result["warnings"] == []
+    assert result["test"]["accuracy"] > 0.15
+    assert (result["coverage"] is not None) == method.rewires
+    run = setup.prepare(config)
+    with checkpoints.read_checkpoints(tmp_path) as saved:
+        state = checkpoints.restore_newest(saved, run.initial, print)
+    if not method.masked:
+        return
+    first, last = (rigl_optax.get_masks(s.opt_state) for s in (run.initial, state))
+    changed = [
+        bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (first, last)), strict=True)
+    ]
+    assert any(changed) == method.rewires
+    for mask, weights in zip(*map(jax.tree.leaves, (last, state.params)), strict=True):
+        assert not np.asarray(weights)[~np.asarray(mask)].any()
+    counts = [checks.active_weights(config, s) for s in (run.initial, state)]
+    if method.keeps_counts:
+        assert counts[0] == counts[1]
+    wanted = sum(ticket[1]["active_weights"].values())
+    if name != "str":  # what that comes to is learned
+        assert sum(counts[1].values()) == wanted
+    assert checks.counters(state) == (methods.rewirings_before(config, config.steps), 0)
+
+
+@pytest.mark.parametrize("name", ["gmp_global", "str", "deepr", "snfs_redistribute", "top_kast"])
+def test_a_run_that_is_resumed_ends_the_same(small, tmp_path, name):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    config = dataclasses.replace(small, method=name)
+    expected = finished(config, whole)
+    finished(config, parts)
+    with checkpoints.open_checkpoints(parts, 2) as saved:
+        steps = [c.step for c in saved.checkpoints]
+    shutil.rmtree(parts / "checkpoints" / str(steps[-1]))  # as if killed just before the last
+    found = finished(config, parts)
+    for key in ("test", "active_weights", "flops", "coverage"):
+        assert found[key] == expected[key]
+    states = []
+    for folder in (whole, parts):
+        with checkpoints.read_checkpoints(folder) as saved:
+            states.append(checkpoints.restore_newest(saved, setup.prepare(config).initial, print))
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_small_dense_network_takes_no_more_bytes(small):
+    config = dataclasses.replace(small, method="small_dense", hidden=(300, 100), sparsity=0.95)
+    sparse = dataclasses.replace(config, method="static")
+    sizes = [
+        sum(leaf.size for leaf in jax.tree.leaves(setup.prepare(config).initial.params)),
+        sum(checks.active_weights(sparse, setup.prepare(sparse).initial).values()),
+    ]
+    kernels = 64 * 300 + 300 * 100 + 100 * 10
+    biases = 410
+    assert 0.9 * 4 * sizes[0] < 4 * sizes[1] + kernels / 8
+    assert 4 * (sizes[0] - biases) <= 4 * sizes[1] + kernels / 8
+
+
+def test_tickets_are_the_masks_of_the_finished_run(small, ticket):
+    config = named(small, "lottery", ticket)
+    run = setup.prepare(config)
+    masks = rigl_optax.get_masks(run.initial.opt_state)
+    assert checks.active_weights(config, run.initial) == ticket[1]["active_weights"]
+    start = setup.prepare(small).initial
+    assert any(
+        bool((a != b).any())
+        for a, b in zip(
+            *map(jax.tree.leaves, (masks, rigl_optax.get_masks(start.opt_state))), strict=True
         )
-        updates, state = update(grads, state, params)
-        params = jax.tree.map(jnp.add, params, updates)
-    if method.masked:
-        end = rigl_optax.get_masks(state)["kernel"]
-        assert int(end.sum()) == 40
-        assert bool((start != end).any()) == method.rewires
-        run_state = setup.prepare(config).initial._replace(opt_state=state)
-        assert checks.counters(run_state) == (methods.rewirings_before(config, 40), 0)
+    )
+    cost = costs.Tally(config, run).flops().training
+    alone = costs.Tally(dataclasses.replace(small, method="static"), setup.prepare(small))
+    assert cost == pytest.approx(alone.flops().training + ticket[1]["flops"]["training"])
+
+
+def test_training_flops_follow_the_masks(small, tmp_path):
+    config = dataclasses.replace(small, method="gmp")
+    result = finished(config, tmp_path)
+    records = [r for r in metrics.read(tmp_path / metrics.FILE) if metrics.FORWARD_FLOPS in r]
+    assert [r["step"] for r in records] == [16, 26, 36, 46]
+    forward = [result["flops"]["inference_dense"], *(r[metrics.FORWARD_FLOPS] for r in records)]
+    assert forward == sorted(forward, reverse=True)
+    steps = np.diff([0, 16, 26, 36, 46, 60])
+    assert result["flops"]["training"] == 3 * config.batch_size * np.dot(forward, steps)
+    assert result["flops"]["inference"] == forward[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method_options": "mometum=0.9"}, "rigl has no mometum; it has .*accumulate"),
+        ({"method_options": "accumulate"}, "must be like"),
+        ({"method_options": "accumulate=print(1)"}, "must be like"),
+        ({"method_options": "every=3"}, "every follow from config.rewire_every"),
+        ({"method": "dense", "method_options": "accumulate=2"}, "dense has none"),
+        ({"ticket": "somewhere"}, "rigl takes none"),
+        ({"method": "lottery"}, "give its workdir"),
+        ({"method": "lottery", "ticket": "nowhere"}, "'nowhere'.*give its workdir"),
+    ],
+)
+def test_options_and_tickets_that_do_not_fit_are_refused(small, changes, message):
+    with pytest.raises(ValueError, match=message):
+        setup.prepare(dataclasses.replace(small, **changes))
+
+
+def test_options_reach_the_method(small):
+    config = dataclasses.replace(small, method_options="accumulate=3,gradient_step=True")
+    assert methods.options(config) == {"accumulate": 3, "gradient_step": True}
+    assert setup.prepare(config).initial.opt_state.memory.gradients != ()
 
 
 def test_rewirings_before_counts_the_schedule(small):

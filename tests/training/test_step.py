@@ -9,7 +9,7 @@ from flax import nnx
 
 import rigl_optax
 from rigl_optax.data import batches
-from rigl_optax.training import evaluation, methods, setup, step
+from rigl_optax.training import evaluation, methods, setup, step, tasks
 
 
 def batch(config, run, at):
@@ -17,9 +17,7 @@ def batch(config, run, at):
 
 
 def compiled(config, run):
-    return step.make_train_step(
-        run.graphdef, run.tx, run.to_float, methods.growth_predicate(config), config.log_every
-    )
+    return step.make_train_step(run, methods.growth_predicate(config), config.log_every)
 
 
 def loss_by_hand(params, images, labels):
@@ -35,7 +33,7 @@ def loss_by_hand(params, images, labels):
 def test_steps_are_the_transformation_applied_to_the_gradients_of_the_loss(small, method):
     config = dataclasses.replace(small, method=method)
     run = setup.prepare(config)
-    state = jax.tree.map(jnp.copy, run.initial)
+    state = jax.tree.map(jnp.copy, run.initial._replace(history=None))
     train_step = compiled(config, run)
     params, opt_state = run.initial.params, run.initial.opt_state
     losses = []
@@ -61,7 +59,7 @@ def test_steps_are_the_transformation_applied_to_the_gradients_of_the_loss(small
 def test_the_step_compiles_once(small):
     run = setup.prepare(small)
     train_step = compiled(small, run)
-    state = jax.tree.map(jnp.copy, run.initial)
+    state = jax.tree.map(jnp.copy, run.initial._replace(history=None))
     for at in range(3):
         state = train_step(state, batch(small, run, at))
     assert train_step._cache_size() == 1
@@ -82,11 +80,11 @@ def test_growth_without_gradients_outside_the_mask_is_noticed(small, monkeypatch
     # users.md 15: a score from masked gradients grows weights in index order.
     def blind_after_one_step():
         run = setup.prepare(small)
-        state = jax.tree.map(jnp.copy, run.initial)
+        state = jax.tree.map(jnp.copy, run.initial._replace(history=None))
         return int(compiled(small, run)(state, batch(small, run, 0)).sums.blind)
 
     assert blind_after_one_step() == 0
-    monkeypatch.setitem(setup.MODELS, "lenet", lambda *args, rngs: MasksItself(rngs))
+    monkeypatch.setitem(tasks.MODELS, "lenet", lambda *args, rngs: MasksItself(rngs))
     assert blind_after_one_step() == 1
 
 
