@@ -12,7 +12,7 @@ import numpy as np
 
 from rigl_optax import _selection
 from rigl_optax._layout import Layout
-from rigl_optax._packing import Packing
+from rigl_optax._packing import Packing, Rows
 
 Arrays = list[jax.Array]
 
@@ -75,33 +75,34 @@ def preferred(scores: Arrays, packing: Packing, min_fan_in: int) -> Callable[[Ar
 
 
 def _raised(
-    scores: Arrays, packing: Packing, how_many: Callable[[jax.Array, int], jax.Array]
+    scores: Arrays, packing: Packing, how_many: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> Arrays:
     """Scores in which some of the best of each unit come first.
 
-    `how_many` says how many, given how many have a score, and how many inputs there are.
+    `how_many` says of each how many, given how many have a score, and how many inputs there are.
     """
-    leaves = _by_unit(packing.unpack(scores), packing)
-    units = Packing(tuple(x.shape for x in leaves), (True,) * len(leaves), False)
-    ks = [how_many(_selection.count_true(x >= 0, 1), x.shape[1]) for x in leaves]
-    best = _selection.top_k(leaves, units.rows, jnp.concatenate(ks))
-    raised = [jnp.where(b, jnp.int32(_FIRST), x) for b, x in zip(best, leaves, strict=True)]
-    return packing.pack(_from_units(raised, packing), _selection.EXCLUDED)
-
-
-def _by_unit(leaves: Sequence[jax.Array], packing: Packing) -> Arrays:
-    """Each leaf as [units, inputs]; units of stacked layers one after the other."""
-    return [
-        jnp.moveaxis(x.reshape(layers, -1, x.shape[-1]), 2, 1).reshape(-1, x[0].size // x.shape[-1])
-        if stacked
-        else jnp.moveaxis(x.reshape(-1, x.shape[-1]), 1, 0)
-        for x, stacked, layers in zip(leaves, packing.stacked, packing.layers, strict=True)
+    # Units come first, behind the layers: an axis that is cut stays cut, and nothing is gathered.
+    leaves = [
+        jnp.moveaxis(x, -1, int(stacked))
+        for x, stacked in zip(packing.unpack(scores), packing.stacked, strict=True)
     ]
-
-
-def _from_units(leaves: Sequence[jax.Array], packing: Packing) -> Arrays:
-    """The inverse of `_by_unit`."""
-    return [
-        jnp.moveaxis(x.reshape(layers, -1, x.shape[-1]), 1, 2).reshape(shape)
-        for x, shape, layers in zip(leaves, packing.shapes, packing.layers, strict=True)
+    rows = _unit_rows([x.shape[: 1 + s] for x, s in zip(leaves, packing.stacked, strict=True)])
+    inputs = [math.prod(x.shape[r.ids.ndim :]) for x, r in zip(leaves, rows, strict=True)]
+    of_unit = np.repeat(np.asarray(inputs, np.int32), [r.ids.size for r in rows])
+    k = how_many(_selection.counts([x >= 0 for x in leaves], rows), jnp.asarray(of_unit))
+    best = _selection.top_k(leaves, rows, k)
+    raised = [
+        jnp.moveaxis(jnp.where(b, jnp.int32(_FIRST), x), int(stacked), -1)
+        for b, x, stacked in zip(best, leaves, packing.stacked, strict=True)
     ]
+    return packing.pack(raised, _selection.EXCLUDED)
+
+
+def _unit_rows(shapes: Sequence[tuple[int, ...]]) -> list[Rows]:
+    """For leading axes of these shapes, a ranking for each unit."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    ids = [
+        np.arange(end - math.prod(shape), end, dtype=np.int32).reshape(shape)
+        for shape, end in zip(shapes, ends, strict=True)
+    ]
+    return [Rows(each, np.zeros_like(each)) for each in ids]

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _random
+from rigl_optax import _explicit, _random
 from rigl_optax._method import Arrays, GrownState, RewiringInputs
 
 Value = Literal["zeros", "normal", "uniform", "initial", "gradient", "gradient_sign"]
@@ -88,5 +88,7 @@ def _values(grown: Grown, seed: _random.Seed, inputs: RewiringInputs, initial: A
 
 def _shuffled(leaf: jax.Array, scores: jax.Array, layers: int) -> jax.Array:
     """The entries of each layer in the order of their scores."""
+    # Weights change places between devices: this one option gathers them (docs/scale.md).
+    leaf, scores = _explicit.whole(leaf), _explicit.whole(scores)
     order = jnp.argsort(scores.reshape(layers, -1), axis=1)
     return jnp.take_along_axis(leaf.reshape(layers, -1), order, axis=1).reshape(leaf.shape)

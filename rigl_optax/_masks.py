@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from rigl_optax import _packing, _paths, _random, _selection
+from rigl_optax import _explicit, _packing, _paths, _random, _selection
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._state import SparseState
 
@@ -26,7 +26,7 @@ def random_masks(layout: Layout, seed: _random.Seed) -> list[jax.Array]:
     word = jnp.asarray(seed, jnp.uint32)
     draw = functools.partial(_draw_masks, shapes, tuple(layout.sparse))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
-        return [_as_explicit(m, leaf) for m, leaf in zip(draw(word), layout.leaves, strict=True)]
+        return [_explicit.like(m, leaf) for m, leaf in zip(draw(word), layout.leaves, strict=True)]
     return _compiled_draw(draw.args, _shardings(layout.leaves))(word)
 
 
@@ -90,7 +90,7 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
             raise ValueError(f"initial_masks: nothing is active in {path!r}")
     masks = [jnp.array(given[path], copy=True) for path in paths]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
-        return [_as_explicit(m, leaf) for m, leaf in zip(masks, layout.leaves, strict=True)]
+        return [_explicit.like(m, leaf) for m, leaf in zip(masks, layout.leaves, strict=True)]
     return [
         mask
         if sharding is None or isinstance(mask, jax.core.Tracer)
@@ -208,13 +208,3 @@ def _shardings(leaves: list[Any]) -> tuple[Any, ...]:
         leaf.sharding if getattr(leaf, "committed", hasattr(leaf, "sharding")) else None
         for leaf in leaves
     )
-
-
-def _as_explicit(mask: jax.Array, leaf: Any) -> jax.Array:
-    """Under a mesh with explicit axes the sharding is part of the type: take the leaf's."""
-    sharding = jax.typeof(leaf).sharding
-    if sharding.mesh.empty or not any(
-        kind == jax.sharding.AxisType.Explicit for kind in sharding.mesh.axis_types
-    ):
-        return mask
-    return jax.sharding.reshard(mask, sharding)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rigl_optax import _packing, _paths
+from rigl_optax import _explicit, _packing, _paths
 from rigl_optax._inner_state import Born, Kept
 from rigl_optax._layout import Layout
-from rigl_optax._method import Arrays, GrownState, Method
+from rigl_optax._method import Arrays, GrownState, Method, Start, Started
 from rigl_optax._state import Memory
 
 PyTree = Any
@@ -61,9 +61,8 @@ def start(method: Method, layout: Layout, masks: Sequence[jax.Array]) -> tuple[M
     if method.keeps_initial:
         memory = memory._replace(initial=copies())
     if method.start is not None:
-        packing = _packing.packing([x.shape for x in sparse], [s.stacked for s in layout.sparse])
         sparse_masks = layout.select(list(masks))
-        started = method.start(layout, packing, sparse_masks)
+        started = _started(method.start, layout, sparse_masks)
         memory = memory._replace(carry=started.carry)
         if started.marks:
             pairs = zip(started.marks, sparse_masks, strict=True)
@@ -71,6 +70,23 @@ def start(method: Method, layout: Layout, masks: Sequence[jax.Array]) -> tuple[M
     if method.shadow is not None:
         shadow = copies()
     return memory, shadow
+
+
+def _started(start: Start, layout: Layout, masks: Arrays) -> Started:
+    """What a method starts from; in parts, if the masks are: never whole on one device."""
+    sparse = layout.select(layout.leaves)
+    packing = _packing.packing([x.shape for x in sparse], [s.stacked for s in layout.sparse])
+
+    def make(leaves: list[Any], masks: Arrays) -> Started:
+        return start(layout._replace(leaves=leaves), packing, masks)
+
+    here = [*layout.leaves, *masks]
+    is_traced = any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in here)
+    if is_traced or all(len(mask.sharding.device_set) == 1 for mask in masks):
+        return make(layout.leaves, masks)
+    shapes = jax.eval_shape(make, layout.leaves, masks)
+    marks: list[Any] = [mask.sharding for mask, _ in zip(masks, shapes.marks, strict=False)]
+    return jax.jit(make, out_shardings=Started(marks, None))(layout.leaves, masks)
 
 
 def _placed(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -104,7 +120,7 @@ def born(
 
             # Under a cond: an ordinary step has no use for it.
             average = lax.cond(is_rewiring, mean, lambda: jnp.zeros(shape, jnp.float32))
-            return jnp.broadcast_to(average.astype(rest.dtype), rest.shape)
+            return _explicit.like(jnp.broadcast_to(average.astype(rest.dtype), rest.shape), rest)
         if grown_state.gradient_scale:
             return (grown_state.gradient_scale * gradients[owner]).astype(rest.dtype)
         return rest

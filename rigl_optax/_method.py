@@ -45,6 +45,9 @@ class Started(NamedTuple):
     carry: PyTree  # a few numbers
 
 
+Start = Callable[[Layout, Packing, Arrays], Started]
+
+
 class ShadowView(NamedTuple):
     """What a method with a shadow sees at every step; lists of sparse leaves in their shapes."""
 
@@ -98,7 +101,7 @@ class Method(NamedTuple):
     plan: RewiringPlan | None
     rule: Callable[[RewiringInputs], Outcome]
     replaces_step: bool = True
-    start: Callable[[Layout, Packing, Arrays], Started] | None = None
+    start: Start | None = None
     remember: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
     grown_values: Callable[[RewiringInputs, Arrays], Arrays] | None = None
     keeps_initial: bool = False

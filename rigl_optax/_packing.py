@@ -24,11 +24,11 @@ _ENTRIES = math.prod(ROW)
 class Rows(NamedTuple):
     """Which ranking each row of an array belongs to.
 
-    Rows are the slices along the leading axis, or, when `ids` is a scalar, the array is
-    one row as a whole. A ranking is a layer: a leaf, or a slice of a stacked one.
+    Rows are the slices along the leading axes, as many as `ids` has; when it is a scalar, the
+    array is one row as a whole. A ranking is a layer: a leaf, or a slice of a stacked one.
     """
 
-    ids: np.ndarray  # int32 []  or [rows]: number of the ranking
+    ids: np.ndarray  # int32 [] or [rows] or [layers, rows]: number of the ranking, ascending
     starts: np.ndarray  # int32, same shape: entries of that ranking in the rows before
 
 

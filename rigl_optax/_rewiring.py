@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rigl_optax import _packing, _selection
+from rigl_optax import _explicit, _packing, _selection
 from rigl_optax._layout import SparseLeaf
 from rigl_optax._method import Arrays, Method, RewiringInputs
 
@@ -102,7 +102,8 @@ def _rewire(method: Method, sparse: Sequence[SparseLeaf], sight: Sight) -> Rewir
     carry = sight.carry if outcome.carry is None else accepted(outcome.carry, sight.carry)
     grown = None
     if method.grown_values is not None:
-        grown = packing.unpack(method.grown_values(inputs, sight.initial or []))
+        values = packing.unpack(method.grown_values(inputs, sight.initial or []))
+        grown = [_explicit.like(x, w) for x, w in zip(values, sight.weights, strict=True)]
     visible = inputs.weights if sight.visible is None else as_float(sight.visible)
     alive = zip(visible, inputs.masks, strict=True)
     healed = total([~mask & (weight != 0) for weight, mask in alive])

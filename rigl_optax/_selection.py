@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rigl_optax import _packing
+from rigl_optax import _explicit, _packing
 from rigl_optax._packing import Rows
 
 # Below every score: never among the k largest while k scores are 0 or above.
@@ -30,7 +30,7 @@ def magnitude_scores(x: jax.Array) -> jax.Array:
 
 
 def count_true(mask: jax.Array, leading: int = 0) -> jax.Array:
-    """Exact number of True entries, int32, over all but the `leading` axes (0 or 1)."""
+    """Exact number of True entries, int32, over all but the `leading` axes."""
     if mask.ndim == leading:
         return mask.astype(jnp.int32)
     # One axis first, then the rest. XLA's CPU backend spreads over cores only a reduction
@@ -48,7 +48,8 @@ def count_true(mask: jax.Array, leading: int = 0) -> jax.Array:
 
 def counts(masks: Sequence[jax.Array], rows: Sequence[Rows]) -> jax.Array:
     """Number of True entries in each ranking, int32 [rankings]."""
-    per_row = [count_true(m, r.ids.ndim).reshape(-1) for m, r in zip(masks, rows, strict=True)]
+    each = [count_true(m, r.ids.ndim) for m, r in zip(masks, rows, strict=True)]
+    per_row = [_explicit.whole(x).reshape(-1) for x in each]
     ids = np.concatenate([r.ids.reshape(-1) for r in rows])
     vector = jnp.concatenate(per_row)
     rankings = int(ids[-1]) + 1
@@ -155,6 +156,7 @@ def _take(vector: jax.Array, ids: np.ndarray) -> jax.Array:
     """`vector[ids]` for static ids, kept out of the kernels that use it for each entry."""
     if ids.ndim == 0:
         return lax.index_in_dim(vector, int(ids), keepdims=False)
+    ids = ids.reshape(-1)
     if np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids))):
         return lax.slice_in_dim(vector, int(ids[0]), int(ids[0]) + len(ids))
     return lax.optimization_barrier(vector[ids])

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from rigl_optax import (
+    _explicit,
     _growth,
     _layout,
     _masks,
@@ -103,7 +104,7 @@ def deep_rewiring(
         for i, leaf in enumerate(layout.select(layout.leaves)):
             if not isinstance(leaf, jax.ShapeDtypeStruct):
                 weight = jnp.asarray(leaf)
-                signs[i] = jnp.where(weight == 0, signs[i], weight > 0)
+                signs[i] = jnp.where(weight == 0, _explicit.like(signs[i], weight), weight > 0)
         return Started(signs, ())
 
     def backward(view: ShadowView) -> Arrays:
@@ -118,7 +119,8 @@ def deep_rewiring(
             purpose = _random.Purpose.NOISE
             scores = _random.random_scores(seed, purpose, positions, packing, view.count)
             scale = jnp.sqrt(2 * eta * jnp.float32(temperature))
-            noise = [scale * _random.normal(s) for s in packing.unpack(scores)]
+            drawn = zip(packing.unpack(scores), moved, strict=True)
+            noise = [scale * _random.normal(_explicit.like(s, x)) for s, x in drawn]
         settled = []
         for weight, mask, sign, shake in zip(moved, view.masks, view.marks, noise, strict=True):
             direction = jnp.where(sign, jnp.float32(1), jnp.float32(-1))
