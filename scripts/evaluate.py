@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     config = config_lib.from_mapping(checkpoints.read_config(workdir))
     run = setup.prepare(mesh.fitting(config))
     with checkpoints.read_checkpoints(workdir) as saved:
-        state = checkpoints.restore_newest(saved, run.initial, print)
+        state = checkpoints.restore_newest(saved, run.initial, print, config)
     if state is None:
         sys.exit(f"{workdir} has no checkpoint yet")
     found = evaluation.evaluator(config, run)(state, getattr(run.dataset, _SPLIT.value))

@@ -1,7 +1,8 @@
 """Checkpoints that survive being killed, and the config they belong to.
 
 Orbax writes into a temporary directory and renames it: a checkpoint is there as a
-whole or not at all. Nothing here executes what it reads.
+whole or not at all. Each holds the config of its run, which is in `config.json` as well, for
+people and for what looks at a run from outside. Nothing here executes what it reads.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ PreservationContext: TypeAlias = Any
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
+_CONFIG, _SPEED = "config", "steps_per_second"  # in the metadata of a checkpoint
 
 
 def lock(workdir: pathlib.Path) -> IO[str]:
@@ -45,22 +47,29 @@ def lock(workdir: pathlib.Path) -> IO[str]:
     return file
 
 
-def claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
-    """Writes the config into a new workdir; in a used one, checks that it is the same run.
+def check_claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
+    """Checks that a workdir is new, or that of the same run.
 
     Raises:
       ValueError: If a key that changes the numbers differs; it lists them all.
     """
-    path = workdir / CONFIG_FILE
-    if path.exists():
-        saved = read_config(workdir)
-        changed = config_lib.differences(saved, config)
-        if changed:
-            raise ValueError(
-                f"{workdir} holds a run with another config ({'; '.join(changed)}); resume it with "
-                "its own config, or give another workdir"
-            )
-    files.write(path, config_lib.to_json(config))
+    if (workdir / CONFIG_FILE).exists():
+        _refuse_another(f"{workdir} holds a run", read_config(workdir), config)
+
+
+def claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
+    """Writes the config into a workdir; raises as `check_claim` does."""
+    check_claim(workdir, config)
+    files.write(workdir / CONFIG_FILE, config_lib.to_json(config))
+
+
+def _refuse_another(what: str, saved: Mapping[str, Any], config: config_lib.Config) -> None:
+    changed = config_lib.differences(saved, config)
+    if changed:
+        raise ValueError(
+            f"{what} with another config ({'; '.join(changed)}); resume it with its own config, "
+            "or give another workdir"
+        )
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
@@ -122,13 +131,54 @@ def read_checkpoints(workdir: pathlib.Path) -> Checkpoints:
     return Checkpoints((workdir / "checkpoints").absolute(), cleanup_tmp_directories=False)
 
 
-def save(checkpoints: Checkpoints, state: TrainState) -> None:
+def save(
+    checkpoints: Checkpoints,
+    state: TrainState,
+    config: config_lib.Config | None = None,
+    steps_per_second: float = 0.0,
+) -> None:
     """Saves in the background; the state may be donated right after.
 
     Waits for the save before it. Overwrites a checkpoint of this step: one can only be there
     if it could not be read, or was left by a run that was rolled back.
+
+    Args:
+      checkpoints: From `open_checkpoints`.
+      state: To save.
+      config: Of the run; kept in the checkpoint.
+      steps_per_second: So far; kept likewise, for a run that has no step left to measure.
     """
-    checkpoints.save_async(int(state.step), state, force=True, overwrite=True)
+    about: dict[str, Any] = {_SPEED: steps_per_second}
+    if config is not None:
+        about[_CONFIG] = config_lib.to_json(config)
+    checkpoints.save_async(
+        int(state.step), state, force=True, overwrite=True, custom_metadata=about
+    )
+
+
+def steps_per_second(checkpoints: Checkpoints, step: int) -> float:
+    """What was measured before a step was saved; 0 if there is no such checkpoint, or it is old."""
+    if all(checkpoint.step != step for checkpoint in checkpoints.checkpoints):
+        return 0.0
+    return float(_about(checkpoints, step).get(_SPEED, 0.0))
+
+
+def check_newest(checkpoints: Checkpoints, config: config_lib.Config) -> None:
+    """Raises a ValueError if the newest checkpoint is of another config, listing the keys."""
+    if found := checkpoints.checkpoints:
+        _check_config(checkpoints, found[-1].step, config)
+
+
+def _check_config(checkpoints: Checkpoints, step: int, config: config_lib.Config) -> None:
+    try:
+        saved = dict(_about(checkpoints, step)[_CONFIG])
+    except Exception:  # damaged, which reading the state will tell; or from before it was kept
+        return
+    _refuse_another(f"{checkpoints.directory}: checkpoint {step} is of a run", saved, config)
+
+
+def _about(checkpoints: Checkpoints, step: int) -> Mapping[str, Any]:
+    return checkpoints.checkpointables_metadata(step).custom_metadata or {}
 
 
 @contextlib.contextmanager
@@ -155,7 +205,11 @@ def told_of_failures(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def restore_newest(
-    checkpoints: Checkpoints, like: TrainState, say: Callable[[str], None]
+    checkpoints: Checkpoints,
+    like: TrainState,
+    say: Callable[[str], None],
+    config: config_lib.Config | None = None,
+    until: int | None = None,
 ) -> TrainState | None:
     """The newest state that can be read, placed as `like` is; None if there is no checkpoint.
 
@@ -163,15 +217,20 @@ def restore_newest(
       checkpoints: From `open_checkpoints`.
       like: A state of the same structure, shapes and shardings.
       say: Told about each checkpoint that had to be passed over.
+      config: Which the checkpoint must be of, as far as it changes the numbers, if given.
+      until: Later checkpoints are left alone, if given.
 
     Raises:
-      ValueError: If there are checkpoints and none can be read.
+      ValueError: If there are checkpoints and none can be read, or one is of another config: then
+        it lists the keys.
     """
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
-    found = checkpoints.checkpoints
+    found = [c for c in checkpoints.checkpoints if until is None or c.step <= until]
     for checkpoint in reversed(found):
+        if config is not None:
+            _check_config(checkpoints, checkpoint.step, config)
         try:
             return checkpoints.load(checkpoint.step, abstract)
         except Exception as error:  # Orbax raises many kinds for files that are damaged

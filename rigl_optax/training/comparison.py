@@ -196,7 +196,7 @@ def connections(
             continue
         run = setup.prepare(config)
         with checkpoints.open_checkpoints(folder, config.keep_checkpoints) as saved:
-            final = checkpoints.restore_newest(saved, run.initial, print)
+            final = checkpoints.restore_newest(saved, run.initial, print, config)
         before, after = (
             _input_connections(rigl_optax.get_masks(state.opt_state), run.task.image_shape)
             for state in (run.initial, final or run.initial)

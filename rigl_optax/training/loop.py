@@ -59,28 +59,35 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
     if not hosts.is_first():
         console.quiet = True
     recovery.check_policy(config.on_nonfinite)
+    with checkpoints.told_of_failures(workdir):
+        return _train(config, workdir, console)
+
+
+def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str, Any]:
     run = setup.prepare(config)
     run.placement.rows(config.batch_size)  # refuses what cannot be spread
     compare = fingerprint.comparer(config, run.placement)
     workdir.mkdir(parents=True, exist_ok=True)
     with hosts.first_enters(lambda: checkpoints.lock(workdir), elsewhere=None):
-        hosts.first_does(lambda: checkpoints.claim(workdir, config))
-        _explain(config, run, workdir, console)
+        hosts.first_does(lambda: checkpoints.check_claim(workdir, config))
         evaluate = evaluation.evaluator(config, run)
         judged = run.task.score
         validated = metrics.recorded(workdir, "validation", judged.key)
         ranks = {done: judged.rank({judged.key: value}) for done, value in validated.items()}
         with (
-            checkpoints.told_of_failures(workdir),
             checkpoints.open_checkpoints(workdir, config.keep_checkpoints, ranks) as saved,
             signals.asked_to_stop() as stop,
         ):
+            restored = checkpoints.restore_newest(saved, run.initial, console.print, config)
+            # Only now: a launch that is refused changes nothing.
+            hosts.first_does(lambda: checkpoints.claim(workdir, config))
+            _explain(config, run, workdir, console)
             is_again = False
             while True:
-                restored = checkpoints.restore_newest(saved, run.initial, console.print)
                 start = run.initial if restored is None else restored
                 if restored is not None or is_again:
                     console.print(f"resumed at step {int(start.step)} of {config.steps}")
+                told = metrics.warnings(workdir)
                 tally = costs.Tally(config, run, metrics.looks(workdir, int(start.step)))
                 with hosts.first_enters(
                     functools.partial(
@@ -89,12 +96,12 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
                     elsewhere=metrics.write_nothing,
                 ) as write:
                     watch = _Watch(
-                        evaluate, compare, tally, saved, ranks, write, console, stop, workdir
+                        evaluate, compare, tally, saved, ranks, write, console, stop, workdir, told
                     )
                     try:
                         end, steps_per_second, warnings = _run_steps(config, run, start, watch)
                     except recovery.NonFiniteError as error:
-                        _go_back(config, int(start.step), error, watch)
+                        restored = _go_back(config, run, int(start.step), error, watch)
                         is_again = True
                         continue
                     measured = {
@@ -166,10 +173,24 @@ class _Watch(NamedTuple):
     console: Console
     stop: signals.Stop
     workdir: pathlib.Path
+    told: dict[str, str]  # warnings of earlier launches, some of steps that are done again
+
+    def warn(self, step: int, found: dict[str, str], warned: dict[str, str]) -> None:
+        """Records what has not been warned of; prints what has not even been told before."""
+        for kind in [kind for kind in found if kind not in warned]:
+            warned[kind] = found[kind]
+            if kind not in self.told:
+                self.console.print(f"warning: {found[kind]}", markup=False)
+            self.write(metrics.WARNING, step, {metrics.WARNING: kind, "text": found[kind]})
 
 
-def _go_back(config: Config, start: int, error: recovery.NonFiniteError, watch: _Watch) -> None:
-    """Notes that the run goes back to its newest checkpoint; raises the error if it is not to."""
+def _go_back(
+    config: Config, run: setup.Run, start: int, error: recovery.NonFiniteError, watch: _Watch
+) -> State | None:
+    """The newest state from before an error that can be read, None for the initial one.
+
+    It notes that the run goes back there; raises the error if it is not to.
+    """
     if config.on_nonfinite != "rollback":
         raise error
     before = metrics.went_back_from(watch.workdir, start)
@@ -179,10 +200,14 @@ def _go_back(config: Config, start: int, error: recovery.NonFiniteError, watch: 
         )
     watch.console.print(f"warning: {error}; back to the last checkpoint")
     watch.saved.wait()
-    newest = max((checkpoint.step for checkpoint in watch.saved.checkpoints), default=0)
+    back = checkpoints.restore_newest(
+        watch.saved, run.initial, watch.console.print, config, until=error.step
+    )
+    to = 0 if back is None else int(back.step)
     # On disk before anything is done again: a run killed from here on takes the same steps.
     note = {"from": float(error.step)}
-    hosts.first_does(lambda: watch.write(metrics.ROLLBACK, newest, note))
+    hosts.first_does(lambda: watch.write(metrics.ROLLBACK, to, note))
+    return back
 
 
 def _run_steps(
@@ -193,7 +218,7 @@ def _run_steps(
     `current` is copied first: its buffers are donated, and the caller's stay valid. Up to the
     step that the run has gone back from, steps that are not finite are skipped.
     """
-    evaluate, compare, tally, saved, ranks, write, console, stop, workdir = watch
+    evaluate, compare, tally, saved, ranks, write, console, stop, workdir, _ = watch
     judged = run.task.score
     make_step = functools.partial(
         step.make_train_step, run, methods.growth_predicate(config), config.log_every
@@ -208,11 +233,17 @@ def _run_steps(
     observe = None
     if methods.find(config).rewires:
         observe = health.observer(run.initial, methods.distribution(config)(run.initial.params))
-    warned = _left_out(run)
-    for warning in warned.values():
-        console.print(f"warning: {warning}", markup=False)
     start = int(current.step)
+    warned = metrics.warnings(workdir)
+    watch.warn(start, _left_out(run), warned)
+    rate = measured_before = checkpoints.steps_per_second(saved, start)
     began = time.monotonic()
+
+    def speed(done: int) -> float:
+        # The first step of a launch compiles, and is not counted.
+        timed = done - start - 1
+        return timed / (time.monotonic() - began) if timed > 0 else measured_before
+
     current = jax.tree.map(lambda x: x.copy(), current)
     shown: dict[str, str] = {}
     with display.training_progress(console, start, config.steps) as show:
@@ -242,9 +273,7 @@ def _run_steps(
                 if leap := recovery.spike(losses):
                     write("spike", done, {"loss": values["loss"]})
                     warnings["spike"] = f"step {done}: {leap}"
-                for kind in warnings.keys() - warned.keys():
-                    console.print(f"warning: {warnings[kind]}")
-                warned = warnings | warned  # each kind is told once
+                watch.warn(done, warnings, warned)
                 shown["loss"] = f"{values['loss']:.4f}"
                 shown["acc"] = f"{100 * values['accuracy']:.2f} %"
             if is_last or done % config.eval_every == 0:
@@ -259,8 +288,10 @@ def _run_steps(
             if is_last or is_due or is_stopped:
                 recovery.check(current)
                 compare(current)
-                checkpoints.save(saved, current)
+                if hosts.is_first():
+                    metrics.sync(workdir / metrics.FILE)  # never behind a checkpoint
+                rate = speed(done)
+                checkpoints.save(saved, current, config, rate)
             if is_stopped:
                 raise signals.StoppedError(f"asked to stop: saved at step {done} of {config.steps}")
-    seconds = time.monotonic() - began
-    return current, max(config.steps - start - 1, 0) / seconds, list(warned.values())
+    return current, rate, list(warned.values())

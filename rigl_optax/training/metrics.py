@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorboardX
@@ -12,11 +13,13 @@ from rigl_optax.training import files
 
 FILE = "metrics.jsonl"
 FORWARD_FLOPS = "forward_flops"  # of one example, in `rewiring` records
+WARNING = "warning"  # a kind of record: `warning` names what it is about, `text` says it
 ROLLBACK = "rollback"  # a kind of record: at the step gone back to, `from` the step gone back at
-Write = Callable[[str, int, dict[str, float]], None]
+Values = Mapping[str, float | str]
+Write = Callable[[str, int, Values], None]
 
 
-def write_nothing(kind: str, step: int, values: dict[str, float]) -> None:
+def write_nothing(kind: str, step: int, values: Values) -> None:
     """What a process has for writing that leaves it to another."""
     del kind, step, values
 
@@ -58,6 +61,12 @@ def went_back_from(workdir: pathlib.Path, step: int) -> int:
     return max((int(origin) for to, origin in found.items() if to <= step), default=0)
 
 
+def warnings(workdir: pathlib.Path) -> dict[str, str]:
+    """What has been warned of, each kind once, in the order in which it was told."""
+    found = [r for r in read(workdir / FILE) if r["kind"] == WARNING]
+    return {str(r[WARNING]): str(r["text"]) for r in found if WARNING in r and "text" in r}
+
+
 def looks(workdir: pathlib.Path, step: int) -> list[tuple[int, float]]:
     """What a forward pass cost at each look at the masks up to a step: (updates done, FLOPs)."""
     found = recorded(workdir, "rewiring", FORWARD_FLOPS)
@@ -69,7 +78,14 @@ def drop_after(path: pathlib.Path, step: int) -> None:
     kept = [r for r in read(path) if r["step"] <= step and r.get("kind") != "test"]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    sync(temporary)
     temporary.replace(path)
+
+
+def sync(path: pathlib.Path) -> None:
+    """Sees to it that what has been written into a file outlives a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -85,7 +101,8 @@ def writer(
       spent: Training FLOPs spent after a number of steps; `training_flops` in every record.
 
     Yields:
-      The function. `kind` is `train`, `validation`, `rewiring`, `spike`, `rollback` or `test`.
+      The function. `kind` is `train`, `validation`, `rewiring`, `spike`, `rollback`, `warning` or
+      `test`.
     """
     path = workdir / FILE
     drop_after(path, resumed_at)
@@ -93,11 +110,12 @@ def writer(
         str(workdir / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None
     )
 
-    def write(kind: str, step: int, values: dict[str, float]) -> None:
-        values = values | {"training_flops": spent(step)}
+    def write(kind: str, step: int, values: Values) -> None:
+        values = {**values, "training_flops": spent(step)}
         file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         for name, value in values.items():
-            events.add_scalar(f"{kind}/{name}", value, step)
+            add = events.add_text if isinstance(value, str) else events.add_scalar
+            add(f"{kind}/{name}", value, step)
 
     # Line buffering: a record is with the operating system before the next step starts.
     with path.open("a", buffering=1) as file:

@@ -106,6 +106,9 @@ def masks(workdir: pathlib.Path, config: Config) -> list[Figure]:
     """
     if not methods.find(config).masked:
         return []
+    if (workdir / "checkpoints").exists():  # before anything is made from a config that is not its
+        with checkpoints.read_checkpoints(workdir) as saved:
+            checkpoints.check_newest(saved, config)
     try:
         run = setup.prepare(mesh.fitting(config))
     except FileNotFoundError as error:  # a page can be made where the data set is not

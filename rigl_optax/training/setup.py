@@ -88,7 +88,7 @@ def _ticket(config: Config) -> Any:
     here = {key: getattr(config, key) for key in ("mesh_data", "mesh_params", "mesh_axes")}
     run = prepare(dataclasses.replace(found, **here))
     with checkpoints.read_checkpoints(folder) as saved:
-        ended = checkpoints.restore_newest(saved, run.initial, print)
+        ended = checkpoints.restore_newest(saved, run.initial, print, found)
     if ended is None or int(ended.step) != found.steps:
         raise ValueError(f"config.ticket={config.ticket!r}: that run has not finished")
     # They may be cut up over processes: each is to have them whole.

@@ -136,7 +136,7 @@ def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target
 
     def restore() -> None:
         with checkpoints.read_checkpoints(run) as saved:
-            checkpoints.restore_newest(saved, like, lambda text: None)
+            checkpoints.restore_newest(saved, like, lambda text: None, config)
 
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (20, 4, 4), np.uint8)
