@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
     "hidden": "20,10",
     "sparsity": "0.8",
-    "steps": "600",
+    "steps": "1000",
     "log_every": "10",
     "eval_every": "20",
     "checkpoint_every": "20",

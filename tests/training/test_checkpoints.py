@@ -1,8 +1,6 @@
 import dataclasses
-import gc
 import json
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
@@ -93,15 +91,6 @@ def test_a_state_may_be_donated_while_it_is_being_saved(tmp_path, state):
 given_up = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture
-def settled():
-    """What Orbax has given up ends within the test that may ignore it."""
-    yield
-    for _ in range(3):
-        time.sleep(0.1)
-        gc.collect()
-
-
 @given_up
 def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before_and_says_so(
     tmp_path, state, settled
@@ -170,3 +159,31 @@ def test_json_is_replaced_at_once(tmp_path):
     files.write(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_checkpoint_of_another_config_is_refused_listing_the_keys(tmp_path, state, small):
+    other = dataclasses.replace(small, sparsity=0.5, seed=3)
+    bookkeeping = dataclasses.replace(small, log_every=5, mesh_params=4, data_dir="elsewhere")
+    with checkpoints.open_checkpoints(tmp_path, 2) as saved:
+        checkpoints.save(saved, at_step(state, 1), small, steps_per_second=12.5)
+        saved.wait()
+        with pytest.raises(ValueError, match=r"checkpoint 1 .*seed: 0 -> 3; sparsity: 0\.8 -> 0"):
+            checkpoints.restore_newest(saved, state, print, other)
+        with pytest.raises(ValueError, match="seed: 0 -> 3"):
+            checkpoints.check_newest(saved, other)
+        for config in (small, bookkeeping):
+            checkpoints.check_newest(saved, config)
+            assert_equal(checkpoints.restore_newest(saved, state, print, config), at_step(state, 1))
+        assert checkpoints.steps_per_second(saved, 1) == 12.5
+        assert checkpoints.steps_per_second(saved, 2) == 0
+
+
+def test_later_checkpoints_are_left_alone_when_asked(tmp_path, state):
+    with checkpoints.open_checkpoints(tmp_path, 5) as saved:
+        for step in (2, 4, 6):
+            checkpoints.save(saved, at_step(state, step))
+        saved.wait()
+        for until, found in ((9, 6), (5, 4), (4, 4)):
+            restored = checkpoints.restore_newest(saved, state, print, until=until)
+            assert_equal(restored, at_step(state, found))
+        assert checkpoints.restore_newest(saved, state, print, until=1) is None

@@ -25,7 +25,7 @@ def whole(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.xdist_group("kill")
 def test_killed_at_any_moment_and_started_again_it_ends_bit_for_bit_the_same(whole, tmp_path):
-    assert harness.kill_often(tmp_path, times=4) >= 3
+    assert harness.kill_often(tmp_path, times=22) >= 20
     assert not (tmp_path / "result.json").exists()
     completed = run(tmp_path)
     assert completed.returncode == 0, completed.stderr
@@ -42,9 +42,9 @@ def test_asked_to_stop_it_saves_first_and_goes_on_from_there(whole, tmp_path):
     printed, _ = process.communicate()
     assert process.returncode == signals.STOPPED == 143
     (saved,) = (name for name in harness.names(tmp_path) if name.isdigit())
-    assert f"asked to stop: saved at step {saved} of 600" in printed
+    assert f"asked to stop: saved at step {saved} of 1000" in printed
     completed = run(tmp_path)
-    assert f"resumed at step {saved} of 600" in completed.stdout
+    assert f"resumed at step {saved} of 1000" in completed.stdout
     harness.assert_same(tmp_path, whole)
 
 

@@ -1,7 +1,10 @@
 import dataclasses
+import errno
 import io
 import itertools
 import json
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ from rich.console import Console
 
 import rigl_optax
 from rigl_optax.data import batches
-from rigl_optax.training import checkpoints, checks, loop, metrics, setup
+from rigl_optax.training import checkpoints, checks, loop, methods, metrics, setup
 
 
 def train(config, workdir):
@@ -130,6 +133,7 @@ def test_a_finished_run_started_again_only_evaluates(finished):
     again, printed = train(config, workdir)
     assert "resumed at step 60 of 60" in printed
     assert again["test"] == result["test"]
+    assert again["steps_per_second"] == result["steps_per_second"] > 0
     assert_same_state(final_state(config, workdir), before)
     assert metrics.read(workdir / metrics.FILE) == records
 
@@ -138,6 +142,23 @@ def test_another_config_in_the_same_workdir_is_refused(finished):
     config, workdir, *_ = finished
     with pytest.raises(ValueError, match=r"sparsity: 0\.8 -> 0\.7"):
         train(dataclasses.replace(config, sparsity=0.7), workdir)
+
+
+@pytest.mark.parametrize("config_file", ["deleted", "replaced"])
+def test_a_checkpoint_knows_its_config_itself(finished, tmp_path, config_file):
+    config, workdir, *_ = finished
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    other = dataclasses.replace(config, sparsity=0.7, momentum=0.5)
+    if config_file == "replaced":
+        checkpoints.claim(tmp_path, other)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    told = r"checkpoint 60 is of a run .*momentum: 0\.9 -> 0\.5; sparsity: 0\.8 -> 0\.7"
+    with pytest.raises(ValueError, match=told):
+        train(other, tmp_path)
+    # It is as it was, so that the right config can go on.
+    assert sorted({path.name for path in tmp_path.iterdir()} - {"lock"}) == before
+    if config_file == "deleted":
+        assert "resumed at step 60 of 60" in train(config, tmp_path)[1]
 
 
 def test_dense_trains_all_weights(small, tmp_path):
@@ -198,3 +219,65 @@ def test_a_warning_is_printed_once_and_kept_in_the_result(small, tmp_path, monke
     result, printed = train(small, tmp_path)
     assert printed.count("warning:") == 1
     assert len(result["warnings"]) == 1 and "77 were scheduled" in result["warnings"][0]
+
+
+@pytest.mark.parametrize("since", [10, 30])  # before the checkpoint at 20, and after it
+def test_a_warning_is_told_once_however_often_a_run_is_started(small, tmp_path, monkeypatch, since):
+    real, sound = methods.rewirings_before, batches.training_batch
+    monkeypatch.setattr(
+        checks.methods,
+        "rewirings_before",
+        lambda config, step: 77 if step >= since else real(config, step),
+    )
+
+    def stopping(*args, step, **keys):
+        if step == 32:
+            raise Stopped
+        return sound(*args, step=step, **keys)
+
+    out = io.StringIO()
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(batches, "training_batch", stopping)
+        loop.train(small, tmp_path, Console(file=out, width=120))
+    assert out.getvalue().count("warning:") == 1
+    result, printed = train(small, tmp_path)
+    assert "resumed at step 20" in printed and "warning:" not in printed
+    again, printed = train(small, tmp_path)
+    assert "resumed at step 60" in printed and "warning:" not in printed
+    for found in (result, again):
+        assert len(found["warnings"]) == 1 and "77 were scheduled" in found["warnings"][0]
+    records = [r for r in metrics.read(tmp_path / metrics.FILE) if r["kind"] == "warning"]
+    assert [(r["step"], r["warning"]) for r in records] == [(since, "rewirings")]
+
+
+def test_records_are_on_the_disk_before_a_checkpoint_that_follows_them(
+    small, tmp_path, monkeypatch
+):
+    safe, behind = [0], []
+    fsync, save = metrics.os.fsync, checkpoints.save
+    path = tmp_path / metrics.FILE
+
+    def watched_fsync(number):
+        fsync(number)
+        if path.exists() and metrics.os.fstat(number).st_ino == path.stat().st_ino:
+            safe[0] = path.stat().st_size
+
+    def watched_save(*args, **keys):
+        behind.append(path.stat().st_size - safe[0])
+        save(*args, **keys)
+
+    monkeypatch.setattr(metrics.os, "fsync", watched_fsync)
+    monkeypatch.setattr(checkpoints, "save", watched_save)
+    train(small, tmp_path)
+    assert behind == [0, 0, 0] and safe[0] > 0
+
+
+@pytest.mark.parametrize("what", ["lock", "claim"])
+def test_a_disk_that_is_full_at_the_start_is_one_clear_line(small, tmp_path, monkeypatch, what):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "config.json.tmp")
+
+    monkeypatch.setattr(checkpoints, what, fail)
+    with pytest.raises(RuntimeError, match=r"a file could not be written .*No space left") as told:
+        train(small, tmp_path)
+    assert "\n" not in str(told.value)

@@ -12,13 +12,14 @@ from rich.console import Console
 
 from rigl_optax.data import batches
 from rigl_optax.training import checkpoints, loop, metrics, recovery, setup
+from tests.training.test_checkpoints import damage, given_up
 
 BAD = 33  # between two checkpoints, and not a rewiring step
 
 
 @pytest.fixture
 def spoiled(monkeypatch):
-    """One batch has labels that do not exist: its loss is NaN."""
+    """One batch has labels that do not exist: its loss is NaN. Gives back the sound function."""
     sound = batches.training_batch
 
     def training_batch(*args, step, **keys):
@@ -28,6 +29,7 @@ def spoiled(monkeypatch):
         return batch
 
     monkeypatch.setattr(batches, "training_batch", training_batch)
+    return sound
 
 
 def train(config, workdir):
@@ -66,6 +68,26 @@ def test_skip_and_rollback_end_alike_without_that_step(small, tmp_path, spoiled)
     # All but that step was done: one less than calls.
     assert int(ends[0].opt_state.count) == small.steps - 1
     assert int(ends[0].step) == small.steps
+
+
+@given_up
+def test_going_back_passes_over_what_is_damaged_or_from_after_the_bad_step(
+    small, tmp_path, spoiled, monkeypatch, settled
+):
+    config = dataclasses.replace(small, on_nonfinite="rollback", keep_checkpoints=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "training_batch", spoiled)
+        train(config, tmp_path)
+    with checkpoints.read_checkpoints(tmp_path) as saved:
+        assert [c.step for c in saved.checkpoints] == [20, 40, 60]
+    for step in ("40", "60"):
+        damage(tmp_path / "checkpoints" / step)
+    result, printed = train(config, tmp_path)
+    assert "checkpoint 40 cannot be read" in printed and "resumed at step 20" in printed
+    records = metrics.read(tmp_path / metrics.FILE)
+    assert [(r["step"], r["from"]) for r in records if r["kind"] == "rollback"] == [(20, 40.0)]
+    assert any("1 steps up to step 40 were skipped" in w for w in result["warnings"])
+    assert int(final(config, tmp_path).opt_state.count) == small.steps - 1
 
 
 def test_going_back_in_vain_ends_the_run(small, tmp_path):
