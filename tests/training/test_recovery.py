@@ -145,3 +145,22 @@ def test_a_checkpoint_goes_onto_another_number_of_devices(small, tmp_path):
     assert result["active_weights"] == whole["active_weights"]
     assert result["fingerprints"].keys() == whole["fingerprints"].keys()
     assert json.loads((tmp_path / "parts" / "config.json").read_text())["mesh_params"] == 5
+
+
+def test_a_leap_in_training_is_recorded_and_warned_of(small, tmp_path, monkeypatch):
+    sound = batches.training_batch
+
+    def training_batch(*args, step, **keys):
+        batch = sound(*args, step=step, **keys)
+        if step == 36:
+            batch["images"] = np.full_like(batch["images"], 255)
+        return batch
+
+    monkeypatch.setattr(batches, "training_batch", training_batch)
+    monkeypatch.setattr(recovery, "SPIKE", 1.3)  # so early there is little to lose: 2.3, then 3.3
+    config = dataclasses.replace(small, log_every=2, steps=40)
+    result, printed = train(config, tmp_path)
+    assert "warning: step 38: the training loss leapt to" in printed
+    assert any("leapt" in warning for warning in result["warnings"])
+    leaps = [r for r in metrics.read(tmp_path / metrics.FILE) if r["kind"] == "spike"]
+    assert [r["step"] for r in leaps] == [38]
