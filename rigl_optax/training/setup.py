@@ -84,7 +84,7 @@ def _ticket(config: Config) -> Any:
             f"config.ticket={config.ticket!r}: {config.method} starts from the masks of a finished "
             "run; give its workdir"
         )
-    found = config_lib.from_mapping(checkpoints.read_config(folder))
+    found = config_lib.from_saved(checkpoints.read_config(folder))
     here = {key: getattr(config, key) for key in ("mesh_data", "mesh_params", "mesh_axes")}
     run = prepare(dataclasses.replace(found, **here))
     with checkpoints.read_checkpoints(folder) as saved:
