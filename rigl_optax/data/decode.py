@@ -1,0 +1,142 @@
+"""From an encoded image to the pixels of a part of it, resized.
+
+JPEG by TurboJPEG (simplejpeg), what else may occur among photos (PNG, JPEG in CMYK) by Pillow,
+resizing by OpenCV: all of them work outside Python's global lock, on any number of threads.
+"""
+
+import io
+import math
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from rigl_optax.data.crops import Window
+
+MAX_PIXELS = 50_000_000  # 150 MB decoded; the largest of ImageNet has 30
+
+cv2.setNumThreads(0)  # images are spread over threads, not parts of one
+
+
+def photo(
+    data: bytes,
+    choose: Callable[[int, int], Window],
+    out: np.ndarray,
+    *,
+    flip: bool = False,
+) -> None:
+    """Decodes an image, and resizes a part of it, bicubically.
+
+    A part that is at least twice as large as `out` in both directions is decoded at a half, a
+    quarter or an eighth of its size, by JPEG's own transform.
+
+    Args:
+      data: The encoded image: JPEG or PNG.
+      choose: From its height and width, the part.
+      out: uint8 (size, size, 3), overwritten with RGB.
+      flip: Whether to mirror it left and right.
+
+    Raises:
+      ValueError: If it is neither, is damaged or cut off, or has more than 50 million pixels.
+    """
+    size = out.shape[0]
+    shape = _plain_jpeg(data)
+    if shape is None:
+        pixels = _by_pillow(data, "RGB")
+        part = choose(*pixels.shape[:2])
+    else:
+        part = choose(*shape)
+        pixels = _by_turbojpeg(data, shape, 1 << _halvings(min(part.height, part.width) // size))
+        part = _scaled(part, shape, pixels.shape)
+    top, left, height, width = part
+    view = pixels[top : top + height, left : left + width]
+    if not flip:
+        cv2.resize(view, (size, size), dst=out, interpolation=cv2.INTER_CUBIC)
+    else:
+        cv2.flip(cv2.resize(view, (size, size), interpolation=cv2.INTER_CUBIC), 1, dst=out)
+
+
+def whole(data: bytes) -> np.ndarray:
+    """All pixels of a JPEG or PNG image: uint8 (height, width, 3), RGB; raises as `photo`."""
+    shape = _plain_jpeg(data)
+    return _by_pillow(data, "RGB") if shape is None else _by_turbojpeg(data, shape, 1)
+
+
+def grey(data: bytes) -> np.ndarray:
+    """All pixels of a grey image: uint8 (height, width); raises as `photo`."""
+    return _by_pillow(data, "L")
+
+
+def resized(images: np.ndarray, size: int) -> np.ndarray:
+    """Images uint8 (examples, height, width[, channels]), bicubically resized to squares."""
+    out = np.empty((len(images), size, size, *images.shape[3:]), np.uint8)
+    for image, target in zip(images, out, strict=True):
+        cv2.resize(image, (size, size), dst=target, interpolation=cv2.INTER_CUBIC)
+    return out
+
+
+def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Height and width, if TurboJPEG can make RGB of it."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None  # rare kinds of subsampling, for instance; Pillow may know, or say what is wrong
+    if colorspace not in ("Gray", "YCbCr", "RGB"):
+        return None
+    _check_size(height, width)
+    return height, width
+
+
+def _by_turbojpeg(data: bytes, shape: tuple[int, int], divisor: int) -> np.ndarray:
+    keys: dict[str, int] = {}
+    if divisor > 1:
+        height, width = shape
+        keys = {
+            "min_factor": divisor,
+            "min_height": height // divisor,
+            "min_width": width // divisor,
+        }
+    try:
+        return simplejpeg.decode_jpeg(data, **keys)
+    except ValueError as error:
+        # Photos of ImageNet have such bytes after the last of their pixels.
+        if "extraneous bytes" not in str(error):
+            raise ValueError(f"a damaged JPEG image ({error})") from error
+    return simplejpeg.decode_jpeg(data, strict=False, **keys)
+
+
+def _by_pillow(data: bytes, mode: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
+            _check_size(image.height, image.width)
+            return np.asarray(image.convert(mode))
+    except ValueError:
+        raise
+    except Exception as error:  # Pillow's decoders fail in many ways on damaged files
+        raise ValueError(f"not a PNG or JPEG image ({error})") from error
+
+
+def _check_size(height: int, width: int) -> None:
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ValueError(f"an image of {height} x {width} pixels; at most {MAX_PIXELS:,} are read")
+
+
+def _halvings(ratio: int) -> int:
+    """How often a part can be halved and still be as large as is needed; JPEG allows three."""
+    return min(3, int(math.log2(ratio))) if ratio else 0
+
+
+def _scaled(part: Window, before: tuple[int, int], after: tuple[int, ...]) -> Window:
+    """The same part of an image that was decoded smaller."""
+    if before == after[:2]:
+        return part
+    rows, columns = after[0] / before[0], after[1] / before[1]
+    height = min(max(1, round(part.height * rows)), after[0])
+    width = min(max(1, round(part.width * columns)), after[1])
+    top = min(round(part.top * rows), after[0] - height)
+    left = min(round(part.left * columns), after[1] - width)
+    return Window(top, left, height, width)
