@@ -95,7 +95,7 @@ class Config:
       drop_fraction: Fraction of active weights replaced at the first rewiring; cosine to 0.
       prune_from: The fraction of the training steps after which gradual pruning begins.
       steps: Training steps. Training M times as long is M times the steps: what is told in
-        fractions of them (rewire_until, warmup, decay_at, prune_from) scales, rewire_every does not.
+        fractions of them (rewire_until, warmup, decay_at, prune_from) scales, rewire_every doesn't.
       batch_size: Examples in a training batch; of a text, lanes that are read side by side.
       optimizer: `sgd`, with Nesterov momentum; `heavy_ball`, SGD with the ordinary one; or `adam`.
       learning_rate: At its highest.

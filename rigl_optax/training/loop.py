@@ -196,7 +196,11 @@ def _run_steps(
     evaluate, compare, tally, saved, ranks, write, console, stop, workdir = watch
     judged = run.task.score
     make_step = functools.partial(
-        step.make_train_step, run, methods.growth_predicate(config), config.log_every
+        step.make_train_step,
+        run,
+        methods.growth_predicate(config),
+        config.log_every,
+        label_smoothing=config.label_smoothing,
     )
     careful_until = metrics.went_back_from(workdir, int(current.step))
     train_step = make_step(skips=config.on_nonfinite == "skip")

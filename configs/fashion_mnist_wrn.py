@@ -1,0 +1,60 @@
+"""A narrow wide-ResNet on Fashion-MNIST.
+
+    python scripts/train.py --config=configs/fashion_mnist_wrn.py --workdir=runs/fashion-mnist-wrn
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The recipe; `rigl_optax.training.config.Config` says what each key means."""
+    return config_dict.ConfigDict(
+        {
+            "dataset": "fashion_mnist",
+            "data_dir": "",
+            "image_size": 32,
+            "augment": "none",
+            "loader_threads": 1,
+            "model": "wide_resnet",
+            "hidden": (),
+            "width": 1.0,
+            "dense_layers": "default",
+            "compute_dtype": "float32",
+            "model_options": "depth=10,k=1",
+            "sequence_length": 0,
+            "method": "rigl",
+            "sparsity": 0.95,
+            "distribution": "erk",
+            "method_options": "",
+            "ticket": "",
+            "rewire_every": 50,
+            "rewire_until": 0.75,
+            "drop_fraction": 0.3,
+            "prune_from": 0.2,
+            "steps": 1_650,
+            "batch_size": 100,
+            "optimizer": "sgd",
+            "learning_rate": 0.1,
+            "schedule": "cosine",
+            "warmup": 0.0,
+            "decay_at": (),
+            "decay_factor": 1.0,
+            "momentum": 0.9,
+            "gradient_clip": 0.0,
+            "weight_decay": 5e-4,
+            "weight_decay_on": "kernels",
+            "label_smoothing": 0.0,
+            "seed": 0,
+            "log_every": 50,
+            "eval_every": 275,
+            "eval_batch_size": 500,
+            "checkpoint_every": 550,
+            "keep_checkpoints": 2,
+            "mesh_data": 0,
+            "mesh_params": 1,
+            "mesh_axes": "auto",
+            "compare_at_rewirings": False,
+            "on_nonfinite": "stop",
+            "max_bad_records": 0,
+        }
+    )
