@@ -4,11 +4,14 @@ What is drawn for an image is a function of (seed, step, its place in the batch)
 augment its own part, and a run that is resumed sees what it would have seen.
 """
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_optax.data import batches
+if TYPE_CHECKING:  # which apply it, and so import this module
+    from rigl_optax.data import batches
 
 PAD = 4  # pixels on each side, mirrored: the CIFAR recipe
 AREA = (0.08, 1.0)  # of the image that a random crop keeps, and its aspect: the ImageNet recipe
@@ -16,13 +19,13 @@ ASPECT = (3 / 4, 4 / 3)
 _STREAM = 0x6175676D  # keeps what is drawn here apart from the order of the data
 
 
-def resized(dataset: batches.Dataset, size: int) -> batches.Dataset:
+def resized(dataset: "batches.Dataset", size: int) -> "batches.Dataset":
     """The same images with `size` pixels a side, resized once, bilinearly; all of it if 0."""
     shape = dataset.train.images.shape[1:3]
     if not size or shape == (size, size):
         return dataset
     train, validation, test = (
-        batches.Split(_resize(split.images, size), split.labels)
+        split._replace(images=_resize(split.images, size))
         for split in (dataset.train, dataset.validation, dataset.test)
     )
     return dataset._replace(train=train, validation=validation, test=test)

@@ -6,7 +6,7 @@ host of a larger run can work out its own part.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -55,7 +55,7 @@ class Examples(Protocol):
         """
 
     def evaluation(self, indices: np.ndarray) -> Batch:
-        """The same, not augmented, and `weights` float32 (batch,): 0 if it cannot be read, else 1."""
+        """The same, not augmented, with `weights` float32 (part,): 0 for what cannot be read."""
 
 
 class Split(NamedTuple):
@@ -107,7 +107,7 @@ class Dataset(NamedTuple):
     `maximum` is the pixel value that stands for 1.0: images stay uint8 on the host
     and become float32 on the device (`normalised`): in [0, 1], or, where `mean` and `deviation` of
     the channels are given, these are subtracted and divided by. `left_out` says which records
-    of the files could not be read, and why.
+    of the files could not be read so far, and why.
     """
 
     train: Any
@@ -115,7 +115,7 @@ class Dataset(NamedTuple):
     test: Any
     classes: int
     maximum: float
-    left_out: tuple[str, ...] = ()
+    left_out: Callable[[], tuple[str, ...]] = tuple
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
 

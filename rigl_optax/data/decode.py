@@ -58,23 +58,9 @@ def photo(
         cv2.flip(cv2.resize(view, (size, size), interpolation=cv2.INTER_CUBIC), 1, dst=out)
 
 
-def whole(data: bytes) -> np.ndarray:
-    """All pixels of a JPEG or PNG image: uint8 (height, width, 3), RGB; raises as `photo`."""
-    shape = _plain_jpeg(data)
-    return _by_pillow(data, "RGB") if shape is None else _by_turbojpeg(data, shape, 1)
-
-
-def grey(data: bytes) -> np.ndarray:
-    """All pixels of a grey image: uint8 (height, width); raises as `photo`."""
-    return _by_pillow(data, "L")
-
-
-def resized(images: np.ndarray, size: int) -> np.ndarray:
-    """Images uint8 (examples, height, width[, channels]), bicubically resized to squares."""
-    out = np.empty((len(images), size, size, *images.shape[3:]), np.uint8)
-    for image, target in zip(images, out, strict=True):
-        cv2.resize(image, (size, size), dst=target, interpolation=cv2.INTER_CUBIC)
-    return out
+def stored(data: bytes) -> np.ndarray:
+    """All pixels: uint8 (height, width) of a grey image, else (height, width, 3); as `photo`."""
+    return _by_pillow(data, None)
 
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
@@ -84,7 +70,9 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return None  # rare kinds of subsampling, for instance; Pillow may know, or say what is wrong
+        return (
+            None  # rare kinds of subsampling, for instance; Pillow may know, or say what is wrong
+        )
     if colorspace not in ("Gray", "YCbCr", "RGB"):
         return None
     _check_size(height, width)
@@ -109,20 +97,26 @@ def _by_turbojpeg(data: bytes, shape: tuple[int, int], divisor: int) -> np.ndarr
     return simplejpeg.decode_jpeg(data, strict=False, **keys)
 
 
-def _by_pillow(data: bytes, mode: str) -> np.ndarray:
+def _by_pillow(data: bytes, mode: str | None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
             _check_size(image.height, image.width)
-            return np.asarray(image.convert(mode))
-    except ValueError:
+            return np.asarray(image.convert(mode or ("L" if image.mode == "L" else "RGB")))
+    except _TooLargeError:
         raise
     except Exception as error:  # Pillow's decoders fail in many ways on damaged files
-        raise ValueError(f"not a PNG or JPEG image ({error})") from error
+        raise ValueError(f"not a PNG or JPEG image, or a damaged one ({error})") from error
+
+
+class _TooLargeError(ValueError):
+    pass
 
 
 def _check_size(height: int, width: int) -> None:
     if not 0 < height * width <= MAX_PIXELS:
-        raise ValueError(f"an image of {height} x {width} pixels; at most {MAX_PIXELS:,} are read")
+        raise _TooLargeError(
+            f"an image of {height} x {width} pixels; at most {MAX_PIXELS:,} are read"
+        )
 
 
 def _halvings(ratio: int) -> int:

@@ -3,9 +3,31 @@
 import os
 import pathlib
 
+from rigl_optax.data import batches, photos
 from rigl_optax.data.records import Record
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
+TREE = (
+    "A tree of photos is ROOT/train/CLASS/*.jpeg and ROOT/val/CLASS/*.jpeg. Of ImageNet: "
+    "`tar -xf ILSVRC2012_img_train.tar -C ROOT/train`, then each CLASS.tar in it into "
+    "ROOT/train/CLASS; pass ROOT as --config.data_dir=ROOT"
+)
+
+
+def load(data_dir: str, max_bad_records: int, size: int, threads: int) -> batches.Dataset:
+    """The photos of a tree; those under `val` are the test split. Arguments as in `imagenet.load`.
+
+    Raises:
+      FileNotFoundError: If there is no such tree.
+      ValueError: If there are no photos in it, or `val` has classes that `train` has not.
+    """
+    if not data_dir:
+        raise FileNotFoundError(f"config.data_dir is empty. {TREE}")
+    root = pathlib.Path(data_dir)
+    names = classes(root / "train")
+    classes(root / "val")
+    train, test = (Folder(root / part, names) for part in ("train", "val"))
+    return photos.dataset(train, test, len(names), max_bad_records, size, threads)
 
 
 class Folder:
@@ -33,7 +55,9 @@ class Folder:
             if name.lower().endswith(SUFFIXES)
         ]
         if not self._files:
-            raise ValueError(f"{root} holds no photos ({', '.join(SUFFIXES)}) in folders of classes")
+            raise ValueError(
+                f"{root} holds no photos ({', '.join(SUFFIXES)}) in folders of classes"
+            )
         self._classes = classes
 
     def __len__(self) -> int:
@@ -64,10 +88,5 @@ def classes(root: pathlib.Path) -> list[str]:
     """
     found = sorted(e.name for e in os.scandir(root) if e.is_dir()) if root.is_dir() else []
     if not found:
-        raise FileNotFoundError(
-            f"{root} is not there, or has no folders in it. A tree of photos is "
-            "ROOT/train/CLASS/*.jpeg and ROOT/val/CLASS/*.jpeg; ImageNet's archives become one by "
-            "`tar -xf ILSVRC2012_img_train.tar -C ROOT/train`, then each CLASS.tar in it into a "
-            "folder CLASS; pass ROOT as --config.data_dir=ROOT"
-        )
+        raise FileNotFoundError(f"{root} is not there, or has no folders in it. {TREE}")
     return found

@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from rigl_optax.data import crops, decode
-from rigl_optax.data.batches import Batch, Place
+from rigl_optax.data.batches import Batch, Dataset, Place
 from rigl_optax.data.records import LeftOut, Records
 
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels
+HELD_OUT = 0.01  # of the training photos, for validation
+_ORDER_SEED = 0
 _TOGETHER = 4  # photos that a thread takes at once
 
 
@@ -111,6 +114,43 @@ class Photos:
 
         list(_pool(self.threads).map(some, range(0, count, _TOGETHER)))
         return {"images": images, "labels": labels}
+
+
+def dataset(
+    train: Records, test: Records, classes: int, max_bad_records: int, size: int, threads: int
+) -> Dataset:
+    """Three splits of photos: 1 % of the training records, drawn once, are for validation.
+
+    Args:
+      train: Training records.
+      test: Test records.
+      classes: How many there are.
+      max_bad_records: How many records each process may meet that cannot be read. In training the
+        next one takes their place, in evaluation they are not counted; one more is an error.
+      size: Side of the squares that photos become.
+      threads: How many decode at once.
+    """
+    held_out = max(1, round(HELD_OUT * len(train)))
+    if len(train) <= held_out or not len(test):
+        raise ValueError(f"{len(train)} photos for training and {len(test)} for tests are too few")
+    key = np.random.Philox(key=_ORDER_SEED)
+    order = np.random.Generator(key).permutation(len(train))
+    left_out = LeftOut(max_bad_records)
+
+    def split(records: Records, members: np.ndarray) -> Photos:
+        # Neighbours are near each other in the files: an evaluation reads them in order.
+        return Photos(records, np.sort(members), classes, size, left_out, threads)
+
+    return Dataset(
+        train=split(train, order[held_out:]),
+        validation=split(train, order[:held_out]),
+        test=split(test, np.arange(len(test))),
+        classes=classes,
+        maximum=255.0,
+        left_out=left_out.lines,
+        mean=MEAN,
+        deviation=DEVIATION,
+    )
 
 
 @functools.cache

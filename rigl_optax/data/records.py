@@ -1,7 +1,10 @@
 """Encoded photos with a class, at random: what every reader of files gives."""
 
+import logging
 import threading
 from typing import NamedTuple, Protocol
+
+_LOG = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
@@ -47,6 +50,7 @@ class LeftOut:
                     f"{name} cannot be read ({reason}), and config.max_bad_records={self._most}"
                 )
             self._lines[name] = f"{name}: {reason}"
+        _LOG.warning("left out: %s", self._lines[name])  # each host tells of its own
 
     def lines(self) -> tuple[str, ...]:
         """A line for each, in the order in which they were met."""

@@ -57,9 +57,7 @@ def read(path: pathlib.Path, offset: int, length: int) -> bytes:
         raise ValueError(f"{path}: cut off within the record at byte {offset - HEADER}")
     payload = raw[:length]
     if masked_crc(payload) != struct.unpack("<I", raw[length:])[0]:
-        raise ValueError(
-            f"{path}: the checksum of the record at byte {offset - HEADER} is wrong"
-        )
+        raise ValueError(f"{path}: the checksum of the record at byte {offset - HEADER} is wrong")
     return payload
 
 

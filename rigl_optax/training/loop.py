@@ -9,6 +9,7 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
+from rigl_optax.data.ahead import ahead
 from rigl_optax.training import (
     checkpoints,
     checks,
@@ -113,7 +114,7 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
             "coverage": health.coverage(end),
             "curve": metrics.curve(workdir),
             "steps_per_second": steps_per_second,
-            "warnings": warnings,
+            "warnings": list((warnings | _left_out(run)).values()),
             "fingerprints": compare(end),
             "devices": [device.device_kind for device in jax.devices()],
         }
@@ -187,7 +188,7 @@ def _go_back(config: Config, start: int, error: recovery.NonFiniteError, watch: 
 
 def _run_steps(
     config: Config, run: setup.Run, current: State, watch: _Watch
-) -> tuple[State, float, list[str]]:
+) -> tuple[State, float, dict[str, str]]:
     """Steps until the last, checkpoints on the way; the last state, steps per second, warnings.
 
     `current` is copied first: its buffers are donated, and the caller's stay valid. Up to the
@@ -219,9 +220,15 @@ def _run_steps(
     began = time.monotonic()
     current = jax.tree.map(lambda x: x.copy(), current)
     shown: dict[str, str] = {}
-    with display.training_progress(console, start, config.steps) as show:
-        for done in range(start + 1, config.steps + 1):
-            batch = run.placement.put(run.task.training_batch(config, done - 1, rows))
+
+    def make_batch(at: int) -> Any:
+        return run.placement.put(run.task.training_batch(config, at, rows))
+
+    with (
+        ahead(make_batch, start, config.steps) as made,
+        display.training_progress(console, start, config.steps) as show,
+    ):
+        for done, batch in zip(range(start + 1, config.steps + 1), made, strict=True):
             looks = observe is not None and methods.is_observed(config, done - 1)
             before = health.masks_before(current) if looks else None
             # The history stays outside: an ordinary step would pay for passing it through.
@@ -241,6 +248,7 @@ def _run_steps(
             if is_last or done % config.log_every == 0:
                 recovery.check(current)
                 values, warnings = checks.training_record(config, current, at_start)
+                warnings |= _left_out(run)
                 write("train", done, values)
                 losses = [*losses[-recovery.RECORDS :], values["loss"]]
                 if leap := recovery.spike(losses):
@@ -267,4 +275,4 @@ def _run_steps(
             if is_stopped:
                 raise signals.StoppedError(f"asked to stop: saved at step {done} of {config.steps}")
     seconds = time.monotonic() - began
-    return current, max(config.steps - start - 1, 0) / seconds, list(warned.values())
+    return current, max(config.steps - start - 1, 0) / seconds, warned

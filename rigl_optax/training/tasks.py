@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rigl_optax.data import augmentation, batches, digits, fashion_mnist, text
+from rigl_optax.data import (
+    augmentation,
+    batches,
+    cifar10,
+    digits,
+    fashion_mnist,
+    image_folder,
+    imagenet,
+    text,
+)
 from rigl_optax.models import recurrent
 from rigl_optax.training import architectures, score
 from rigl_optax.training.config import Config
@@ -19,6 +28,11 @@ Rows: TypeAlias = np.ndarray | None
 IMAGES: dict[str, Callable[[str, int], batches.Dataset]] = {
     "digits": digits.load,
     "fashion_mnist": fashion_mnist.load,
+    "cifar10": cifar10.load,
+}
+PHOTOS: dict[str, Callable[[str, int, int, int], batches.Dataset]] = {
+    "imagenet2012": imagenet.load,
+    "image_folder": image_folder.load,
 }
 TEXTS: dict[str, Callable[[str], text.Text]] = {
     "tdavid": text.treasury_of_david,
@@ -37,12 +51,12 @@ class Images(NamedTuple):
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one image."""
-        return self.dataset.train.images.shape[1:]
+        return self.dataset.train.image_shape
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Records that could not be read."""
-        return self.dataset.left_out
+        """Records that could not be read so far."""
+        return self.dataset.left_out()
 
     @property
     def units(self) -> dict[str, float]:
@@ -60,13 +74,14 @@ class Images(NamedTuple):
 
     def training_batch(self, config: Config, step: int, rows: Rows = None) -> Batch:
         """The batch of one training step; of `rows` alone if given."""
-        batch = batches.training_batch(
-            self.dataset.train, config.batch_size, seed=config.seed, step=step, rows=rows
+        return batches.training_batch(
+            self.dataset.train,
+            config.batch_size,
+            seed=config.seed,
+            step=step,
+            rows=rows,
+            augment=config.augment,
         )
-        batch["images"] = augmentation.augmented(
-            batch["images"], config.augment, config.batch_size, config.seed, step, rows
-        )
-        return batch
 
     def evaluation_batches(
         self, config: Config, split: Any, size: int, rows: Rows = None
@@ -77,7 +92,7 @@ class Images(NamedTuple):
 
     def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         """What the model is called with; runs on the device."""
-        return (batches.to_float(batch["images"], self.dataset.maximum),)
+        return (batches.normalised(batch, self.dataset),)
 
     def example(self, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Inputs of one example, as FLOPs are counted by the example."""
@@ -168,25 +183,26 @@ def find(config: Config) -> Task:
         are too few examples for a batch.
       FileNotFoundError: If the dataset is not there.
     """
-    datasets, models = [*IMAGES, *TEXTS], [*architectures.ARCHITECTURES, *CELLS]
+    datasets, models = [*IMAGES, *PHOTOS, *TEXTS], [*architectures.ARCHITECTURES, *CELLS]
     for key, existing in (("dataset", datasets), ("model", models)):
         if getattr(config, key) not in existing:
             raise ValueError(
                 f"config.{key}={getattr(config, key)!r}: {key}s are {', '.join(existing)}"
             )
-    fitting = architectures.ARCHITECTURES if config.dataset in IMAGES else CELLS
+    is_text = config.dataset in TEXTS
+    fitting = CELLS if is_text else architectures.ARCHITECTURES
     if config.model not in fitting:
         raise ValueError(
             f"config.model={config.model!r}: models for {config.dataset} are {', '.join(fitting)}"
         )
-    if config.dataset in IMAGES:
+    if not is_text:
         if config.sequence_length != 0:
             raise ValueError(
                 f"config.sequence_length={config.sequence_length}: images have none: 0"
             )
-        images = IMAGES[config.dataset](config.data_dir, config.max_bad_records)
-        batches.steps_per_epoch(len(images.train.labels), config.batch_size)
-        return Images(augmentation.resized(images, config.image_size))
+        images = _images(config)
+        batches.steps_per_epoch(images.train.examples, config.batch_size)
+        return Images(images)
     for_texts = {
         "mesh_axes": "auto",
         "compute_dtype": "float32",
@@ -201,3 +217,21 @@ def find(config: Config) -> Task:
     found = TEXTS[config.dataset](config.data_dir)
     text.steps_per_epoch(len(found.train.tokens), config.batch_size, config.sequence_length)
     return Bytes(found)
+
+
+def _images(config: Config) -> batches.Dataset:
+    """A dataset of images in memory, or of photos in files."""
+    if config.dataset in IMAGES:
+        whole = IMAGES[config.dataset](config.data_dir, config.max_bad_records)
+        return augmentation.resized(whole, config.image_size)
+    if config.image_size == 0:
+        raise ValueError(
+            f"config.image_size=0: photos of {config.dataset} are of many sizes; give one, as 224"
+        )
+    if config.augment == "pad_crop":
+        raise ValueError(
+            f"config.augment='pad_crop': for {config.dataset} it is none or resized_crop"
+        )
+    return PHOTOS[config.dataset](
+        config.data_dir, config.max_bad_records, config.image_size, config.loader_threads
+    )
