@@ -1,6 +1,6 @@
 """A narrow wide-ResNet on Fashion-MNIST.
 
-    python scripts/train.py --config=configs/fashion_mnist_wrn.py --workdir=runs/fashion-mnist-wrn
+python scripts/train.py --config=configs/fashion_mnist_wrn.py --workdir=runs/fashion-mnist-wrn
 """
 
 from ml_collections import config_dict
