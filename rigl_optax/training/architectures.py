@@ -9,7 +9,7 @@ from flax import nnx
 
 import rigl_optax
 from rigl_optax._distributions import DensePredicate
-from rigl_optax.models import lenet, wide_resnet
+from rigl_optax.models import lenet, mobilenet_v1, mobilenet_v2, resnet, vgg, wide_resnet
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
 
@@ -34,6 +34,13 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES = {
     "lenet": Architecture(lenet.LeNet, open=True),
+    **{
+        f"resnet{depth}": Architecture(resnet.ResNet, resnet.dense_layers, fixed={"depth": depth})
+        for depth in resnet.DEPTHS
+    },
+    "mobilenet_v1": Architecture(mobilenet_v1.MobileNetV1, mobilenet_v1.dense_layers),
+    "mobilenet_v2": Architecture(mobilenet_v2.MobileNetV2, mobilenet_v2.dense_layers),
+    "vgg16": Architecture(vgg.VGG, vgg.dense_layers, fixed={"depth": 16}),
     "wide_resnet": Architecture(wide_resnet.WideResNet, wide_resnet.dense_layers),
 }
 
