@@ -99,7 +99,7 @@ class Photos:
             flip = numbers is not None and bool(crops.is_flipped(numbers))
             decode.photo(record.image, choose, image, flip=flip)
         except ValueError as error:
-            self.left_out.note(self.records.name(i), str(error))
+            self.left_out.note(self.records.name(i), error)
             return None
         return record.label
 

@@ -27,6 +27,10 @@ class Records(Protocol):
         """Where it is, for a message."""
 
 
+class DamagedFileError(ValueError):
+    """A file of many records is not what it should be: none of them can be found."""
+
+
 class LeftOut:
     """Which records could not be read, at most so many; shared by the splits of a dataset."""
 
@@ -35,20 +39,22 @@ class LeftOut:
         self._lines: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def note(self, name: str, reason: str) -> None:
-        """Notes that a record is left out; one that is met again counts once.
+    def note(self, name: str, error: ValueError) -> None:
+        """Notes that a record is left out for this reason; one that is met again counts once.
 
         Raises:
-          ValueError: If it is one too many.
+          ValueError: If it is one too many, or all of its file is damaged.
         """
+        if isinstance(error, DamagedFileError):
+            raise error
         with self._lock:
             if name in self._lines:
                 return
-            reason = (reason.splitlines() or ["no reason given"])[0][:200]
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             if len(self._lines) >= self._most:
                 raise ValueError(
                     f"{name} cannot be read ({reason}), and config.max_bad_records={self._most}"
-                )
+                ) from error
             self._lines[name] = f"{name}: {reason}"
         _LOG.warning("left out: %s", self._lines[name])  # each host tells of its own
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rigl_optax.data import tf_example, tfrecord
-from rigl_optax.data.records import Record
+from rigl_optax.data.records import DamagedFileError, Record
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -171,13 +171,16 @@ class Shards:
     def _opening(self, shard: int) -> Any:
         path, expected = self._paths[shard], self._lengths[shard]
         if self._format == "tfrecord":
-            opened: Any = tfrecord.index(path)
+            try:
+                opened: Any = tfrecord.index(path)
+            except ValueError as error:
+                raise DamagedFileError(str(error)) from error
             count = len(opened)
         else:
             opened = _open_array_record(path)
             count = opened.num_records()
         if count != expected:
-            raise ValueError(f"{path}: {count} records; {expected} by {INFO}")
+            raise DamagedFileError(f"{path}: {count} records; {expected} by {INFO}")
         return opened
 
 
@@ -227,7 +230,7 @@ def _open_array_record(path: pathlib.Path) -> Any:
         # Records are read at random: nothing is to be read ahead.
         return array_record_module.ArrayRecordReader(str(path), options="readahead_buffer_size:0")
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: not an array_record file ({error})") from error
+        raise DamagedFileError(f"{path}: not an array_record file ({error})") from error
 
 
 def _read_array_record(reader: Any, path: pathlib.Path, at: int) -> bytes:

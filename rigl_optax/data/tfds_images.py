@@ -36,7 +36,7 @@ def read(directory: Directory, split: str, left_out: LeftOut) -> batches.Split:
             if not 0 <= record.label < directory.classes:
                 raise ValueError(f"label {record.label}; there are {directory.classes} classes")
         except ValueError as error:
-            left_out.note(records.name(i), str(error))
+            left_out.note(records.name(i), error)
             continue
         images.append(image)
         labels.append(record.label)
