@@ -5,7 +5,6 @@ resizing by OpenCV: all of them work outside Python's global lock, on any number
 """
 
 import io
-import math
 from collections.abc import Callable
 
 import cv2
@@ -48,8 +47,9 @@ def photo(
         part = choose(*pixels.shape[:2])
     else:
         part = choose(*shape)
-        pixels = _by_turbojpeg(data, shape, 1 << _halvings(min(part.height, part.width) // size))
-        part = _scaled(part, shape, pixels.shape)
+        divisor = _divisor(min(part.height, part.width) // size)
+        pixels = _by_turbojpeg(data, shape, divisor)
+        part = _scaled(part, divisor, *pixels.shape[:2])
     top, left, height, width = part
     view = pixels[top : top + height, left : left + width]
     if not flip:
@@ -119,18 +119,21 @@ def _check_size(height: int, width: int) -> None:
         )
 
 
-def _halvings(ratio: int) -> int:
-    """How often a part can be halved and still be as large as is needed; JPEG allows three."""
-    return min(3, int(math.log2(ratio))) if ratio else 0
+def _divisor(ratio: int) -> int:
+    """The fraction of its size at which a part that is so much larger than needed is decoded."""
+    return next((divisor for divisor in (8, 4, 2) if ratio >= divisor), 1)
 
 
-def _scaled(part: Window, before: tuple[int, int], after: tuple[int, ...]) -> Window:
-    """The same part of an image that was decoded smaller."""
-    if before == after[:2]:
-        return part
-    rows, columns = after[0] / before[0], after[1] / before[1]
-    height = min(max(1, round(part.height * rows)), after[0])
-    width = min(max(1, round(part.width * columns)), after[1])
-    top = min(round(part.top * rows), after[0] - height)
-    left = min(round(part.left * columns), after[1] - width)
-    return Window(top, left, height, width)
+def _scaled(part: Window, divisor: int, height: int, width: int) -> Window:
+    """The same part of an image decoded at a fraction of its size, which is this high and wide.
+
+    Its last row and column may stand for pixels beyond the image: sizes are rounded up.
+    """
+
+    def along(start: int, length: int, size: int) -> tuple[int, int]:
+        length = min(max(1, round(length / divisor)), size)
+        return min(round(start / divisor), size - length), length
+
+    top, rows = along(part.top, part.height, height)
+    left, columns = along(part.left, part.width, width)
+    return Window(top, left, rows, columns)
