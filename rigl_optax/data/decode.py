@@ -70,9 +70,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return (
-            None  # rare kinds of subsampling, for instance; Pillow may know, or say what is wrong
-        )
+        return None  # of a rare kind, maybe: Pillow knows it, or says what is wrong
     if colorspace not in ("Gray", "YCbCr", "RGB"):
         return None
     _check_size(height, width)

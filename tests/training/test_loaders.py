@@ -9,12 +9,13 @@ import time
 
 import pytest
 
+from benchmarks import fuzz_loaders
 from rigl_optax.training import files
 from tests.training import loader_fuzz
 
 ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = [*ROOT.glob("rigl_optax/**/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("configs/*.py")]
-FILES = {"page": 2, "checkpoint": 12}  # the slow ones; of the others 60
+FILES = {"page": 2, "checkpoint": 12, "cifar10": 5}  # the slow ones; of the others 60
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,7 @@ def settled(name):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(
-    "name", ["idx", "tfrecord", "config", "metrics", "record", "result", "page", "checkpoint"]
-)
+@pytest.mark.parametrize("name", fuzz_loaders.SHARES)
 def test_a_mutated_file_is_taken_or_refused(name, targets, settled):
     generator = random.Random(name)
     targets[name].load()
