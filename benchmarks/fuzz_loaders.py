@@ -32,6 +32,7 @@ SHARES = {
     "record": 60,
     "result": 60,
     "page": 10,
+    "export": 40,
     "checkpoint": 30,
 }
 PATIENCE = 60  # seconds for one file

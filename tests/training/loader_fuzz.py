@@ -28,7 +28,7 @@ from rigl_optax.data import (
     tfrecord,
 )
 from rigl_optax.data.crops import Window
-from rigl_optax.training import checkpoints, comparison, files, loop, metrics, page, setup
+from rigl_optax.training import checkpoints, comparison, export, files, loop, metrics, page, setup
 from rigl_optax.training import config as config_lib
 from tests.data import real_photos, tfds_writer
 
@@ -157,7 +157,10 @@ def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target
     record = folder / "record.json"
     result = json.loads((run / checkpoints.RESULT_FILE).read_text())
     files.write(record, {key: result[key] for key in comparison.RECORDED})
-    like = setup.prepare(config).initial
+    prepared = setup.prepare(config)
+    like = prepared.initial
+    exported = folder / "exported.npz"
+    export.write(exported, config, prepared, like)
 
     def restore() -> None:
         with checkpoints.read_checkpoints(run) as saved:
@@ -182,6 +185,7 @@ def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target
         "page": Target(
             (*kept, run / metrics.FILE, run / loop.EXPLANATION_FILE), lambda: page.render(run)
         ),
+        "export": Target((exported,), lambda: export.read(exported)),
         "checkpoint": Target(saved, restore),
     }
 
