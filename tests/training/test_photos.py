@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 import rigl_optax
-from rigl_optax.data import cifar10
-from rigl_optax.training import checkpoints, evaluation, loop, metrics, setup, tasks
+from rigl_optax.training import checkpoints, evaluation, loop, metrics, setup
 from tests.data import real_photos
 from tests.data.tfds_writer import write
 
