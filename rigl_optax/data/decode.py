@@ -6,6 +6,7 @@ resizing by OpenCV: all of them work outside Python's global lock, on any number
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -78,10 +79,12 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def _by_turbojpeg(data: bytes, shape: tuple[int, int], divisor: int) -> np.ndarray:
-    keys: dict[str, int] = {}
+    # Colours of half resolution are repeated, not interpolated, which takes a twentieth off: they
+    # are resized in any case.
+    keys: dict[str, Any] = {"fastupsample": True}
     if divisor > 1:
         height, width = shape
-        keys = {
+        keys |= {
             "min_factor": divisor,
             "min_height": height // divisor,
             "min_width": width // divisor,
