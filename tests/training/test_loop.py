@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 import rigl_optax
+from rigl_optax.data import batches
 from rigl_optax.training import checkpoints, checks, loop, metrics, setup
 
 
@@ -104,15 +105,15 @@ def test_a_run_stopped_anywhere_and_started_again_ends_bit_for_bit_the_same(
 ):
     # users.md 19. Rewirings are at 0, 10, ..., 40 and checkpoints at 20, 40, 60.
     config, uninterrupted, result, _ = finished
-    real = loop.batches.training_batch
+    real = batches.training_batch
 
-    def stopping(*args, seed, step, rows):
+    def stopping(*args, step, **keys):
         if step == stop_at - 1:
             raise Stopped
-        return real(*args, seed=seed, step=step, rows=rows)
+        return real(*args, step=step, **keys)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.batches, "training_batch", stopping)
+        patch.setattr(batches, "training_batch", stopping)
         with pytest.raises(Stopped):
             train(config, tmp_path)
     again, printed = train(config, tmp_path)
