@@ -4,8 +4,8 @@
     make compare-vision
 
 The second puts dense, static and RigL side by side at 90 and 95 % with 3 seeds each
-([docs/vision.md](../docs/vision.md)): 15 runs of about two and a half minutes on 2 quiet cores. It is
-the CIFAR-10 network of the paper with less depth and width, 77,562 parameters, and its recipe in
+([docs/vision.md](../docs/vision.md)): 15 runs of about two and a half minutes on 2 quiet cores. It
+is the CIFAR-10 network of the paper with less depth and width, 77,562 parameters, and its recipe in
 short: a cosine instead of steps of the rate, no dropout, no augmentation. Rewirings come every 100
 steps as in the paper, so there are 13 of them, where the paper's run has 750.
 """
