@@ -66,10 +66,11 @@ class Config:
     """One training run. Config files list all keys; there are no defaults.
 
     Attributes:
-      dataset: `digits` or `fashion_mnist`; or texts: `wikitext103`, `tdavid`, `topics`, or `text`
-        for the files of a folder.
+      dataset: Images: `digits`, `fashion_mnist`, `cifar10`; `imagenet2012`, or `image_folder` for a
+        tree of photos. Texts: `wikitext103`, `tdavid`, `topics`, or `text` for files of a folder.
       data_dir: Where the dataset is; empty for its usual place.
-      image_size: Images are resized to so many pixels a side; 0 for as they are stored.
+      image_size: Images are resized to so many pixels a side; 0 for as they are stored, which photos
+        cannot be.
       augment: Of training images: `none`; `pad_crop`, 4 mirrored pixels on each side, a random crop
         of the size, a flip (CIFAR); `resized_crop`, a random part of the image resized to the
         size, a flip (ImageNet).
@@ -124,7 +125,8 @@ class Config:
       on_nonfinite: What to do when a loss, a gradient or a weight is not finite: `stop`; `skip`
         the step, at the cost of looking at all gradients at every step; or `rollback` to the last
         checkpoint, and from there skip such steps until past the place.
-      max_bad_records: How many records of a dataset may be left out since they cannot be read.
+      max_bad_records: How many records of a dataset may be left out since they cannot be read; of
+        photos, by each process.
     """
 
     dataset: str
