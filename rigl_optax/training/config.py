@@ -69,8 +69,8 @@ class Config:
       dataset: Images: `digits`, `fashion_mnist`, `cifar10`; `imagenet2012`, or `image_folder` for a
         tree of photos. Texts: `wikitext103`, `tdavid`, `topics`, or `text` for files of a folder.
       data_dir: Where the dataset is; empty for its usual place.
-      image_size: Images are resized to so many pixels a side; 0 for as they are stored, which photos
-        cannot be.
+      image_size: Images are resized to so many pixels a side; 0 for as they are stored, but not of
+        photos, which are stored in many sizes.
       augment: Of training images: `none`; `pad_crop`, 4 mirrored pixels on each side, a random crop
         of the size, a flip (CIFAR); `resized_crop`, a random part of the image resized to the
         size, a flip (ImageNet).
