@@ -4,7 +4,10 @@
 # make compare every method at 90, 95, 98 % on Fashion-MNIST; runs with a record are not repeated
 # make compare-text  methods at 75, 90 % on a recurrent language model (two hours); likewise
 # make compare-text-quick (ten minutes, one seed, a fifth of the steps)
+# make compare-vision  dense, static, RigL at 90, 95 % of a WRN on Fashion-MNIST (an hour); likewise
 # make bench   what sparse training costs, against plain Optax in the same run
+# make bench-vision  whole steps of ResNet-50 and MobileNet-v1, sparse against dense
+# make bench-input  images a second, beside tf.data (puts TensorFlow into .venv-tf)
 # make bench-recurrent  recurrent language models against Flax's own cells
 # make soak   half an hour of rewiring and kills     make fuzz   mutated files into every loader
 # make docs    the site, into build/site      make lock    renew constraints.txt
@@ -19,7 +22,7 @@ WORKERS ?= 2
 TEXT_METHODS := --methods=dense,small_dense,static,set,snfs,rigl,gmp --sparsities=.75,.9
 
 .PHONY: train test test-fast test-core lint bench soak fuzz compare compare-fashion-mnist docs lock clean
-.PHONY: compare-text compare-text-quick bench-recurrent
+.PHONY: compare-text compare-text-quick bench-recurrent compare-vision bench-vision bench-input
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits
@@ -42,6 +45,15 @@ compare-text-quick: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/tdavid_gru.py $(TEXT_METHODS) --seeds=1 \
 	  --workdir=runs/tdavid_gru_quick --config.steps=200 --config.eval_every=100
 
+# 15 runs of about 150 s on 2 quiet cores.
+compare-vision: $(VENV)/.train
+	$(BIN)/python scripts/compare.py --config=configs/fashion_mnist_wrn.py \
+	  --methods=dense,static,rigl --sparsities=.9,.95 --seeds=3 \
+	  --workdir=runs/fashion_mnist_wrn --records=results/fashion_mnist_wrn
+	cp runs/fashion_mnist_wrn/learning_curves.png docs/images/fashion_mnist_wrn_learning_curves.png
+	cp runs/fashion_mnist_wrn/accuracy_against_cost.png \
+	  docs/images/fashion_mnist_wrn_accuracy_against_cost.png
+
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup
 
@@ -63,6 +75,12 @@ bench: $(VENV)/.train
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
+bench-vision: $(VENV)/.train
+	$(BIN)/python benchmarks/vision_step.py
+
+bench-input: $(VENV)/.train .venv-tf/.installed
+	$(BIN)/python benchmarks/input_pipeline.py --tf-python=.venv-tf/bin/python
+
 bench-recurrent: $(VENV)/.train
 	$(BIN)/python benchmarks/recurrent.py
 
@@ -78,7 +96,7 @@ lock: $(VENV)/.test
 	  --extra=train --extra=test pyproject.toml --output-file=constraints.txt
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-tf
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -88,6 +106,12 @@ $(VENV)/.python:
 
 $(VENV)/.train: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train]'
+	@touch $@
+
+# TensorFlow, for the other side of one benchmark alone; what it was measured with.
+.venv-tf/.installed:
+	$(PYTHON) -m venv .venv-tf
+	.venv-tf/bin/python -m pip install -q --disable-pip-version-check tensorflow-cpu==2.21.0
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.train

@@ -18,14 +18,22 @@ import warnings
 
 # How many of the files each loader gets, per thousand.
 SHARES = {
-    "idx": 230,
-    "tfrecord": 150,
-    "config": 150,
-    "metrics": 150,
-    "record": 100,
-    "result": 100,
-    "page": 20,
-    "checkpoint": 100,
+    "idx": 100,
+    "tfrecord": 80,
+    "example": 80,
+    "jpeg": 100,
+    "png": 80,
+    "tfds_tfrecord": 80,
+    "tfds_array_record": 80,
+    "image_folder": 40,
+    "cifar10": 20,
+    "config": 90,
+    "metrics": 90,
+    "record": 60,
+    "result": 60,
+    "page": 10,
+    "export": 40,
+    "checkpoint": 30,
 }
 PATIENCE = 60  # seconds for one file
 
@@ -49,7 +57,7 @@ def fuzz(name: str, count: int, seed: int) -> None:
             slowest = max(slowest, time.monotonic() - began)
         faulthandler.cancel_dump_traceback_later()
     print(
-        f"{name:10} {count:6,} files: {ends['taken']:,} taken, {ends['refused']:,} refused, "
+        f"{name:17} {count:6,} files: {ends['taken']:,} taken, {ends['refused']:,} refused, "
         f"slowest {slowest:.2f} s",
         flush=True,
     )

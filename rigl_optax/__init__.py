@@ -1,5 +1,6 @@
 """RigL and its relatives as Optax gradient transformations."""
 
+from rigl_optax._distributions import DenseLayers as DenseLayers
 from rigl_optax._distributions import Distribution as Distribution
 from rigl_optax._distributions import default_dense as default_dense
 from rigl_optax._distributions import erdos_renyi as erdos_renyi

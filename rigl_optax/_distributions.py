@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,15 @@ MAX_LEAF_SIZE = 2**31 - 1
 
 def dense_reason(path: str, leaf: Any) -> str | None:
     """Why `default_dense` keeps a leaf dense, in words; None where it does not."""
+    if reason := _no_kernel(path, leaf):
+        return reason
+    is_hwio = path.split("/")[-1] == "kernel" and len(leaf.shape) == 4
+    if is_hwio and leaf.shape[2] == 1 and tuple(leaf.shape[:2]) != (1, 1):
+        return "depthwise, or a stem with one input channel"
+    return None
+
+
+def _no_kernel(path: str, leaf: Any) -> str | None:
     components = path.split("/")
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return f"not floating point ({leaf.dtype})"
@@ -28,9 +38,6 @@ def dense_reason(path: str, leaf: Any) -> str | None:
         return f"named {components[-1]}"
     if any("embed" in component.lower() for component in components):
         return "an embedding"
-    is_hwio = components[-1] == "kernel" and len(leaf.shape) == 4
-    if is_hwio and leaf.shape[2] == 1 and tuple(leaf.shape[:2]) != (1, 1):
-        return "depthwise, or a stem with one input channel"
     return None
 
 
@@ -52,6 +59,44 @@ def default_dense(path: str, leaf: Any) -> bool:
       True to leave the leaf out of sparse training altogether.
     """
     return dense_reason(path, leaf) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseLayers:
+    """Keeps layers dense by name, and tells why; for `dense=` of a distribution.
+
+    Besides them it keeps dense what can be no kernel: leaves that are not floating or have fewer
+    than two dimensions, are named `bias` or `scale`, or embeddings. Unlike `default_dense` it does
+    not judge by shapes: depthwise kernels are to be named.
+
+    Args:
+      because: From regular expressions, searched in the path, to reasons.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> dense = DenseLayers({"^stem/": "the first convolution"})
+      >>> params = {"stem": {"kernel": jnp.ones((3, 3, 3, 8))}, "fc": {"kernel": jnp.ones((8, 10))}}
+      >>> uniform(0.9, dense=dense)(params)
+      {'fc/kernel': 0.9}
+      >>> dense.reason("stem/kernel", params["stem"]["kernel"])
+      'the first convolution'
+    """
+
+    because: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for pattern in self.because:
+            _paths.compile_pattern(pattern, "dense layers")
+
+    def reason(self, path: str, leaf: Any) -> str | None:
+        """Why a leaf is kept dense; None if it is not."""
+        if reason := _no_kernel(path, leaf):
+            return reason
+        return next((why for p, why in self.because.items() if re.search(p, path)), None)
+
+    def __call__(self, path: str, leaf: Any) -> bool:
+        """Whether a leaf is kept dense."""
+        return self.reason(path, leaf) is not None
 
 
 @dataclasses.dataclass(frozen=True)

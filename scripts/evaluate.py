@@ -1,6 +1,9 @@
-"""Evaluates the newest checkpoint of a run.
+"""Evaluates the newest checkpoint of a run; and hands over its weights and masks.
 
 python scripts/evaluate.py --workdir=runs/digits --split=validation
+python scripts/evaluate.py --workdir=runs/digits --export=digits.npz
+
+`rigl_optax.training.export.read` reads the file, and so does `numpy.load`.
 """
 
 import pathlib
@@ -8,11 +11,12 @@ import sys
 
 from absl import app, flags, logging
 
-from rigl_optax.training import checkpoints, evaluation, mesh, score, setup
+from rigl_optax.training import checkpoints, evaluation, export, mesh, score, setup
 from rigl_optax.training import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "What to evaluate on.")
+_EXPORT = flags.DEFINE_string("export", None, "A file for weights and masks, .npz.")
 
 
 def main(argv: list[str]) -> None:
@@ -20,8 +24,11 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
     workdir = pathlib.Path(_WORKDIR.value)
-    config = config_lib.from_mapping(checkpoints.read_config(workdir))
-    run = setup.prepare(mesh.fitting(config))
+    config = config_lib.from_saved(checkpoints.read_config(workdir))
+    if _EXPORT.value and pathlib.Path(_EXPORT.value).suffix != ".npz":
+        sys.exit(f"--export={_EXPORT.value}: must end in .npz")
+    config = mesh.fitting(config)
+    run = setup.prepare(config)
     with checkpoints.read_checkpoints(workdir) as saved:
         state = checkpoints.restore_newest(saved, run.initial, print, config)
     if state is None:
@@ -32,6 +39,9 @@ def main(argv: list[str]) -> None:
         f"accuracy {100 * found['accuracy']:.2f} %"
         + (f"  {score.BITS.text(found)}" if score.BITS.key in found else "")
     )
+    if _EXPORT.value:
+        export.write(pathlib.Path(_EXPORT.value), config, run, state)
+        print(f"wrote {_EXPORT.value}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
     workdir = pathlib.Path(_WORKDIR.value)
-    config = config_lib.from_mapping(checkpoints.read_config(workdir))
+    config = config_lib.from_saved(checkpoints.read_config(workdir))
     run = setup.prepare(mesh.fitting(config))
     with checkpoints.read_checkpoints(workdir) as saved:
         state = checkpoints.restore_newest(saved, run.initial, print, config)

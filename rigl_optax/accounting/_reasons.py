@@ -39,10 +39,14 @@ def _left_out(path: str, leaf: Any, ours: _distributions.Distribution | None, pa
         return "no weights"
     if ours is None:
         return "not in the distribution"
-    if ours.dense is not _distributions.default_dense:
-        return "`dense` says so"
     shape = tuple(leaf.shape)[path in ours.stacked_paths(params) :]
-    reason = _distributions.dense_reason(path, jax.ShapeDtypeStruct(shape, leaf.dtype))
+    one = jax.ShapeDtypeStruct(shape, leaf.dtype)
+    if isinstance(ours.dense, _distributions.DenseLayers):
+        reason = ours.dense.reason(path, one)
+    elif ours.dense is _distributions.default_dense:
+        reason = _distributions.dense_reason(path, one)
+    else:
+        return "`dense` says so"
     assert reason is not None
     return reason
 

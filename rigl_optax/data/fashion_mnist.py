@@ -11,13 +11,15 @@ import zlib
 
 import numpy as np
 
-from rigl_optax.data import batches
+from rigl_optax.data import batches, tfds_directory, tfds_images
+from rigl_optax.data.records import LeftOut
 
 DEBIAN_DIR = "/usr/share/datasets/fashion-mnist"
 FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", 60_000),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", 10_000),
 }
+PREPARE = "`tfds build fashion_mnist --data_dir=DIRECTORY` (needs TensorFlow; reading does not)"
 VALIDATION = 5_000  # the last of the training images
 IMAGES_MAGIC, LABELS_MAGIC = 0x0803, 0x0801  # IDX: unsigned bytes in three, one dimensions
 
@@ -27,8 +29,7 @@ def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
 
     Args:
       data_dir: A directory with the four gz IDX files, or a TFDS directory that holds
-        `fashion_mnist/3.0.1` (array_record or tfrecord; needs `tensorflow_datasets`, not
-        TensorFlow). Empty: where Debian's package puts them.
+        `fashion_mnist/3.0.1` (array_record or tfrecord). Empty: where Debian's package puts them.
       max_bad_records: How many records of a TFDS directory may be left out since they cannot be
         read, in all splits together. IDX files are read whole or not at all.
 
@@ -42,17 +43,13 @@ def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
     """
     directory = pathlib.Path(data_dir or DEBIAN_DIR)
     names = [name for images, labels, _ in FILES.values() for name in (images, labels)]
-    left_out: list[str] = []
+    left_out = LeftOut(max_bad_records)
     missing = [name for name in names if not (directory / name).is_file()]
     if not missing:
         train, test = (_read_idx_split(directory, *FILES[split]) for split in ("train", "test"))
     elif (directory / "fashion_mnist").is_dir():
-        from rigl_optax.data import tfds_images
-
-        train, test = (
-            tfds_images.read(directory, "fashion_mnist", split, left_out, max_bad_records)
-            for split in ("train", "test")
-        )
+        found = tfds_directory.find(directory, "fashion_mnist", PREPARE)
+        train, test = (tfds_images.read(found, split, left_out) for split in ("train", "test"))
     else:
         raise FileNotFoundError(
             f"Fashion-MNIST is not in {directory}: no {', '.join(missing)}, and no TFDS directory "
@@ -70,7 +67,7 @@ def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
         test=test,
         classes=10,
         maximum=255.0,
-        left_out=tuple(left_out),
+        left_out=left_out.lines,
     )
 
 

@@ -3,9 +3,13 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+
+_glorot = nnx.initializers.glorot_uniform()
 
 
 class LeNet(nnx.Module):
@@ -18,6 +22,7 @@ class LeNet(nnx.Module):
       image_shape: Shape of one image, without the batch; it is flattened.
       classes: Number of logits.
       hidden: Width of each hidden layer.
+      dtype: Of activations; float32 if not given.
       rngs: Random keys for the initial weights (stream `params`).
 
     Example:
@@ -36,13 +41,14 @@ class LeNet(nnx.Module):
         classes: int = 10,
         hidden: Sequence[int] = (300, 100),
         *,
+        dtype: Any = None,
         rngs: nnx.Rngs,
     ) -> None:
         widths = [math.prod(image_shape), *hidden, classes]
         if min(widths) < 1:
             raise ValueError(f"layer widths {widths}: every one must be at least 1")
         self.layers = nnx.List(
-            nnx.Linear(n_in, n_out, kernel_init=nnx.initializers.glorot_uniform(), rngs=rngs)
+            nnx.Linear(n_in, n_out, kernel_init=_glorot, dtype=dtype, rngs=rngs)
             for n_in, n_out in itertools.pairwise(widths)
         )
 
@@ -51,4 +57,4 @@ class LeNet(nnx.Module):
         x_BxD = images_BxHxW.reshape(images_BxHxW.shape[0], -1)
         for layer in self.layers[:-1]:
             x_BxD = nnx.relu(layer(x_BxD))
-        return self.layers[-1](x_BxD)
+        return self.layers[-1](x_BxD).astype(jnp.float32)

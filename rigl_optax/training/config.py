@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +22,33 @@ BOOKKEEPING = frozenset(
         "compare_at_rewirings",
         "on_nonfinite",
         "max_bad_records",
+        "loader_threads",
     }
 )
+
+# Keys that earlier versions did not have, and what those did: their runs can be resumed and read.
+ADDED: dict[str, Any] = {
+    "image_size": 0,
+    "augment": "none",
+    "loader_threads": 1,
+    "width": 1.0,
+    "dense_layers": "default",
+    "compute_dtype": "float32",
+    "prune_from": 0.2,
+    "warmup": 0.0,
+    "decay_at": (),
+    "decay_factor": 1.0,
+    "weight_decay_on": "kernels",
+    "label_smoothing": 0.0,
+}
+
+# What a key may be.
+CHOICES = {
+    "augment": ("none", "pad_crop", "resized_crop"),
+    "compute_dtype": ("float32", "bfloat16"),
+    "schedule": ("constant", "cosine", "step"),
+    "weight_decay_on": ("kernels", "kernels_but_depthwise", "all"),
+}
 
 # What a field of each type may be read from; a bool is no integer.
 _KINDS: dict[Any, tuple[type, ...]] = {
@@ -30,6 +57,7 @@ _KINDS: dict[Any, tuple[type, ...]] = {
     int: (int,),
     float: (float, int),
     tuple[int, ...]: (tuple, list),
+    tuple[float, ...]: (tuple, list),
 }
 
 
@@ -38,11 +66,22 @@ class Config:
     """One training run. Config files list all keys; there are no defaults.
 
     Attributes:
-      dataset: `digits` or `fashion_mnist`; or texts: `wikitext103`, `tdavid`, `topics`, or `text`
-        for the files of a folder.
+      dataset: Images: `digits`, `fashion_mnist`, `cifar10`; `imagenet2012`, or `image_folder` for a
+        tree of photos. Texts: `wikitext103`, `tdavid`, `topics`, or `text` for files of a folder.
       data_dir: Where the dataset is; empty for its usual place.
-      model: `lenet`; for texts `gru` or `lstm`.
-      hidden: Widths of the hidden layers.
+      image_size: Images are resized to so many pixels a side; 0 for as they are stored, but not of
+        photos, which are stored in many sizes.
+      augment: Of training images: `none`; `pad_crop`, 4 mirrored pixels on each side, a random crop
+        of the size, a flip (CIFAR); `resized_crop`, a random part of the image resized to the
+        size, a flip (ImageNet).
+      loader_threads: Threads of each host that read and decode images; the batches are the same.
+      model: A name in `rigl_optax.training.architectures.ARCHITECTURES`; for texts `gru` or `lstm`.
+      hidden: Widths of the hidden layers, of models that leave them open; else empty.
+      width: By which all hidden widths are multiplied. `small_dense` chooses a smaller one itself.
+      dense_layers: Which kernels stay dense: `default`, those that the paper keeps so in this model
+        and distribution; `none`; or a regular expression of their paths.
+      compute_dtype: Of activations and products: `float32` or `bfloat16`. Parameters, batch
+        statistics and the loss are float32.
       model_options: More arguments of the model, as `embedding=64,tied=False`; empty for none.
       sequence_length: Bytes of a sequence, through which gradients flow; 0 for images.
       method: A name in `rigl_optax.training.methods.METHODS`.
@@ -55,14 +94,22 @@ class Config:
       rewire_every: Steps between rewirings (Delta T).
       rewire_until: The fraction of the training steps after which rewiring ends (T_end).
       drop_fraction: Fraction of active weights replaced at the first rewiring; cosine to 0.
-      steps: Training steps.
+      prune_from: The fraction of the training steps after which gradual pruning begins.
+      steps: Training steps. Training M times as long is M times the steps: what is told in
+        fractions of them (rewire_until, warmup, decay_at, prune_from) scales, rewire_every doesn't.
       batch_size: Examples in a training batch; of a text, lanes that are read side by side.
-      optimizer: `sgd`, with Nesterov momentum, or `adam`.
-      learning_rate: At the first step.
-      schedule: Of the learning rate: `cosine` to 0 at the last step, or `constant`.
+      optimizer: `sgd`, with Nesterov momentum; `heavy_ball`, SGD with the ordinary one; or `adam`.
+      learning_rate: At its highest.
+      schedule: Of the learning rate: `cosine` to 0 at the last step, `constant`, or `step`.
+      warmup: The fraction of the training steps in which the rate rises linearly from 0.
+      decay_at: For `step`, and else empty: fractions of the training steps, ascending.
+      decay_factor: By which the rate is multiplied at each of them.
       momentum: Of SGD; Adam's first decay rate (b1).
       gradient_clip: The largest global norm of the gradient that the optimizer sees; 0 for any.
-      weight_decay: L2 on the kernels, as in the loss term (weight_decay / 2) * |w|^2.
+      weight_decay: L2, as in the loss term (weight_decay / 2) * |w|^2.
+      weight_decay_on: Of `kernels`, which have two dimensions or more; `kernels_but_depthwise`; or
+        `all`, biases and normalisation as well.
+      label_smoothing: The part of each label that is spread evenly over all classes; in training.
       seed: For initial weights, masks and the order of the data.
       log_every: Steps between records of the training loss.
       eval_every: Steps between evaluations on the validation split.
@@ -78,13 +125,20 @@ class Config:
       on_nonfinite: What to do when a loss, a gradient or a weight is not finite: `stop`; `skip`
         the step, at the cost of looking at all gradients at every step; or `rollback` to the last
         checkpoint, and from there skip such steps until past the place.
-      max_bad_records: How many records of a dataset may be left out since they cannot be read.
+      max_bad_records: How many records of a dataset may be left out since they cannot be read; of
+        photos, by each process.
     """
 
     dataset: str
     data_dir: str
+    image_size: int
+    augment: str
+    loader_threads: int
     model: str
     hidden: tuple[int, ...]
+    width: float
+    dense_layers: str
+    compute_dtype: str
     model_options: str
     sequence_length: int
     method: str
@@ -95,14 +149,20 @@ class Config:
     rewire_every: int
     rewire_until: float
     drop_fraction: float
+    prune_from: float
     steps: int
     batch_size: int
     optimizer: str
     learning_rate: float
     schedule: str
+    warmup: float
+    decay_at: tuple[float, ...]
+    decay_factor: float
     momentum: float
     gradient_clip: float
     weight_decay: float
+    weight_decay_on: str
+    label_smoothing: float
     seed: int
     log_every: int
     eval_every: int
@@ -130,6 +190,8 @@ class Config:
             "max_bad_records": 0,
             "sequence_length": 0,
             "gradient_clip": 0,
+            "image_size": 0,
+            "loader_threads": 1,
         }
         for name, bound in lowest.items():
             if getattr(self, name) < bound:
@@ -138,11 +200,37 @@ class Config:
             raise ValueError(
                 f"config.rewire_until={self.rewire_until}: must be in (0, 1], a fraction of the run"
             )
+        for name in ("warmup", "prune_from", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"config.{name}={getattr(self, name)}: must be in [0, 1)")
+        for name in ("width", "decay_factor"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"config.{name}={getattr(self, name)}: must be positive")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"config.{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}"
+                )
+        if (self.schedule == "step") != bool(self.decay_at):
+            raise ValueError(
+                f"config.decay_at={self.decay_at}: must be given for schedule='step' alone, and "
+                f"this is {self.schedule!r}"
+            )
+        inside = [self.warmup, *self.decay_at, 1.0]
+        if any(early >= late for early, late in itertools.pairwise(inside)):
+            raise ValueError(
+                f"config.decay_at={self.decay_at}: must be ascending fractions of the run, after "
+                f"the warmup of {self.warmup} and before 1"
+            )
 
     @property
     def rewire_end(self) -> int:
         """The step from which on nothing is rewired (T_end)."""
         return max(1, round(self.rewire_until * self.steps))
+
+    def step_at(self, fraction: float) -> int:
+        """The step that lies after this fraction of the run."""
+        return round(fraction * self.steps)
 
 
 def known_keys() -> list[str]:
@@ -168,20 +256,33 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
         if type(value) not in allowed:
             names = " or ".join(kind.__name__ for kind in allowed)
             raise ValueError(f"config.{field.name}={value!r}: must be {names}")
-    hidden = tuple(values["hidden"])
-    if not all(type(width) is int for width in hidden):
-        raise ValueError(f"config.hidden={hidden!r}: must be integers")
-    return Config(**{**values, "hidden": hidden})
+    tuples = {}
+    for name, item, kind in (("hidden", int, "integers"), ("decay_at", float, "floats")):
+        tuples[name] = tuple(values[name])
+        if not all(type(value) in _KINDS[item] for value in tuples[name]):
+            raise ValueError(f"config.{name}={tuples[name]!r}: must be {kind}")
+    return Config(**{**values, **tuples})
+
+
+def from_saved(values: Mapping[str, Any]) -> Config:
+    """The config of an earlier run, of this version or one that had fewer keys.
+
+    Raises:
+      ValueError: As `from_mapping`.
+    """
+    return from_mapping({**ADDED, **values})
 
 
 def to_json(config: Config) -> dict[str, Any]:
     """The config as JSON can hold it; `from_mapping` reads it back."""
-    return dataclasses.asdict(config) | {"hidden": list(config.hidden)}
+    values = dataclasses.asdict(config)
+    return {key: list(x) if isinstance(x, tuple) else x for key, x in values.items()}
 
 
 def differences(saved: Mapping[str, Any], config: Config) -> list[str]:
     """Keys that change the numbers and differ, as `key: saved -> now`."""
-    now = to_json(config)
+    added = {key: list(x) if isinstance(x, tuple) else x for key, x in ADDED.items()}
+    saved, now = {**added, **saved}, to_json(config)
     return [
         f"{key}: {saved.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}"
         for key in sorted((set(saved) | set(now)) - BOOKKEEPING)

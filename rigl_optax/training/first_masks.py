@@ -6,34 +6,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 import rigl_optax
 from rigl_optax import _paths
-from rigl_optax.training import methods, tasks
+from rigl_optax.training import losses, methods, tasks
 from rigl_optax.training.config import Config
 
 PyTree = Any
 # Logits are divided by it for GraSP, as its authors' code does: at a nearly uniform softmax the
 # scores no longer depend on how confident the untrained network happens to be.
 GRASP_TEMPERATURE = 200.0
-MakeModel = Callable[[tuple[int, ...]], nnx.Module]  # from hidden widths
+MakeModel = Callable[[float], nnx.Module]  # from the width multiplier
 
 
-def widths(config: Config, make_model: MakeModel) -> tuple[int, ...]:
-    """Hidden widths: the config's, or those at which a dense network is as small as a sparse one.
+def width(config: Config, make_model: MakeModel) -> float:
+    """The width multiplier: the config's, or that of a dense network as small as the sparse one.
 
     As in the paper's accounting that one takes 4 bytes an active weight and a bit for each.
     """
     if not methods.find(config).narrow:
-        return config.hidden
+        return config.width
 
-    def scaled(width: float) -> tuple[int, ...]:
-        return tuple(max(1, round(width * n)) for n in config.hidden)
-
-    def shapes(width: float) -> PyTree:
-        model = nnx.eval_shape(lambda: make_model(scaled(width)))
+    def shapes(part: float) -> PyTree:
+        model = nnx.eval_shape(lambda: make_model(part * config.width))
         return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
     full = shapes(1.0)
@@ -43,7 +39,7 @@ def widths(config: Config, make_model: MakeModel) -> tuple[int, ...]:
         size = math.prod(leaf.shape)
         zeros = math.floor(sparsities.get(path, 0.0) * size)
         target += 4 * (size - zeros) + (size / 8 if path in sparsities else 0)
-    return scaled(rigl_optax.small_dense_width(shapes, target))
+    return config.width * rigl_optax.small_dense_width(shapes, target)
 
 
 def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Task) -> PyTree:
@@ -54,11 +50,13 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
     """
     kind = methods.find(config).start
     model, layers = make_model(), methods.distribution(config)
+    if kind == "synflow":
+        model.eval()  # running statistics at their start: normalisation is left out
     graphdef = nnx.graphdef(model)
     params, model_state = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, ...))
 
     def apply(params: PyTree, *inputs: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, params, model_state)(*inputs)
+        return nnx.merge(graphdef, _opened(params), model_state)(*inputs)
 
     if kind == "synflow":
         if not isinstance(task, tasks.Images):
@@ -70,9 +68,19 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
 
     def loss(params: PyTree, batch: dict[str, Any]) -> jax.Array:
         logits = apply(params, *task.inputs(batch)) / temperature
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-        return losses.mean()
+        return losses.cross_entropy(logits, batch["labels"], config.label_smoothing).mean()
 
     first = jax.tree.map(jnp.asarray, task.training_batch(config, 0))
     score = rigl_optax.snip_masks if kind == "snip" else rigl_optax.grasp_masks
     return score(params, layers, loss, [first])
+
+
+def _opened(params: PyTree) -> PyTree:
+    """Parameters with all scales of normalisation at 1.
+
+    The last one of a residual branch starts at 0: no gradient comes through it, and all weights of
+    the branch would have a score of 0.
+    """
+    named = _paths.flatten_with_paths(params)
+    opened = [jnp.ones_like(x) if path.endswith("/scale") else x for path, x in named]
+    return jax.tree.unflatten(jax.tree.structure(params), opened)

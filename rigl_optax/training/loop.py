@@ -9,6 +9,7 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
+from rigl_optax.data.ahead import ahead
 from rigl_optax.training import (
     checkpoints,
     checks,
@@ -120,7 +121,7 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
             "coverage": health.coverage(end),
             "curve": metrics.curve(workdir),
             "steps_per_second": steps_per_second,
-            "warnings": warnings,
+            "warnings": list((warnings | _left_out(run)).values()),
             "fingerprints": compare(end),
             "devices": [device.device_kind for device in jax.devices()],
         }
@@ -212,7 +213,7 @@ def _go_back(
 
 def _run_steps(
     config: Config, run: setup.Run, current: State, watch: _Watch
-) -> tuple[State, float, list[str]]:
+) -> tuple[State, float, dict[str, str]]:
     """Steps until the last, checkpoints on the way; the last state, steps per second, warnings.
 
     `current` is copied first: its buffers are donated, and the caller's stay valid. Up to the
@@ -221,7 +222,11 @@ def _run_steps(
     evaluate, compare, tally, saved, ranks, write, console, stop, workdir, _ = watch
     judged = run.task.score
     make_step = functools.partial(
-        step.make_train_step, run, methods.growth_predicate(config), config.log_every
+        step.make_train_step,
+        run,
+        methods.growth_predicate(config),
+        config.log_every,
+        label_smoothing=config.label_smoothing,
     )
     careful_until = metrics.went_back_from(workdir, int(current.step))
     train_step = make_step(skips=config.on_nonfinite == "skip")
@@ -246,9 +251,15 @@ def _run_steps(
 
     current = jax.tree.map(lambda x: x.copy(), current)
     shown: dict[str, str] = {}
-    with display.training_progress(console, start, config.steps) as show:
-        for done in range(start + 1, config.steps + 1):
-            batch = run.placement.put(run.task.training_batch(config, done - 1, rows))
+
+    def make_batch(at: int) -> Any:
+        return run.placement.put(run.task.training_batch(config, at, rows))
+
+    with (
+        ahead(make_batch, start, config.steps) as made,
+        display.training_progress(console, start, config.steps) as show,
+    ):
+        for done, batch in zip(range(start + 1, config.steps + 1), made, strict=True):
             looks = observe is not None and methods.is_observed(config, done - 1)
             before = health.masks_before(current) if looks else None
             # The history stays outside: an ordinary step would pay for passing it through.
@@ -268,6 +279,7 @@ def _run_steps(
             if is_last or done % config.log_every == 0:
                 recovery.check(current)
                 values, warnings = checks.training_record(config, current, at_start)
+                warnings |= _left_out(run)
                 write("train", done, values)
                 losses = [*losses[-recovery.RECORDS :], values["loss"]]
                 if leap := recovery.spike(losses):
@@ -294,4 +306,4 @@ def _run_steps(
                 checkpoints.save(saved, current, config, rate)
             if is_stopped:
                 raise signals.StoppedError(f"asked to stop: saved at step {done} of {config.steps}")
-    return current, rate, list(warned.values())
+    return current, rate, warned

@@ -8,7 +8,8 @@ import jax
 import optax
 
 import rigl_optax
-from rigl_optax import accounting
+from rigl_optax import _paths, accounting
+from rigl_optax.training import architectures
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
 
@@ -25,6 +26,7 @@ _OVERRIDDEN = "uniform(overrides={'reset/kernel': 0.5})"
 # Of the learning rate's schedule and `config.momentum`.
 OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], Inner]] = {
     "sgd": lambda rate, momentum: optax.sgd(rate, momentum=momentum, nesterov=True),
+    "heavy_ball": lambda rate, momentum: optax.sgd(rate, momentum=momentum),
     "adam": lambda rate, momentum: optax.adam(rate, b1=momentum),
 }
 
@@ -94,9 +96,14 @@ def _pruning(config: Config) -> dict[str, Any]:
 
 
 def _first_pruning(config: Config) -> int:
-    # A fifth of the way, as in the CIFAR recipe (20,000 of 97,656 steps), so that the last one,
-    # at the end of the rewirings of others, is on the grid.
-    steps = (config.rewire_end - config.steps // 5) // config.rewire_every
+    # The last one, at the end of the rewirings of others, is on the grid.
+    begin = config.step_at(config.prune_from)
+    if begin > config.rewire_end:
+        raise ValueError(
+            f"config.prune_from={config.prune_from}: must not be after config.rewire_until="
+            f"{config.rewire_until}"
+        )
+    steps = (config.rewire_end - begin) // config.rewire_every
     return config.rewire_end - steps * config.rewire_every
 
 
@@ -254,7 +261,7 @@ def distribution(config: Config) -> Any:
         raise ValueError(
             f"config.distribution: {name} has no {', '.join(unknown)}; it has {', '.join(allowed)}"
         )
-    return DISTRIBUTIONS[name](config.sparsity, **found)
+    return DISTRIBUTIONS[name](config.sparsity, dense=architectures.dense_layers(config), **found)
 
 
 def build(config: Config, initial_masks: PyTree | None = None) -> optax.GradientTransformation:
@@ -270,14 +277,14 @@ def build(config: Config, initial_masks: PyTree | None = None) -> optax.Gradient
 
     Raises:
       ValueError: If `method_options` has a name that the method does not take, or there is no such
-        optimizer or schedule.
+        optimizer.
     """
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(
             f"config.optimizer={config.optimizer!r}: optimizers are {', '.join(OPTIMIZERS)}"
         )
     parts = [
-        optax.add_decayed_weights(config.weight_decay, mask=_kernels),
+        optax.add_decayed_weights(config.weight_decay, mask=_DECAYED[config.weight_decay_on]),
         OPTIMIZERS[config.optimizer](learning_rate(config), config.momentum),
     ]
     if config.gradient_clip:
@@ -330,16 +337,25 @@ def options(config: Config) -> dict[str, Any]:
 
 
 def learning_rate(config: Config) -> optax.Schedule:
-    """From the config's learning rate at step 0: constant, or a cosine to 0 after the last step.
+    """The learning rate at each step: a linear rise from 0, then what the schedule says.
 
-    Raises:
-      ValueError: If there is no such schedule.
+    Its anchors are fractions of the run, so a run that is M times as long has them M times as late.
     """
-    if config.schedule == "constant":
-        return optax.constant_schedule(config.learning_rate)
-    if config.schedule != "cosine":
-        raise ValueError(f"config.schedule={config.schedule!r}: schedules are constant, cosine")
-    return optax.cosine_decay_schedule(config.learning_rate, config.steps)
+    warmup = config.step_at(config.warmup)
+    rest: optax.Schedule
+    if config.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(config.learning_rate, max(1, config.steps - warmup))
+    else:
+        drops = [config.step_at(fraction) - warmup for fraction in config.decay_at]
+        rest = optax.piecewise_constant_schedule(
+            config.learning_rate,
+            # Two anchors of a very short run may be one step.
+            {drop: config.decay_factor ** drops.count(drop) for drop in drops},
+        )
+    if not warmup:
+        return rest
+    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    return optax.join_schedules([rise, rest], [warmup])
 
 
 def drop_fraction(config: Config) -> optax.Schedule:
@@ -385,5 +401,19 @@ def growth_predicate(config: Config) -> Callable[[jax.Array], jax.Array] | None:
 
 
 def _kernels(params: PyTree) -> PyTree:
-    """True for the leaves with at least two dimensions: those that are decayed."""
+    """True for the leaves with at least two dimensions."""
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+def _kernels_but_depthwise(params: PyTree) -> PyTree:
+    """True for the kernels but those of depthwise convolutions, as the models here name them."""
+    named = _paths.flatten_with_paths(params)
+    decayed = [leaf.ndim >= 2 and "depthwise" not in path.split("/") for path, leaf in named]
+    return jax.tree.unflatten(jax.tree.structure(params), decayed)
+
+
+_DECAYED: dict[str, Callable[[PyTree], PyTree]] = {
+    "kernels": _kernels,
+    "kernels_but_depthwise": _kernels_but_depthwise,
+    "all": lambda params: jax.tree.map(lambda leaf: True, params),
+}

@@ -60,7 +60,7 @@ def write(workdir: pathlib.Path, output: pathlib.Path) -> None:
 
 def render(workdir: pathlib.Path) -> str:
     """The page of a run as HTML; raises as `write` does."""
-    config = config_lib.from_mapping(checkpoints.read_config(workdir))
+    config = config_lib.from_saved(checkpoints.read_config(workdir))
     records = metrics.read(workdir / metrics.FILE)
     explained = _read(workdir / loop.EXPLANATION_FILE, "what a run explained", files.EXPLANATION)
     result = _read(workdir / checkpoints.RESULT_FILE, "the result of a run", files.RESULT)

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import pathlib
+import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ import optax
 from flax import nnx
 
 import rigl_optax
+from rigl_optax import _paths
 from rigl_optax.training import checkpoints, first_masks, mesh, methods, state, tasks
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
@@ -52,11 +55,11 @@ def prepare(config: Config) -> Run:
     methods.build(config)  # refuses what is wrong before any data is read
     task = tasks.find(config)
 
-    def model_of(hidden: tuple[int, ...]) -> nnx.Module:
-        return task.model(config, hidden)
+    def model_of(width: float) -> nnx.Module:
+        return task.model(config, width)
 
-    hidden = first_masks.widths(config, model_of)
-    make_model = functools.partial(model_of, hidden)
+    make_model = functools.partial(model_of, first_masks.width(config, model_of))
+    _check_dense_layers(config, make_model)
     method = methods.find(config)
     masks = None
     if method.start == "ticket":
@@ -72,6 +75,18 @@ def prepare(config: Config) -> Run:
     return Run(task, graphdef, tx, initial, placement)
 
 
+def _check_dense_layers(config: Config, make_model: Callable[[], nnx.Module]) -> None:
+    """Refuses a pattern of dense layers that no kernel has."""
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_model), nnx.Param))
+    kernels = [path for path, leaf in _paths.flatten_with_paths(shapes) if leaf.ndim >= 2]
+    pattern = config.dense_layers
+    if pattern not in ("default", "none") and not any(re.search(pattern, k) for k in kernels):
+        raise ValueError(
+            f"config.dense_layers={pattern!r}: must be 'default', 'none' or a pattern of kernels, "
+            f"which are {_paths.listing(kernels)}"
+        )
+
+
 def _ticket(config: Config) -> Any:
     """The masks at the end of the run in `config.ticket`: a bool tree like params.
 
@@ -84,7 +99,7 @@ def _ticket(config: Config) -> Any:
             f"config.ticket={config.ticket!r}: {config.method} starts from the masks of a finished "
             "run; give its workdir"
         )
-    found = config_lib.from_mapping(checkpoints.read_config(folder))
+    found = config_lib.from_saved(checkpoints.read_config(folder))
     here = {key: getattr(config, key) for key in ("mesh_data", "mesh_params", "mesh_axes")}
     run = prepare(dataclasses.replace(found, **here))
     with checkpoints.read_checkpoints(folder) as saved:

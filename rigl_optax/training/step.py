@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 import rigl_optax
-from rigl_optax.training import recovery
+from rigl_optax.training import losses, recovery
 from rigl_optax.training.setup import Run
 from rigl_optax.training.state import Sums, TrainState
 
@@ -26,7 +26,12 @@ class Evaluation(NamedTuple):
 
 
 def make_train_step(
-    run: Run, needs_gradient_outside: Predicate | None, log_every: int, *, skips: bool = False
+    run: Run,
+    needs_gradient_outside: Predicate | None,
+    log_every: int,
+    *,
+    label_smoothing: float = 0.0,
+    skips: bool = False,
 ) -> Callable[[TrainState, dict[str, Any]], TrainState]:
     """Compiles one step: gradients, update, running metrics. The state given is donated.
 
@@ -35,6 +40,7 @@ def make_train_step(
       needs_gradient_outside: Of the step (int32 scalar): whether this update grows weights by
         their gradient, and so should see some outside the masks. None for never.
       log_every: The metrics in the state are of the steps since the last multiple of this.
+      label_smoothing: Of the loss.
       skips: Whether a step that leads to a loss or a weight that is not finite changes nothing but
         counters. The step itself is the same program, so that what it leads to is the same bit
         for bit; there are two states in memory while one of them is chosen.
@@ -51,7 +57,7 @@ def make_train_step(
         model = nnx.merge(run.graphdef, placement.gather(params), placement.gather(model_state))
         model.train()
         logits_BxC = model(*run.task.inputs(batch))
-        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, batch["labels"])
+        losses_B = losses.cross_entropy(logits_BxC, batch["labels"], label_smoothing)
         new_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
         return losses_B.mean(), (logits_BxC, new_state)
 
@@ -108,7 +114,7 @@ def make_eval_step(
         model = nnx.merge(run.graphdef, placement.gather(params), placement.gather(model_state))
         model.eval()
         logits_BxC = model(*run.task.inputs(batch))
-        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, batch["labels"])
+        losses_B = losses.cross_entropy(logits_BxC, batch["labels"])
         correct_B = (logits_BxC.argmax(-1) == batch["labels"]).astype(jnp.float32)
         weights_B = batch["weights"]
         sums = (jnp.sum(losses_B * weights_B), jnp.sum(correct_B * weights_B), jnp.sum(weights_B))

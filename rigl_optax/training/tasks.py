@@ -1,6 +1,5 @@
 """What a run learns: the class of an image, or the next byte of a text."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,10 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rigl_optax.data import batches, digits, fashion_mnist, text
-from rigl_optax.models import lenet, recurrent
-from rigl_optax.training import config as config_lib
-from rigl_optax.training import score
+from rigl_optax.data import (
+    augmentation,
+    batches,
+    cifar10,
+    digits,
+    fashion_mnist,
+    image_folder,
+    imagenet,
+    text,
+)
+from rigl_optax.models import recurrent
+from rigl_optax.training import architectures, score
 from rigl_optax.training.config import Config
 
 PyTree = Any
@@ -21,6 +28,11 @@ Rows: TypeAlias = np.ndarray | None
 IMAGES: dict[str, Callable[[str, int], batches.Dataset]] = {
     "digits": digits.load,
     "fashion_mnist": fashion_mnist.load,
+    "cifar10": cifar10.load,
+}
+PHOTOS: dict[str, Callable[[str, int, int, int], batches.Dataset]] = {
+    "imagenet2012": imagenet.load,
+    "image_folder": image_folder.load,
 }
 TEXTS: dict[str, Callable[[str], text.Text]] = {
     "tdavid": text.treasury_of_david,
@@ -28,7 +40,6 @@ TEXTS: dict[str, Callable[[str], text.Text]] = {
     "wikitext103": text.wikitext,
     "text": text.raw,
 }
-MODELS: dict[str, Callable[..., nnx.Module]] = {"lenet": lenet.LeNet}
 CELLS = ("gru", "lstm")
 
 
@@ -36,17 +47,16 @@ class Images(NamedTuple):
     """Images and their classes."""
 
     dataset: batches.Dataset
-    make: Callable[..., nnx.Module]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one image."""
-        return self.dataset.train.images.shape[1:]
+        return self.dataset.train.image_shape
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Records that could not be read."""
-        return self.dataset.left_out
+        """Records that could not be read so far."""
+        return self.dataset.left_out()
 
     @property
     def units(self) -> dict[str, float]:
@@ -58,16 +68,19 @@ class Images(NamedTuple):
         """What a run is judged by."""
         return score.ACCURACY
 
-    def model(self, config: Config, hidden: tuple[int, ...]) -> nnx.Module:
+    def model(self, config: Config, width: float) -> nnx.Module:
         """A freshly initialised model, from the config's seed."""
-        options = model_options(config, self.make)
-        rngs = nnx.Rngs(config.seed)
-        return self.make(self.image_shape, self.dataset.classes, hidden, **options, rngs=rngs)
+        return architectures.build(config, self.image_shape, self.dataset.classes, width)
 
     def training_batch(self, config: Config, step: int, rows: Rows = None) -> Batch:
         """The batch of one training step; of `rows` alone if given."""
         return batches.training_batch(
-            self.dataset.train, config.batch_size, seed=config.seed, step=step, rows=rows
+            self.dataset.train,
+            config.batch_size,
+            seed=config.seed,
+            step=step,
+            rows=rows,
+            augment=config.augment,
         )
 
     def evaluation_batches(
@@ -79,7 +92,7 @@ class Images(NamedTuple):
 
     def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         """What the model is called with; runs on the device."""
-        return (batches.to_float(batch["images"], self.dataset.maximum),)
+        return (batches.normalised(batch, self.dataset),)
 
     def example(self, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Inputs of one example, as FLOPs are counted by the example."""
@@ -117,12 +130,12 @@ class Bytes(NamedTuple):
         """What a run is judged by."""
         return score.BITS
 
-    def model(self, config: Config, hidden: tuple[int, ...]) -> nnx.Module:
+    def model(self, config: Config, width: float) -> nnx.Module:
         """A freshly initialised model with a state for each lane of a batch."""
         return recurrent.StreamingLM(
             config.model,
-            hidden,
-            **model_options(config, recurrent.RecurrentLM),
+            architectures.scaled(config.hidden, width),
+            **architectures.model_options(config, recurrent.RecurrentLM),
             lanes=config.batch_size,
             rngs=nnx.Rngs(config.seed),
         )
@@ -170,47 +183,55 @@ def find(config: Config) -> Task:
         are too few examples for a batch.
       FileNotFoundError: If the dataset is not there.
     """
-    datasets, models = [*IMAGES, *TEXTS], [*MODELS, *CELLS]
+    datasets, models = [*IMAGES, *PHOTOS, *TEXTS], [*architectures.ARCHITECTURES, *CELLS]
     for key, existing in (("dataset", datasets), ("model", models)):
         if getattr(config, key) not in existing:
             raise ValueError(
                 f"config.{key}={getattr(config, key)!r}: {key}s are {', '.join(existing)}"
             )
-    fitting = MODELS if config.dataset in IMAGES else CELLS
+    is_text = config.dataset in TEXTS
+    fitting = CELLS if is_text else architectures.ARCHITECTURES
     if config.model not in fitting:
         raise ValueError(
             f"config.model={config.model!r}: models for {config.dataset} are {', '.join(fitting)}"
         )
-    if config.dataset in IMAGES:
+    if not is_text:
         if config.sequence_length != 0:
             raise ValueError(
                 f"config.sequence_length={config.sequence_length}: images have none: 0"
             )
-        images = IMAGES[config.dataset](config.data_dir, config.max_bad_records)
-        batches.steps_per_epoch(len(images.train.labels), config.batch_size)
-        return Images(images, MODELS[config.model])
-    if config.mesh_axes == "explicit":
-        raise ValueError("config.mesh_axes='explicit': recurrent models are for 'auto' alone")
+        images = _images(config)
+        batches.steps_per_epoch(images.train.examples, config.batch_size)
+        return Images(images)
+    for_texts = {
+        "mesh_axes": "auto",
+        "compute_dtype": "float32",
+        "augment": "none",
+        "image_size": 0,
+    }
+    for key, only in for_texts.items():
+        if getattr(config, key) != only:
+            raise ValueError(
+                f"config.{key}={getattr(config, key)!r}: recurrent models are for {only!r} alone"
+            )
     found = TEXTS[config.dataset](config.data_dir)
     text.steps_per_epoch(len(found.train.tokens), config.batch_size, config.sequence_length)
     return Bytes(found)
 
 
-def model_options(config: Config, model: Callable[..., nnx.Module]) -> dict[str, Any]:
-    """The model's arguments from `config.model_options`, as `embedding=64,tied=False`.
-
-    Raises:
-      ValueError: If it cannot be read, or the model has no such argument; it lists those there are.
-    """
-    found = config_lib.keywords(config.model_options, "model_options", "embedding=64,tied=False")
-    # The signature of the class itself is that of NNX's metaclass.
-    made = vars(model)["__init__"] if isinstance(model, type) else model
-    named = inspect.signature(made).parameters.values()
-    allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name != "rngs"]
-    unknown = sorted(set(found) - set(allowed))
-    if unknown:
+def _images(config: Config) -> batches.Dataset:
+    """A dataset of images in memory, or of photos in files."""
+    if config.dataset in IMAGES:
+        whole = IMAGES[config.dataset](config.data_dir, config.max_bad_records)
+        return augmentation.resized(whole, config.image_size)
+    if config.image_size == 0:
         raise ValueError(
-            f"config.model_options: {config.model} has no {', '.join(unknown)}; it has "
-            f"{', '.join(allowed) or 'none'}"
+            f"config.image_size=0: photos of {config.dataset} are of many sizes; give one, as 224"
         )
-    return found
+    if config.augment == "pad_crop":
+        raise ValueError(
+            f"config.augment='pad_crop': for {config.dataset} it is none or resized_crop"
+        )
+    return PHOTOS[config.dataset](
+        config.data_dir, config.max_bad_records, config.image_size, config.loader_threads
+    )

@@ -1,7 +1,7 @@
 """Mutated files for every loader; read by a test and by `benchmarks/fuzz_loaders.py`.
 
-A loader may take a mutated file, or refuse it with a ValueError that says something. Anything else
-it does is a failure.
+A loader may take a mutated file, or refuse it with a ValueError that says something, or, where a
+file names others, with a FileNotFoundError. Anything else it does is a failure.
 """
 
 import dataclasses
@@ -17,9 +17,20 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from rigl_optax.data import fashion_mnist, tfds_images
-from rigl_optax.training import checkpoints, comparison, files, loop, metrics, page, setup
+from rigl_optax.data import (
+    batches,
+    cifar10,
+    decode,
+    fashion_mnist,
+    image_folder,
+    imagenet,
+    tf_example,
+    tfrecord,
+)
+from rigl_optax.data.crops import Window
+from rigl_optax.training import checkpoints, comparison, export, files, loop, metrics, page, setup
 from rigl_optax.training import config as config_lib
+from tests.data import real_photos, tfds_writer
 
 Load = Callable[[], Any]
 MAX_SPLICE = 64
@@ -94,13 +105,27 @@ def mutate_json(raw: bytes, generator: random.Random) -> bytes:
     return "\n".join(lines).encode() + b"\n"
 
 
+def mutate_records(raw: bytes, generator: random.Random) -> bytes:
+    """A change within a record of a tfrecord file whose checksums are right again."""
+    records, at = [], 0
+    while at < len(raw):
+        (length,) = struct.unpack_from("<Q", raw, at)
+        records.append(raw[at + 12 : at + 12 + length])
+        at += length + 16
+    chosen = generator.randrange(len(records))
+    records[chosen] = mutate(records[chosen], generator)
+    return b"".join(map(tfds_writer.frame, records))
+
+
 def mutate_file(raw: bytes, path: pathlib.Path, other: bytes, generator: random.Random) -> bytes:
-    """By what the file is: half of the changes leave it JSON, or gzip, and reach what is inside."""
+    """By what the file is: half of the changes leave it JSON, gzip, tfrecord, and reach inside."""
     if generator.random() < 0.5:
         if path.suffix in (".json", ".jsonl"):
             return mutate_json(raw, generator)
         if path.suffix == ".gz":
             return gzip.compress(mutate(gzip.decompress(raw), generator))
+        if ".tfrecord" in path.name:
+            return mutate_records(raw, generator)
     return mutate(raw, generator, other)
 
 
@@ -108,7 +133,7 @@ def trial(target: Target, generator: random.Random) -> str:
     """Mutates a file of the target, loads, puts it back; `taken` or `refused`.
 
     Raises:
-      Exception: What the loader raised, if that is not a ValueError with a message.
+      Exception: What the loader raised, if that is neither, or without a message.
     """
     path = generator.choice(target.files)
     original = path.read_bytes()
@@ -116,7 +141,7 @@ def trial(target: Target, generator: random.Random) -> str:
     path.write_bytes(mutate_file(original, path, other, generator))
     try:
         target.load()
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         if not str(error):
             raise AssertionError("a refusal without a word") from error
         return "refused"
@@ -132,7 +157,10 @@ def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target
     record = folder / "record.json"
     result = json.loads((run / checkpoints.RESULT_FILE).read_text())
     files.write(record, {key: result[key] for key in comparison.RECORDED})
-    like = setup.prepare(config).initial
+    prepared = setup.prepare(config)
+    like = prepared.initial
+    exported = folder / "exported.npz"
+    export.write(exported, config, prepared, like)
 
     def restore() -> None:
         with checkpoints.read_checkpoints(run) as saved:
@@ -142,19 +170,14 @@ def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target
     images = generator.integers(0, 256, (20, 4, 4), np.uint8)
     idx = folder / "idx.gz"
     idx.write_bytes(gzip.compress(struct.pack(">4I", 0x0803, *images.shape) + images.tobytes()))
-    tfrecord = folder / "records.tfrecord"
-    parts = [generator.bytes(int(n)) for n in generator.integers(0, 100, 10)]
-    framed = (struct.pack("<Q", len(part)) + b"crc1" + part + b"crc2" for part in parts)
-    tfrecord.write_bytes(b"".join(framed))
-
     saved = tuple(p for p in (run / "checkpoints").rglob("*") if p.is_file())
     kept = [run / checkpoints.CONFIG_FILE, run / checkpoints.RESULT_FILE]
     return {
         "idx": Target((idx,), lambda: fashion_mnist.read_idx(idx, 0x0803, images.shape)),
-        "tfrecord": Target((tfrecord,), lambda: list(tfds_images.tfrecords(tfrecord))),
+        **_photo_targets(folder),
         "config": Target(
             (run / checkpoints.CONFIG_FILE,),
-            lambda: config_lib.from_mapping(checkpoints.read_config(run)),
+            lambda: config_lib.from_saved(checkpoints.read_config(run)),
         ),
         "metrics": Target((run / metrics.FILE,), lambda: metrics.read(run / metrics.FILE)),
         "record": Target((record,), lambda: comparison._recorded(record, config)),
@@ -162,8 +185,64 @@ def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target
         "page": Target(
             (*kept, run / metrics.FILE, run / loop.EXPLANATION_FILE), lambda: page.render(run)
         ),
+        "export": Target((exported,), lambda: export.read(exported)),
         "checkpoint": Target(saved, restore),
     }
+
+
+def _photo_targets(folder: pathlib.Path) -> dict[str, Target]:
+    """Readers of images: single files, records, directories, all that is in them looked at."""
+    generator = np.random.default_rng(0)
+    records = folder / "records.tfrecord"
+    parts = [generator.bytes(int(n)) for n in generator.integers(0, 100, 10)]
+    tfds_writer.write_tfrecord(records, parts)
+    example = folder / "example"
+    example.write_bytes(tf_example.serialize({"image": b"photo" * 9, "label": 3}))
+    jpegs = real_photos.jpegs(6, smallest=24, largest=40)
+    (jpeg, png) = (folder / "photo.jpeg", folder / "photo.png")
+    jpeg.write_bytes(jpegs[0][0])
+    png.write_bytes(real_photos.png(next(real_photos.pieces(1, 0, 24, 40))[0]))
+
+    def look(path: pathlib.Path) -> None:
+        out = np.empty((8, 8, 3), np.uint8)
+        decode.photo(path.read_bytes(), lambda h, w: Window(0, 0, h, w), out)
+
+    def read_records() -> None:
+        for place in tfrecord.index(records):
+            tfrecord.read(records, *map(int, place))
+
+    def look_at_all(dataset: batches.Dataset) -> None:
+        for split in (dataset.train, dataset.validation, dataset.test):
+            list(batches.evaluation_batches(split, 4))
+
+    splits = {"train": jpegs[:4], "validation": jpegs[4:]}
+    targets = {
+        "tfrecord": Target((records,), read_records),
+        "example": Target((example,), lambda: tf_example.image_and_label(example.read_bytes())),
+        "jpeg": Target((jpeg,), lambda: look(jpeg)),
+        "png": Target((png,), lambda: look(png)),
+    }
+    for file_format in ("tfrecord", "array_record"):
+        root = folder / f"in_{file_format}"
+        inside = tfds_writer.write(root, "imagenet2012", splits, 4, file_format)
+        targets[f"tfds_{file_format}"] = Target(
+            tuple(sorted(inside.iterdir())),
+            lambda root=root: look_at_all(imagenet.load(str(root), 0, 8, 1)),
+        )
+    tree = folder / "tree"
+    for i, (data, label) in enumerate(jpegs):
+        path = tree / ("train" if i < 4 else "val") / f"c{label}" / f"{i}.jpeg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    targets["image_folder"] = Target(
+        tuple(sorted(tree.rglob("*.jpeg"))),
+        lambda: look_at_all(image_folder.load(str(tree), 0, 8, 1)),
+    )
+    cifar = folder / "data_batch_1.bin"
+    size = 3073 * cifar10.PER_FILE
+    cifar.write_bytes(bytes(size - 10) + generator.bytes(10))
+    targets["cifar10"] = Target((cifar,), lambda: cifar10.read_binary([cifar]))
+    return targets
 
 
 def small(config: config_lib.Config) -> config_lib.Config:

@@ -47,11 +47,46 @@ def test_unknown_and_missing_keys_are_listed_with_the_known_ones(small):
         ("seed", -1),
         ("rewire_until", 0.0),
         ("rewire_until", 1.5),
+        ("image_size", -1),
+        ("loader_threads", 0),
+        ("warmup", 1.0),
+        ("prune_from", -0.1),
+        ("label_smoothing", 1.0),
+        ("width", 0.0),
+        ("decay_factor", float("inf")),
     ],
 )
 def test_values_that_make_no_sense_are_refused(small, key, value):
     with pytest.raises(ValueError, match=f"config.{key}={value}: must be"):
         dataclasses.replace(small, **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"augment": "crop"}, "augment='crop'.*none, pad_crop, resized_crop"),
+        ({"compute_dtype": "float16"}, "compute_dtype='float16'.*float32, bfloat16"),
+        ({"schedule": "linear"}, "schedule='linear'.*constant, cosine, step"),
+        ({"weight_decay_on": "convs"}, "weight_decay_on='convs'.*kernels_but_depthwise, all"),
+        ({"schedule": "step"}, "decay_at=.*must be given for schedule='step'"),
+        ({"decay_at": (0.5,)}, "decay_at=.*this is 'cosine'"),
+        ({"schedule": "step", "decay_at": (0.5, 0.5)}, "decay_at=.*ascending"),
+        ({"schedule": "step", "decay_at": (0.5,), "warmup": 0.5}, "decay_at=.*warmup of 0.5"),
+        ({"schedule": "step", "decay_at": (1.0,)}, "decay_at=.*before 1"),
+    ],
+)
+def test_choices_and_schedules_that_make_no_sense_are_refused(small, keys, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(small, **keys)
+
+
+def test_a_run_of_a_version_with_fewer_keys_is_read_and_no_different(small):
+    saved = config_lib.to_json(small)
+    old = {key: value for key, value in saved.items() if key not in config_lib.ADDED}
+    assert config_lib.from_saved(old) == small
+    assert config_lib.differences(old, small) == []
+    wider = dataclasses.replace(small, width=2.0)
+    assert config_lib.differences(old, wider) == ["width: 1.0 -> 2.0"]
 
 
 def test_only_keys_that_change_the_numbers_count_as_differences(small):

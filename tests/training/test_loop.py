@@ -110,10 +110,10 @@ def test_a_run_stopped_anywhere_and_started_again_ends_bit_for_bit_the_same(
     config, uninterrupted, result, _ = finished
     real = batches.training_batch
 
-    def stopping(*args, seed, step, rows):
+    def stopping(*args, step, **keys):
         if step == stop_at - 1:
             raise Stopped
-        return real(*args, seed=seed, step=step, rows=rows)
+        return real(*args, step=step, **keys)
 
     with monkeypatch.context() as patch:
         patch.setattr(batches, "training_batch", stopping)

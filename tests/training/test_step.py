@@ -9,7 +9,7 @@ from flax import nnx
 
 import rigl_optax
 from rigl_optax.data import batches
-from rigl_optax.training import evaluation, methods, setup, step, tasks
+from rigl_optax.training import architectures, evaluation, methods, setup, step
 
 
 def batch(config, run, at):
@@ -84,7 +84,8 @@ def test_growth_without_gradients_outside_the_mask_is_noticed(small, monkeypatch
         return int(compiled(small, run)(state, batch(small, run, 0)).sums.blind)
 
     assert blind_after_one_step() == 0
-    monkeypatch.setitem(tasks.MODELS, "lenet", lambda *args, rngs: MasksItself(rngs))
+    made = architectures.Architecture(lambda *args, dtype, rngs: MasksItself(rngs), open=True)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "lenet", made)
     assert blind_after_one_step() == 1
 
 

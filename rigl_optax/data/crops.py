@@ -1,0 +1,97 @@
+"""Which part of an image is looked at: functions of its size and of numbers drawn before.
+
+The numbers are uniform in [0, 1), `DRAWS` of them for each example of a batch, from a counter-based
+generator keyed by (seed, step): the same on every host, and after every restart.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+AREA = (0.1, 1.0)  # of the image. The reference says 0.08, and that 0.1 must be covered.
+ASPECT = (3 / 4, 4 / 3)  # width by height
+ATTEMPTS = 10
+MARGIN = 32  # the central crop is size / (size + MARGIN) of the short side
+DRAWS = 2 * ATTEMPTS + 3  # the last three: where it is, vertically and horizontally; flip
+
+# Philox's counter is 256 bits; the order of examples is drawn from its beginning.
+_AUGMENTATION = 1 << 192
+
+
+class Window(NamedTuple):
+    """A rectangle in an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draws(batch_size: int, seed: int, step: int, rows: np.ndarray | None = None) -> np.ndarray:
+    """Float64 (part, DRAWS), uniform in [0, 1), for `rows` of a training batch; None for all."""
+    key = np.array([seed, step], np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key, counter=_AUGMENTATION))
+    drawn = generator.random((batch_size, DRAWS))
+    return drawn if rows is None else drawn[rows]
+
+
+def is_flipped(drawn: np.ndarray) -> np.ndarray:
+    """Whether to mirror left and right, from (..., DRAWS)."""
+    return drawn[..., -1] < 0.5
+
+
+def resized_crop(height: int, width: int, size: int, drawn: np.ndarray) -> Window:
+    """A random part of an image: 10 to 100 % of its area, aspect ratio 3/4 to 4/3.
+
+    As `tf.image.sample_distorted_bounding_box` with the reference's arguments draws it: the aspect
+    ratio is uniform, then the height is among those that are possible. If ten attempts give none,
+    or it is the whole image, the central crop is taken.
+
+    Args:
+      height: Of the image, in pixels.
+      width: Likewise.
+      size: Side of what it will be resized to; matters for the central crop alone.
+      drawn: (DRAWS,)
+
+    Returns:
+      The part, to be resized to a square.
+    """
+    for attempt in range(ATTEMPTS):
+        aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * float(drawn[2 * attempt])
+        found = _with_aspect(height, width, aspect, float(drawn[2 * attempt + 1]))
+        if found == (height, width):
+            break
+        if found is not None:
+            h, w = found
+            # Like the reference, never the last place of all but one.
+            top = int(float(drawn[-3]) * max(height - h, 1))
+            left = int(float(drawn[-2]) * max(width - w, 1))
+            return Window(top, left, h, w)
+    return central_crop(height, width, size)
+
+
+def central_crop(height: int, width: int, size: int) -> Window:
+    """The central square of an image, size / (size + 32) of its short side (224/256)."""
+    side = max(1, int(size / (size + MARGIN) * min(height, width)))
+    return Window((height - side + 1) // 2, (width - side + 1) // 2, side, side)
+
+
+def _with_aspect(height: int, width: int, aspect: float, drawn: float) -> tuple[int, int] | None:
+    """Height and width of this aspect ratio with an area in range; None if there are none."""
+    area = height * width
+    least, most = AREA[0] * area, AREA[1] * area
+    low = round(math.sqrt(least / aspect))
+    high = min(round(math.sqrt(most / aspect)), height)
+    while round(high * aspect) > width:
+        high -= 1
+    low = min(low, high)
+    h = low + int(drawn * (high - low + 1))
+    if h * round(h * aspect) < least:  # by rounding
+        h += 1
+    if h * round(h * aspect) > most:
+        h -= 1
+    w = round(h * aspect)
+    if not least <= h * w <= most or h > height or w > width or h < 1 or w < 1:
+        return None
+    return h, w

@@ -1,0 +1,140 @@
+"""From an encoded image to the pixels of a part of it, resized.
+
+JPEG by TurboJPEG (simplejpeg), what else may occur among photos (PNG, JPEG in CMYK) by Pillow,
+resizing by OpenCV: all of them work outside Python's global lock, on any number of threads.
+"""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from rigl_optax.data.crops import Window
+
+MAX_PIXELS = 50_000_000  # 150 MB decoded; the largest of ImageNet has 30
+
+cv2.setNumThreads(0)  # images are spread over threads, not parts of one
+
+
+def photo(
+    data: bytes,
+    choose: Callable[[int, int], Window],
+    out: np.ndarray,
+    *,
+    flip: bool = False,
+) -> None:
+    """Decodes an image, and resizes a part of it, bicubically.
+
+    A part that is at least twice as large as `out` in both directions is decoded at a half, a
+    quarter or an eighth of its size, by JPEG's own transform.
+
+    Args:
+      data: The encoded image: JPEG or PNG.
+      choose: From its height and width, the part.
+      out: uint8 (size, size, 3), overwritten with RGB.
+      flip: Whether to mirror it left and right.
+
+    Raises:
+      ValueError: If it is neither, is damaged or cut off, or has more than 50 million pixels.
+    """
+    size = out.shape[0]
+    shape = _plain_jpeg(data)
+    if shape is None:
+        pixels = _by_pillow(data, "RGB")
+        part = choose(*pixels.shape[:2])
+    else:
+        part = choose(*shape)
+        divisor = _divisor(min(part.height, part.width) // size)
+        pixels = _by_turbojpeg(data, shape, divisor)
+        part = _scaled(part, divisor, *pixels.shape[:2])
+    top, left, height, width = part
+    view = pixels[top : top + height, left : left + width]
+    if not flip:
+        cv2.resize(view, (size, size), dst=out, interpolation=cv2.INTER_CUBIC)
+    else:
+        cv2.flip(cv2.resize(view, (size, size), interpolation=cv2.INTER_CUBIC), 1, dst=out)
+
+
+def stored(data: bytes) -> np.ndarray:
+    """All pixels: uint8 (height, width) of a grey image, else (height, width, 3); as `photo`."""
+    return _by_pillow(data, None)
+
+
+def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Height and width, if TurboJPEG can make RGB of it."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None  # of a rare kind, maybe: Pillow knows it, or says what is wrong
+    if colorspace not in ("Gray", "YCbCr", "RGB"):
+        return None
+    _check_size(height, width)
+    return height, width
+
+
+def _by_turbojpeg(data: bytes, shape: tuple[int, int], divisor: int) -> np.ndarray:
+    # Colours of half resolution are repeated, not interpolated, which takes a twentieth off: they
+    # are resized in any case.
+    keys: dict[str, Any] = {"fastupsample": True}
+    if divisor > 1:
+        height, width = shape
+        keys |= {
+            "min_factor": divisor,
+            "min_height": height // divisor,
+            "min_width": width // divisor,
+        }
+    try:
+        return simplejpeg.decode_jpeg(data, **keys)
+    except ValueError as error:
+        # Photos of ImageNet have such bytes after the last of their pixels.
+        if "extraneous bytes" not in str(error):
+            raise ValueError(f"a damaged JPEG image ({error})") from error
+    return simplejpeg.decode_jpeg(data, strict=False, **keys)
+
+
+def _by_pillow(data: bytes, mode: str | None) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
+            _check_size(image.height, image.width)
+            return np.asarray(image.convert(mode or ("L" if image.mode == "L" else "RGB")))
+    except _TooLargeError:
+        raise
+    except Exception as error:  # Pillow's decoders fail in many ways on damaged files
+        raise ValueError(f"not a PNG or JPEG image, or a damaged one ({error})") from error
+
+
+class _TooLargeError(ValueError):
+    pass
+
+
+def _check_size(height: int, width: int) -> None:
+    if not 0 < height * width <= MAX_PIXELS:
+        raise _TooLargeError(
+            f"an image of {height} x {width} pixels; at most {MAX_PIXELS:,} are read"
+        )
+
+
+def _divisor(ratio: int) -> int:
+    """The fraction of its size at which a part that is so much larger than needed is decoded."""
+    return next((divisor for divisor in (8, 4, 2) if ratio >= divisor), 1)
+
+
+def _scaled(part: Window, divisor: int, height: int, width: int) -> Window:
+    """The same part of an image decoded at a fraction of its size, which is this high and wide.
+
+    Its last row and column may stand for pixels beyond the image: sizes are rounded up.
+    """
+
+    def along(start: int, length: int, size: int) -> tuple[int, int]:
+        length = min(max(1, round(length / divisor)), size)
+        return min(round(start / divisor), size - length), length
+
+    top, rows = along(part.top, part.height, height)
+    left, columns = along(part.left, part.width, width)
+    return Window(top, left, rows, columns)

@@ -1,0 +1,92 @@
+"""A tree of photos: `root/train/<class>/<anything>.jpeg` and `root/val/<class>/...`."""
+
+import os
+import pathlib
+
+from rigl_optax.data import batches, photos
+from rigl_optax.data.records import Record
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+TREE = (
+    "A tree of photos is ROOT/train/CLASS/*.jpeg and ROOT/val/CLASS/*.jpeg. Of ImageNet: "
+    "`tar -xf ILSVRC2012_img_train.tar -C ROOT/train`, then each CLASS.tar in it into "
+    "ROOT/train/CLASS; pass ROOT as --config.data_dir=ROOT"
+)
+
+
+def load(data_dir: str, max_bad_records: int, size: int, threads: int) -> batches.Dataset:
+    """The photos of a tree; those under `val` are the test split. Arguments as in `imagenet.load`.
+
+    Raises:
+      FileNotFoundError: If there is no such tree.
+      ValueError: If there are no photos in it, or `val` has classes that `train` has not.
+    """
+    if not data_dir:
+        raise FileNotFoundError(f"config.data_dir is empty. {TREE}")
+    root = pathlib.Path(data_dir)
+    names = classes(root / "train")
+    classes(root / "val")
+    train, test = (Folder(root / part, names) for part in ("train", "val"))
+    return photos.dataset(train, test, len(names), max_bad_records, size, threads)
+
+
+class Folder:
+    """The photos of one split, in the order of their paths."""
+
+    def __init__(self, root: pathlib.Path, classes: list[str]) -> None:
+        """Lists the files once.
+
+        Args:
+          root: Has a folder for every class that occurs.
+          classes: Names of all classes, in the order of their numbers.
+
+        Raises:
+          ValueError: If there is a class that is not among them, or no photo at all.
+        """
+        self._root = root
+        found = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+        if unknown := sorted(found - set(classes)):
+            raise ValueError(f"{root} has classes that the training photos have not: {unknown[:5]}")
+        self._files = [
+            (label, name)
+            for label, cls in enumerate(classes)
+            if cls in found
+            for name in sorted(os.listdir(root / cls))
+            if name.lower().endswith(SUFFIXES)
+        ]
+        if not self._files:
+            raise ValueError(
+                f"{root} holds no photos ({', '.join(SUFFIXES)}) in folders of classes"
+            )
+        self._classes = classes
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._files)
+
+    def read(self, i: int) -> Record:
+        """A photo; raises a ValueError if the file cannot be read."""
+        try:
+            return Record(self._path(i).read_bytes(), self._files[i][0])
+        except OSError as error:
+            raise ValueError(f"{error}") from error
+
+    def name(self, i: int) -> str:
+        """Its path."""
+        return str(self._path(i))
+
+    def _path(self, i: int) -> pathlib.Path:
+        label, name = self._files[i]
+        return self._root / self._classes[label] / name
+
+
+def classes(root: pathlib.Path) -> list[str]:
+    """The names of the classes of a split, in alphabetical order, which numbers them.
+
+    Raises:
+      FileNotFoundError: If there is no such folder, or no class in it.
+    """
+    found = sorted(e.name for e in os.scandir(root) if e.is_dir()) if root.is_dir() else []
+    if not found:
+        raise FileNotFoundError(f"{root} is not there, or has no folders in it. {TREE}")
+    return found

@@ -1,0 +1,89 @@
+"""The records of TFDS directories: `tf.train.Example` messages, without TensorFlow."""
+
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Field
+from google.protobuf.message import DecodeError
+
+
+def image_and_label(record: bytes) -> tuple[bytes, int]:
+    """The encoded image and the class of an example.
+
+    Raises:
+      ValueError: If it is not an example, or has not exactly one `image` and one `label`.
+
+    Example:
+      >>> image_and_label(serialize({"image": b"a photo", "label": 7}))
+      (b'a photo', 7)
+    """
+    example = _Example()
+    try:
+        example.ParseFromString(record)
+    except DecodeError as error:
+        raise ValueError(f"not a tf.train.Example ({error})") from error
+    features = example.features.feature
+    images = features["image"].bytes_list.value
+    labels = features["label"].int64_list.value
+    if len(images) != 1 or len(labels) != 1:
+        raise ValueError(
+            f"an example with {len(images)} images and {len(labels)} labels, not one of each"
+        )
+    return images[0], labels[0]
+
+
+def serialize(features: dict[str, bytes | int]) -> bytes:
+    """The record of an example with these features."""
+    example = _Example()
+    for name, value in features.items():
+        if isinstance(value, bytes):
+            example.features.feature[name].bytes_list.value.append(value)
+        else:
+            example.features.feature[name].int64_list.value.append(value)
+    return bytes(example.SerializeToString(deterministic=True))
+
+
+def _example_type() -> Any:
+    """What tensorflow/core/example/*.proto declare, as far as images need it.
+
+    In a pool and a package of its own: it may live beside TensorFlow in one process.
+    """
+    package = "rigl_optax.example"
+    file = descriptor_pb2.FileDescriptorProto(
+        name="rigl_optax/example.proto", package=package, syntax="proto3"
+    )
+
+    def message(parent: Any, name: str, *fields: tuple[str, int, int, int, str]) -> Any:
+        added = parent.add(name=name)
+        for field, number, label, kind, of in fields:
+            made = added.field.add(name=field, number=number, label=label, type=kind)
+            if of:
+                made.type_name = f".{package}.{of}"
+        return added
+
+    one, many = Field.LABEL_OPTIONAL, Field.LABEL_REPEATED
+    types = file.message_type
+    message(types, "BytesList", ("value", 1, many, Field.TYPE_BYTES, ""))
+    message(types, "Int64List", ("value", 1, many, Field.TYPE_INT64, ""))
+    message(
+        types,
+        "Feature",
+        ("bytes_list", 1, one, Field.TYPE_MESSAGE, "BytesList"),
+        ("int64_list", 3, one, Field.TYPE_MESSAGE, "Int64List"),
+    )
+    entry = "Features.FeatureEntry"
+    features = message(types, "Features", ("feature", 1, many, Field.TYPE_MESSAGE, entry))
+    pair = message(
+        features.nested_type,
+        "FeatureEntry",
+        ("key", 1, one, Field.TYPE_STRING, ""),
+        ("value", 2, one, Field.TYPE_MESSAGE, "Feature"),
+    )
+    pair.options.map_entry = True
+    message(types, "Example", ("features", 1, one, Field.TYPE_MESSAGE, "Features"))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.Example"))
+
+
+_Example = _example_type()

@@ -1,0 +1,241 @@
+"""A prepared TFDS directory, tfrecord or array_record, read without TensorFlow or TFDS.
+
+What is in it is told by two JSON files: `dataset_info.json` (splits, the number of records in each
+shard, the names of the files) and `features.json` (how many classes there are).
+"""
+
+import functools
+import json
+import pathlib
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rigl_optax.data import tf_example, tfrecord
+from rigl_optax.data.records import DamagedFileError, Record
+
+INFO, FEATURES = "dataset_info.json", "features.json"
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+FORMATS = ("tfrecord", "array_record")
+
+
+class Directory(NamedTuple):
+    """What a directory says that it holds.
+
+    Attributes:
+      folder: Where its files are.
+      classes: How many its labels have.
+      splits: The shards of each split.
+    """
+
+    folder: pathlib.Path
+    classes: int
+    splits: "dict[str, Shards]"
+
+    def records(self, split: str) -> "Shards":
+        """The records of a split.
+
+        Raises:
+          FileNotFoundError: If there is no such split, or not all of its files are there.
+          ValueError: If files are shorter or longer than they were when they were prepared.
+        """
+        if split not in self.splits:
+            raise FileNotFoundError(
+                f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}"
+            )
+        self.splits[split].check()
+        return self.splits[split]
+
+
+def find(data_dir: pathlib.Path, name: str, prepare: str) -> Directory:
+    """The newest version of a prepared dataset.
+
+    Args:
+      data_dir: What was given to TFDS as `data_dir`; or the folder of the version itself.
+      name: The dataset's name, as `imagenet2012`.
+      prepare: The command that prepares it, for the error.
+
+    Raises:
+      FileNotFoundError: If it is not there, or has not been prepared to the end.
+      ValueError: If what the directory says about itself cannot be read.
+    """
+    if (data_dir / INFO).is_file():
+        return read(data_dir)
+    inside = data_dir if data_dir.name == name else data_dir / name
+    prepared = [
+        path.parent
+        for path in sorted(inside.glob(f"**/{INFO}"))
+        if not any(part.startswith("incomplete.") for part in path.parts)
+    ]
+    if not prepared:
+        begun = list(inside.glob("**/incomplete.*"))
+        state = f"only what was begun and not finished ({begun[0]})" if begun else "nothing"
+        raise FileNotFoundError(
+            f"{inside} holds no prepared TFDS dataset {name}, but {state}. To prepare it: {prepare}"
+        )
+    return read(max(prepared, key=lambda folder: _version(folder.name)))
+
+
+def read(folder: pathlib.Path) -> Directory:
+    """What the directory of one version says that it holds.
+
+    Raises:
+      ValueError: If its JSON files are not there, or not what TFDS writes.
+    """
+    info, features = _json(folder / INFO), _json(folder / FEATURES)
+    try:
+        classes = int(features["featuresDict"]["features"]["label"]["classLabel"]["numClasses"])
+        file_format = info.get("fileFormat", "tfrecord")
+        found = [_shards(folder, info["name"], file_format, split) for split in info["splits"]]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{folder}: its metadata are not those of images ({what})") from error
+    if classes < 1:
+        raise ValueError(f"{folder / FEATURES}: {classes} classes")
+    return Directory(folder, classes, {shards.split: shards for shards in found})
+
+
+class Shards:
+    """The records of one split, over its files. Each file is indexed when it is first needed."""
+
+    def __init__(
+        self,
+        split: str,
+        file_format: str,
+        paths: list[pathlib.Path],
+        lengths: list[int],
+        payload: int,
+    ) -> None:
+        """From the files, how many records are in each, and the bytes of all records together."""
+        self.split = split
+        self._format, self._paths, self._lengths, self._payload = (
+            file_format,
+            paths,
+            lengths,
+            payload,
+        )
+        self._starts = np.cumsum([0, *lengths])
+        self._opened: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """How many records there are."""
+        return int(self._starts[-1])
+
+    def check(self) -> None:
+        """Looks at the files without reading them; see `Directory.records`."""
+        missing = [path for path in self._paths if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of the {len(self._paths)} files of split {self.split!r} are not "
+                f"there, as {missing[0]}"
+            )
+        if self._format == "tfrecord" and self._payload:
+            around = tfrecord.HEADER + tfrecord.FOOTER
+            expected = self._payload + around * len(self)
+            size = sum(path.stat().st_size for path in self._paths)
+            if size != expected:
+                raise ValueError(
+                    f"{self._paths[0].parent}: the files of split {self.split!r} have {size} "
+                    f"bytes; {expected} by {INFO}: they have not been copied to the end"
+                )
+
+    def read(self, i: int) -> Record:
+        """A record; raises a ValueError if it is damaged, or its file is."""
+        shard, at = self._place(i)
+        opened = self._open(shard)
+        if self._format == "tfrecord":
+            raw = tfrecord.read(self._paths[shard], *map(int, opened[at]))
+        else:
+            raw = _read_array_record(opened, self._paths[shard], at)
+        return Record(*tf_example.image_and_label(raw))
+
+    def name(self, i: int) -> str:
+        """Where a record is."""
+        shard, at = self._place(i)
+        return f"record {at} of {self._paths[shard]}"
+
+    def _place(self, i: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return shard, i - int(self._starts[shard])
+
+    def _open(self, shard: int) -> Any:
+        """The index of a tfrecord file, or the reader of an array_record file."""
+        if shard not in self._opened:
+            with self._lock:
+                if shard not in self._opened:
+                    self._opened[shard] = self._opening(shard)
+        return self._opened[shard]
+
+    def _opening(self, shard: int) -> Any:
+        path, expected = self._paths[shard], self._lengths[shard]
+        if self._format == "tfrecord":
+            try:
+                opened: Any = tfrecord.index(path)
+            except ValueError as error:
+                raise DamagedFileError(str(error)) from error
+            count = len(opened)
+        else:
+            opened = _open_array_record(path)
+            count = opened.num_records()
+        if count != expected:
+            raise DamagedFileError(f"{path}: {count} records; {expected} by {INFO}")
+        return opened
+
+
+def _shards(folder: pathlib.Path, name: str, file_format: str, split: dict[str, Any]) -> Shards:
+    """From an entry of `splits` in the metadata; raises what is caught in `read`."""
+    if file_format not in FORMATS:
+        raise ValueError(f"file format {file_format!r}; {' and '.join(FORMATS)} can be read")
+    lengths = [int(length) for length in split["shardLengths"]]
+    if any(not 0 <= length < 2**40 for length in lengths):
+        raise ValueError(f"shard lengths {lengths[:10]}")
+    template = split.get("filepathTemplate") or _TEMPLATE
+    paths = []
+    for shard in range(len(lengths)):
+        values = {
+            "DATASET": name,
+            "SPLIT": split["name"],
+            "FILEFORMAT": file_format,
+            "SHARD_INDEX": f"{shard:05}",
+            "NUM_SHARDS": f"{len(lengths):05}",
+            "SHARD_X_OF_Y": f"{shard:05}-of-{len(lengths):05}",
+        }
+        file = functools.reduce(lambda t, v: t.replace(f"{{{v}}}", values[v]), values, template)
+        if "/" in file or "\0" in file or len(file) > 255:
+            raise ValueError(f"a file named {file[:80]!r}")
+        paths.append(folder / file)
+    return Shards(split["name"], file_format, paths, lengths, int(split.get("numBytes", 0)))
+
+
+def _json(path: pathlib.Path) -> Any:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not TFDS metadata ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not TFDS metadata (not an object)")
+    return value
+
+
+def _version(name: str) -> list[int]:
+    return [int(part) for part in name.split(".") if part.isdigit()]
+
+
+def _open_array_record(path: pathlib.Path) -> Any:
+    from array_record.python import array_record_module
+
+    try:
+        # Records are read at random: nothing is to be read ahead.
+        return array_record_module.ArrayRecordReader(str(path), options="readahead_buffer_size:0")
+    except (RuntimeError, ValueError) as error:
+        raise DamagedFileError(f"{path}: not an array_record file ({error})") from error
+
+
+def _read_array_record(reader: Any, path: pathlib.Path, at: int) -> bytes:
+    try:
+        (raw,) = reader.read([at])
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(f"{path}: record {at} is damaged ({error})") from error
+    return bytes(raw)

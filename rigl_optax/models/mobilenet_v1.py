@@ -1,0 +1,105 @@
+"""MobileNet v1: depthwise and pointwise convolutions in turn."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rigl_optax.models import convolution
+
+STEM = 32
+# Output channels and stride of each block.
+BLOCKS = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *((512, 1),) * 5,
+    (1024, 2),
+    (1024, 1),
+)
+glorot = nnx.initializers.glorot_uniform()  # of depthwise kernels, in the reference
+
+
+def dense_layers(distribution: str) -> dict[str, str]:
+    """Patterns of the kernels that stay dense, and why; the same for v2."""
+    del distribution
+    return {
+        r"^stem/kernel": "the first convolution, dense in the paper's MobileNets",
+        r"depthwise/kernel": "depthwise: few weights, and dense in the paper",
+    }
+
+
+class Block(nnx.Module):
+    """A 3x3 depthwise convolution and a 1x1 one, each with normalisation and ReLU."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int, *, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.depthwise = convolution.conv(
+            n_in, n_in, 3, stride, groups=n_in, kernel_init=glorot, dtype=dtype, rngs=rngs
+        )
+        self.depthwise_norm = convolution.norm(n_in, dtype=dtype, rngs=rngs)
+        self.pointwise = convolution.conv(n_in, n_out, 1, dtype=dtype, rngs=rngs)
+        self.pointwise_norm = convolution.norm(n_out, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(batch, height, width, n_in) to (batch, height / stride, width / stride, n_out)."""
+        x_BxHxWxC = nnx.relu(self.depthwise_norm(self.depthwise(x_BxHxWxC)))
+        return nnx.relu(self.pointwise_norm(self.pointwise(x_BxHxWxC)))
+
+
+class MobileNetV1(nnx.Module):
+    """A 3x3 convolution, 13 separable blocks, a linear layer; ReLU throughout, no dropout.
+
+    Kernels start truncated-normal of variance 1 / fan_in, depthwise ones Glorot-uniform, as in the
+    reference code (`imagenet_resnet/mobilenetv1_model.py`).
+
+    Args:
+      image_shape: (height, width) or (height, width, channels) of an image; 224, 224, 3 in the
+        paper.
+      classes: Number of logits.
+      width: By which all numbers of channels are multiplied, rounded to multiples of 8.
+      dtype: Of activations; float32 if not given.
+      rngs: Random keys (stream `params`).
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp
+      >>> model = MobileNetV1((32, 32, 3), 10, 0.25, rngs=nnx.Rngs(0))
+      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      (2, 10)
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        classes: int = 1000,
+        width: float = 1.0,
+        *,
+        dtype: Any = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        n = convolution.make_divisible(STEM * width)
+        n_image = convolution.channels(image_shape)
+        self.stem = convolution.conv(n_image, n, 3, 2, dtype=dtype, rngs=rngs)
+        self.stem_norm = convolution.norm(n, dtype=dtype, rngs=rngs)
+        blocks = []
+        for i, (base, stride) in enumerate(BLOCKS):
+            # The reference rounds the first block's channels to whole ones only.
+            n_out = convolution.make_divisible(int(width * base), 8 if i else 1)
+            blocks.append(Block(n, n_out, stride, dtype=dtype, rngs=rngs))
+            n = n_out
+        self.blocks = nnx.List(blocks)
+        init = convolution.lecun_normal
+        self.classifier = nnx.Linear(n, classes, kernel_init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits float32 (batch, classes) of images (batch, *image_shape)."""
+        x_BxHxWxC = self.stem(convolution.with_channels(images))
+        x_BxHxWxC = nnx.relu(self.stem_norm(x_BxHxWxC))
+        for block in self.blocks:
+            x_BxHxWxC = block(x_BxHxWxC)
+        return self.classifier(x_BxHxWxC.mean((1, 2))).astype(jnp.float32)

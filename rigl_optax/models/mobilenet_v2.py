@@ -1,0 +1,116 @@
+"""MobileNet v2: inverted residuals with linear bottlenecks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rigl_optax.models import convolution
+from rigl_optax.models.mobilenet_v1 import dense_layers as dense_layers
+from rigl_optax.models.mobilenet_v1 import glorot
+
+STEM, HEAD = 32, 1280
+EXPANSION = 6  # of all blocks but the first
+# Output channels and stride of each block.
+BLOCKS = (
+    (16, 1),
+    (24, 2),
+    (24, 1),
+    (32, 2),
+    *((32, 1),) * 2,
+    (64, 2),
+    *((64, 1),) * 3,
+    *((96, 1),) * 3,
+    (160, 2),
+    *((160, 1),) * 2,
+    (320, 1),
+)
+
+
+class Block(nnx.Module):
+    """Expansion, depthwise convolution, linear projection; a skip where shapes agree."""
+
+    def __init__(
+        self, n_in: int, n_out: int, stride: int, expansion: int, *, dtype: Any, rngs: nnx.Rngs
+    ) -> None:
+        n_mid = expansion * n_in
+        self.has_expansion = expansion != 1
+        if self.has_expansion:
+            self.expand = convolution.conv(n_in, n_mid, 1, dtype=dtype, rngs=rngs)
+            self.expand_norm = convolution.norm(n_mid, dtype=dtype, rngs=rngs)
+        self.depthwise = convolution.conv(
+            n_mid, n_mid, 3, stride, groups=n_mid, kernel_init=glorot, dtype=dtype, rngs=rngs
+        )
+        self.depthwise_norm = convolution.norm(n_mid, dtype=dtype, rngs=rngs)
+        self.project = convolution.conv(n_mid, n_out, 1, dtype=dtype, rngs=rngs)
+        self.project_norm = convolution.norm(n_out, dtype=dtype, rngs=rngs)
+        self.has_skip = stride == 1 and n_in == n_out
+
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(batch, height, width, n_in) to (batch, height / stride, width / stride, n_out)."""
+        hidden = x_BxHxWxC
+        if self.has_expansion:
+            hidden = nnx.relu(self.expand_norm(self.expand(hidden)))
+        hidden = nnx.relu(self.depthwise_norm(self.depthwise(hidden)))
+        out = self.project_norm(self.project(hidden))
+        return x_BxHxWxC + out if self.has_skip else out
+
+
+class MobileNetV2(nnx.Module):
+    """A 3x3 convolution, 17 inverted residuals, a 1x1 convolution, a linear layer; plain ReLU.
+
+    Kernels start as those of `MobileNetV1`, as in the reference code
+    (`imagenet_resnet/mobilenetv2_model.py`).
+
+    Args:
+      image_shape: (height, width) or (height, width, channels) of an image; 224, 224, 3 in the
+        paper.
+      classes: Number of logits.
+      width: By which all numbers of channels are multiplied, rounded to multiples of 8; the last
+        convolution has never less than 1280.
+      dtype: Of activations; float32 if not given.
+      rngs: Random keys (stream `params`).
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp
+      >>> model = MobileNetV2((32, 32, 3), 10, 0.25, rngs=nnx.Rngs(0))
+      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      (2, 10)
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        classes: int = 1000,
+        width: float = 1.0,
+        *,
+        dtype: Any = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        n = convolution.make_divisible(STEM * width)
+        n_image = convolution.channels(image_shape)
+        self.stem = convolution.conv(n_image, n, 3, 2, dtype=dtype, rngs=rngs)
+        self.stem_norm = convolution.norm(n, dtype=dtype, rngs=rngs)
+        blocks = []
+        for i, (base, stride) in enumerate(BLOCKS):
+            n_out = convolution.make_divisible(int(width * base), 8 if i else 1)
+            blocks.append(Block(n, n_out, stride, EXPANSION if i else 1, dtype=dtype, rngs=rngs))
+            n = n_out
+        self.blocks = nnx.List(blocks)
+        n_head = max(HEAD, convolution.make_divisible(HEAD * width))
+        self.head = convolution.conv(n, n_head, 1, dtype=dtype, rngs=rngs)
+        self.head_norm = convolution.norm(n_head, dtype=dtype, rngs=rngs)
+        init = convolution.lecun_normal
+        self.classifier = nnx.Linear(n_head, classes, kernel_init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits float32 (batch, classes) of images (batch, *image_shape)."""
+        x_BxHxWxC = self.stem(convolution.with_channels(images))
+        x_BxHxWxC = nnx.relu(self.stem_norm(x_BxHxWxC))
+        for block in self.blocks:
+            x_BxHxWxC = block(x_BxHxWxC)
+        x_BxHxWxC = nnx.relu(self.head_norm(self.head(x_BxHxWxC)))
+        return self.classifier(x_BxHxWxC.mean((1, 2))).astype(jnp.float32)

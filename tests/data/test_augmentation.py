@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from rigl_optax.data import augmentation, batches, digits
+
+KINDS = ["pad_crop", "resized_crop"]
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 10, 10, 3), np.uint8)
+
+
+def seen(augment, images=IMAGES, seed=3, step=7, rows=None):
+    part = images if rows is None else images[rows]
+    return augmentation.augmented(part, augment, len(images), seed, step, rows)
+
+
+@pytest.mark.parametrize("augment", KINDS)
+@pytest.mark.parametrize("images", [IMAGES, IMAGES[..., 0]], ids=["colour", "grey"])
+def test_what_is_seen_is_a_function_of_seed_step_and_place(augment, images):
+    found = seen(augment, images)
+    assert found.shape == images.shape and found.dtype == np.uint8
+    np.testing.assert_array_equal(seen(augment, images), found)
+    rows = np.array([1, 4, 5, 11])  # what one host of several has
+    np.testing.assert_array_equal(seen(augment, images, rows=rows), found[rows])
+    assert np.any(seen(augment, images, step=8) != found)
+    assert np.any(seen(augment, images, seed=4) != found)
+
+
+def test_none_changes_nothing():
+    assert seen("none") is IMAGES
+
+
+def test_a_pad_crop_is_a_window_of_the_mirrored_image_perhaps_flipped():
+    many = np.repeat(IMAGES[:1], 600, 0)
+    shown = seen("pad_crop", many)
+    border = [(4, 4), (4, 4), (0, 0)]
+    padded = np.pad(IMAGES[0], border, mode="symmetric")  # the edge itself is repeated
+    windows = {}
+    for top in range(9):
+        for left in range(9):
+            window = padded[top : top + 10, left : left + 10]
+            windows[window.tobytes()] = (top, left, False)
+            windows[window[:, ::-1].tobytes()] = (top, left, True)
+    places = [windows[image.tobytes()] for image in shown]
+    tops, lefts, flipped = np.array(places).T
+    for moved in (tops, lefts):
+        assert set(moved) == set(range(9))
+        assert moved.mean() == pytest.approx(4, abs=0.4)
+    assert flipped.mean() == pytest.approx(0.5, abs=0.07)
+
+
+def test_a_resized_crop_keeps_an_area_and_aspect_of_the_recipe():
+    # Images that hold their own coordinates say which part of them is seen.
+    size = 64
+    y, x = np.mgrid[:size, :size].astype(np.uint8)
+    many = np.repeat(np.stack([y, x], -1)[None], 800, 0)
+    shown = seen("resized_crop", many).astype(float)
+    high = (shown[:, -1, 0, 0] - shown[:, 0, 0, 0] + 1) / size
+    wide = np.abs(shown[:, 0, -1, 1] - shown[:, 0, 0, 1] + 1) / size
+    area = high * wide
+    assert 0.05 < area.min() < 0.12 and area.max() > 0.9
+    ratio = wide / high
+    assert np.quantile(ratio, 0.01) > 0.65 and np.quantile(ratio, 0.99) < 1.5
+    assert (shown[:, 0, 0, 1] > shown[:, 0, -1, 1]).mean() == pytest.approx(0.5, abs=0.07)
+
+
+def test_images_are_resized_once_and_stay_what_they_are():
+    data = digits.load()
+    assert augmentation.resized(data, 0) is data and augmentation.resized(data, 8) is data
+    larger = augmentation.resized(data, 16)
+    assert larger.train.images.shape == (1000, 16, 16) and larger.train.images.dtype == np.uint8
+    assert larger.test.images.shape == (500, 16, 16) and larger.maximum == 16
+    np.testing.assert_array_equal(larger.test.labels, data.test.labels)
+    # Bilinear: the mean of four neighbours of the new image is near the old pixel.
+    blocks = larger.train.images.reshape(1000, 8, 2, 8, 2).astype(float).mean((2, 4))
+    inside = np.s_[:, 1:-1, 1:-1]
+    means = data.train.images.astype(float)
+    assert np.corrcoef(blocks[inside].ravel(), means[inside].ravel())[0, 1] > 0.98
+    flat = batches.Split(np.full((3, 5, 7), 9, np.uint8), np.zeros(3, np.int32))
+    square = augmentation.resized(data._replace(train=flat), 4)
+    assert square.train.images.shape == (3, 4, 4) and np.all(square.train.images == 9)
