@@ -77,10 +77,12 @@ def prepare(config: Config) -> Run:
 
 def _check_dense_layers(config: Config, make_model: Callable[[], nnx.Module]) -> None:
     """Refuses a pattern of dense layers that no kernel has."""
+    pattern = config.dense_layers
+    if pattern in ("default", "none"):
+        return
     shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_model), nnx.Param))
     kernels = [path for path, leaf in _paths.flatten_with_paths(shapes) if leaf.ndim >= 2]
-    pattern = config.dense_layers
-    if pattern not in ("default", "none") and not any(re.search(pattern, k) for k in kernels):
+    if not any(re.search(pattern, kernel) for kernel in kernels):
         raise ValueError(
             f"config.dense_layers={pattern!r}: must be 'default', 'none' or a pattern of kernels, "
             f"which are {_paths.listing(kernels)}"

@@ -73,7 +73,7 @@ def test_images_are_resized_once_and_stay_what_they_are():
     blocks = larger.train.images.reshape(1000, 8, 2, 8, 2).astype(float).mean((2, 4))
     inside = np.s_[:, 1:-1, 1:-1]
     means = data.train.images.astype(float)
-    assert np.corrcoef(blocks[inside].ravel(), means[inside].ravel())[0, 1] > 0.98
+    assert np.corrcoef(blocks[inside].ravel(), means[inside].ravel())[0, 1] > 0.96
     flat = batches.Split(np.full((3, 5, 7), 9, np.uint8), np.zeros(3, np.int32))
     square = augmentation.resized(data._replace(train=flat), 4)
     assert square.train.images.shape == (3, 4, 4) and np.all(square.train.images == 9)

@@ -16,6 +16,14 @@ def test_the_page_on_optimizers_is_what_the_tests_run():
     assert module.PAGE.read_text() == module.page(), "run python docs/optimizers.py"
 
 
+def test_the_table_of_vision_models_is_that_of_the_records():
+    path = ROOT / "docs" / "vision.py"
+    spec = importlib.util.spec_from_file_location("vision", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(), "run python docs/vision.py"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):

@@ -151,7 +151,6 @@ def test_damaged_photos_are_told_of_and_do_not_count(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("photos")
 def test_a_wide_resnet_learns_from_files_of_cifars_format(config, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "PER_FILE", 16)
     monkeypatch.setattr(cifar10, "VALIDATION", 10)
