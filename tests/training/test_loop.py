@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import rigl_optax
-from rigl_optax.training import checkpoints, checks, loop, metrics, setup
+from rigl_optax.training import checkpoints, checks, loop, metrics, setup, tasks
 
 
 def train(config, workdir):
@@ -104,7 +104,7 @@ def test_a_run_stopped_anywhere_and_started_again_ends_bit_for_bit_the_same(
 ):
     # users.md 19. Rewirings are at 0, 10, ..., 40 and checkpoints at 20, 40, 60.
     config, uninterrupted, result, _ = finished
-    real = loop.batches.training_batch
+    real = tasks.batches.training_batch
 
     def stopping(*args, seed, step, rows):
         if step == stop_at - 1:
@@ -112,7 +112,7 @@ def test_a_run_stopped_anywhere_and_started_again_ends_bit_for_bit_the_same(
         return real(*args, seed=seed, step=step, rows=rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.batches, "training_batch", stopping)
+        patch.setattr(tasks.batches, "training_batch", stopping)
         with pytest.raises(Stopped):
             train(config, tmp_path)
     again, printed = train(config, tmp_path)
