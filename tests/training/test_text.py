@@ -226,7 +226,7 @@ def test_what_it_goes_on_with_is_a_function_of_the_seed(config, trained):
         ({"model_options": "width=3"}, "width"),
         ({"compute_dtype": "bfloat16"}, "recurrent models are for 'float32' alone"),
         ({"augment": "pad_crop"}, "recurrent models are for 'none' alone"),
-        ({"optimizer": "lbfgs"}, "optimizers are sgd, adam"),
+        ({"optimizer": "lbfgs"}, "optimizers are sgd, heavy_ball, adam"),
         ({"distribution": "uniform(power=2.0)"}, "uniform has no power; it has overrides, stacked"),
         ({"distribution": "uniform(overrides={"}, "distributions are erk"),
         ({"distribution": "erk)"}, "distributions are erk"),
