@@ -1,13 +1,15 @@
 """What is known of params before anything is computed: which leaves are sparse, and how."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rigl_optax import _distributions, _paths
+from rigl_optax import _distributions, _paths, _structure
+from rigl_optax._structure import Structure, Structures
 
 PyTree = Any
 Distribution = _distributions.Distribution | Callable[[PyTree], Mapping[str, float]]
@@ -19,7 +21,27 @@ class SparseLeaf(NamedTuple):
     path: str
     position: int  # among all leaves of params, in tree order
     stacked: bool  # the leading axis counts layers
-    zeros: int | None  # of each layer in it; None when initial masks say
+    zeros: int | None  # groups, of each layer in it; None when initial masks say
+    structure: Structure
+    shape: tuple[int, ...]
+    grid: tuple[int, ...]  # of its groups; what is ranked
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """Scores of the groups, float32, in the shape of the grid."""
+        pool = self.structure.pool
+        return jax.vmap(pool)(x) if self.stacked else pool(x)
+
+    def groups(self, mask: jax.Array) -> jax.Array:
+        """From a mask of the weights to one of the groups."""
+        groups = self.structure.groups
+        return jax.vmap(groups)(mask) if self.stacked else groups(mask)
+
+    def expand(self, mask: jax.Array) -> jax.Array:
+        """From a mask of the groups to one of the weights."""
+        shape = self.shape[self.stacked :]
+        if not self.stacked:
+            return self.structure.expand(mask, shape)
+        return jax.vmap(lambda m: self.structure.expand(m, shape))(mask)
 
 
 class Layout(NamedTuple):
@@ -53,16 +75,23 @@ def as_distribution(
     return _distributions.erk(sparsity)
 
 
-def layout(params: PyTree, distribution: Distribution, masked: bool) -> Layout:
+def layout(
+    params: PyTree,
+    distribution: Distribution,
+    masked: bool,
+    structure: Structures = _structure.UNSTRUCTURED,
+) -> Layout:
     """Which leaves of `params` are sparse.
 
     Args:
       params: Arrays or shapes, in any pytree.
       distribution: Function of params to `{path: sparsity}`.
       masked: Whether initial masks decide on the numbers of zeros.
+      structure: Of all sparse leaves, or by pattern.
 
     Raises:
-      ValueError: As the distribution does, or if it names a path that does not exist.
+      ValueError: As the distribution does, or if it names a path that does not exist; if a
+        structure does not fit its layer.
     """
     leaves, treedef = jax.tree.flatten(params)
     if not leaves:
@@ -77,19 +106,37 @@ def layout(params: PyTree, distribution: Distribution, masked: bool) -> Layout:
     stacked: set[str] = set()
     if isinstance(distribution, _distributions.Distribution):
         stacked = distribution.stacked_paths(params)
+    structures = _structure.by_path(structure, [path for path in paths if path in sparsities])
     sparse = []
     for index, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
         if path not in sparsities:
             continue
         _distributions.check_sparsity(f"sparsity of {path!r}", sparsities[path])
-        size = int(np.prod(leaf.shape[1:] if path in stacked else leaf.shape, dtype=np.int64))
-        zeros = None if masked else _distributions.zeros_in(sparsities[path], size)
-        sparse.append(SparseLeaf(path, index, path in stacked, zeros))
+        shape = tuple(leaf.shape)
+        slices, layer = (shape[:1], shape[1:]) if path in stacked else ((), shape)
+        kind = structures[path]
+        grid = kind.grid(layer, path)
+        zeros = None if masked else _distributions.zeros_in(sparsities[path], math.prod(grid))
+        is_stacked = path in stacked
+        sparse.append(SparseLeaf(path, index, is_stacked, zeros, kind, shape, slices + grid))
     return Layout(treedef, paths, leaves, sparse)
 
 
 def check_total(layout: Layout) -> None:
-    """Raises a ValueError if the sparse weights of all layers cannot be counted in int32."""
+    """Raises a ValueError if the groups of all layers cannot be counted together.
+
+    They must be of one size, and their weights few enough for int32.
+    """
+    sizes = {
+        leaf.path: np.unique(leaf.structure.group_sizes(leaf.shape[leaf.stacked :])).tolist()
+        for leaf in layout.sparse
+    }
+    if len({size for each in sizes.values() for size in each}) > 1:
+        shown = [f"{path}: {' and '.join(map(str, each))}" for path, each in sizes.items()]
+        raise ValueError(
+            "structure: what moves connections between layers needs groups of as many weights "
+            f"in all of them; weights in a group are {_paths.listing(shown)}"
+        )
     total = sum(int(np.prod(leaf.shape)) for leaf in layout.select(layout.leaves))
     if total > _distributions.MAX_LEAF_SIZE:
         raise ValueError(

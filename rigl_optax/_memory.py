@@ -61,13 +61,17 @@ def start(method: Method, layout: Layout, masks: Sequence[jax.Array]) -> tuple[M
     if method.keeps_initial:
         memory = memory._replace(initial=copies())
     if method.start is not None:
-        packing = _packing.packing([x.shape for x in sparse], [s.stacked for s in layout.sparse])
+        packing = _packing.packing(
+            [s.grid for s in layout.sparse], [s.stacked for s in layout.sparse]
+        )
         sparse_masks = layout.select(list(masks))
-        started = method.start(layout, packing, sparse_masks)
+        pairs = zip(layout.sparse, sparse_masks, strict=True)
+        started = method.start(layout, packing, [s.groups(m) for s, m in pairs])
         memory = memory._replace(carry=started.carry)
         if started.marks:
-            pairs = zip(started.marks, sparse_masks, strict=True)
-            memory = memory._replace(marks=tree(layout, [_placed(x, like=m) for x, m in pairs]))
+            each = zip(layout.sparse, started.marks, sparse_masks, strict=True)
+            marks = [_placed(leaf.expand(x), like=m) for leaf, x, m in each]
+            memory = memory._replace(marks=tree(layout, marks))
     if method.shadow is not None:
         shadow = copies()
     return memory, shadow

@@ -1,0 +1,198 @@
+"""Structures: which weights of a layer live and die together, and how such a group is scored.
+
+Selection ranks groups; single weights are the first kind. Every method sees a grid of groups
+in place of a layer, and its masks of the grid are expanded to masks of the weights.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rigl_optax import _paths
+
+Pool = Literal["l1", "l2", "max"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unstructured:
+    """Every weight is a group of its own: the default."""
+
+    def grid(self, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
+        """Shape of the grid of groups of a layer; raises if the layer has none."""
+        del path
+        return shape
+
+    def group_sizes(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Number of weights in each group, of the shape of the grid or broadcasting to it."""
+        return np.ones((1,) * len(shape), np.int64)
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """Scores of the groups of one layer, float32; a score is like that of one weight."""
+        return x.astype(jnp.float32)
+
+    def groups(self, mask: jax.Array) -> jax.Array:
+        """The mask of a layer's groups, of one that is the same throughout each group."""
+        return mask
+
+    def expand(self, mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The mask of a layer's weights: the inverse of `groups`."""
+        del shape
+        return mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    r"""Blocks of `rows` inputs by `cols` outputs: what real kernels are fast on.
+
+    The last two axes of a kernel are its inputs and its outputs, as in Flax and Haiku; a block
+    of a convolution has all taps of its channels. A group is scored by its mean magnitude
+    (`l1`), its root mean square (`l2`), or its largest magnitude (`max`):
+
+    .. math::
+        \frac1n \sum_i |x_i|, \qquad \sqrt{\frac1n \sum_i x_i^2}, \qquad \max_i |x_i|
+
+    A layer has `floor(s * groups)` inactive groups, and this number never changes.
+
+    Attributes:
+      rows: Inputs (input channels) of a block.
+      cols: Outputs (output channels) of a block.
+      pool_by: How weights, and gradients, are pooled to the score of a block.
+      pad: Whether layers that `rows` and `cols` do not divide have smaller blocks at their
+        far edges; else they raise.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> tx = rigl_optax.rigl(optax.sgd(0.1), 0.75, end=100, structure=rigl_optax.Block(2, 4))
+      >>> mask = tx.init({"kernel": jnp.ones((4, 8))}).masks["kernel"]
+      >>> int(mask.sum()), sorted(mask.sum(1).tolist())
+      (8, [0, 0, 4, 4])
+    """
+
+    rows: int
+    cols: int
+    pool_by: Pool = "l1"
+    pad: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Block: {name}={value!r}: must be an integer of at least 1")
+        if self.pool_by not in get_args(Pool):
+            raise ValueError(
+                f"Block: pool_by={self.pool_by!r}: must be one of {', '.join(get_args(Pool))}"
+            )
+
+    def grid(self, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
+        """Shape of the grid, [in blocks, out blocks]; raises if a layer does not divide."""
+        if len(shape) < 2:
+            raise ValueError(f"{self}: {path!r} has shape {shape}; blocks need two axes")
+        if not self.pad and (shape[-2] % self.rows or shape[-1] % self.cols):
+            raise ValueError(
+                f"{self}: does not divide {path!r} of {shape[-2]} inputs x {shape[-1]} outputs; "
+                "give this layer another structure by its pattern (Unstructured() for none), "
+                "keep it dense, or allow smaller blocks at the edges with pad=True"
+            )
+        return -(-shape[-2] // self.rows), -(-shape[-1] // self.cols)
+
+    def group_sizes(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Number of weights in each block, [in blocks, out blocks]."""
+        inputs, outputs = (
+            np.diff(np.minimum(np.arange(0, size + step, step), size))
+            for size, step in zip(shape[-2:], (self.rows, self.cols), strict=True)
+        )
+        return math.prod(shape[:-2]) * np.outer(inputs, outputs)
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """Scores of the blocks, float32, pooled in the precision of `x` if that is higher."""
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.promote_types(x.dtype, jnp.float32)
+        tiles = self._tiled(jnp.abs(x.astype(dtype)))
+        axes = (0, 2, 4)
+        if self.pool_by == "max":
+            return jnp.max(tiles, axes).astype(jnp.float32)
+        sizes = jnp.asarray(self.group_sizes(x.shape), dtype)
+        if self.pool_by == "l1":
+            return (jnp.sum(tiles, axes) / sizes).astype(jnp.float32)
+        return jnp.sqrt(jnp.sum(tiles * tiles, axes) / sizes).astype(jnp.float32)
+
+    def groups(self, mask: jax.Array) -> jax.Array:
+        """The first entry of each block."""
+        first = mask.reshape(-1, *mask.shape[-2:])[0]
+        return first[:: self.rows, :: self.cols]
+
+    def expand(self, mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Each entry of the grid for all weights of its block."""
+        rows, cols = mask.shape
+        wide = lax.broadcast_in_dim(mask, (rows, self.rows, cols, self.cols), (0, 2))
+        plane = wide.reshape(rows * self.rows, cols * self.cols)[: shape[-2], : shape[-1]]
+        return jnp.broadcast_to(plane, shape)
+
+    def _tiled(self, x: jax.Array) -> jax.Array:
+        """`x` as [taps, in blocks, rows, out blocks, cols], padded with zeros."""
+        rows, cols = self.grid(x.shape, "a layer")
+        taps = x.reshape(-1, *x.shape[-2:])
+        missing = rows * self.rows - x.shape[-2], cols * self.cols - x.shape[-1]
+        if any(missing):
+            taps = jnp.pad(taps, ((0, 0), (0, missing[0]), (0, missing[1])))
+        return taps.reshape(-1, rows, self.rows, cols, self.cols)
+
+
+Structure: TypeAlias = Unstructured | Block
+# One for all sparse layers, or by regular expressions of their paths; others are unstructured.
+Structures: TypeAlias = Structure | Mapping[str, Structure]
+
+UNSTRUCTURED = Unstructured()
+
+
+def check(structure: Structures) -> None:
+    """Raises a TypeError or ValueError unless this is a structure, or structures by pattern."""
+    if isinstance(structure, Structure):
+        return
+    if not isinstance(structure, Mapping):
+        raise TypeError(
+            f"structure={structure!r}: must be Unstructured() or Block(rows, cols), or a "
+            "mapping from patterns of paths to those"
+        )
+    for pattern, one in structure.items():
+        _paths.compile_pattern(pattern, "structure")
+        if not isinstance(one, Structure):
+            raise TypeError(
+                f"structure[{pattern!r}]={one!r}: must be Unstructured() or Block(rows, cols)"
+            )
+
+
+def by_path(structure: Structures, paths: Sequence[str]) -> dict[str, Structure]:
+    """The structure of each sparse leaf.
+
+    Args:
+      structure: What the public methods take.
+      paths: Of the sparse leaves.
+
+    Raises:
+      ValueError: If a pattern matches no path, or two match one.
+    """
+    if not isinstance(structure, Mapping):
+        return dict.fromkeys(paths, structure)
+    found: dict[str, Structure] = dict.fromkeys(paths, UNSTRUCTURED)
+    owner: dict[str, str] = {}
+    for pattern, one in structure.items():
+        matching = [p for p in paths if _paths.compile_pattern(pattern, "structure").search(p)]
+        if not matching:
+            raise ValueError(
+                f"structure: {pattern!r} matches no sparse leaf; sparse leaves are "
+                f"{_paths.listing(paths)}"
+            )
+        for path in matching:
+            if path in owner:
+                raise ValueError(
+                    f"structure: {path!r} is matched by {owner[path]!r} and {pattern!r}"
+                )
+            owner[path], found[path] = pattern, one
+    return found
