@@ -110,17 +110,29 @@ class Block:
         return math.prod(shape[:-2]) * np.outer(inputs, outputs)
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """Scores of the blocks, float32, pooled in the precision of `x` if that is higher."""
+        """Scores of the blocks, [in blocks, out blocks]."""
+        return self.score(self._tiled(x), (0, 2, 4), self.group_sizes(x.shape))
+
+    def score(self, x: jax.Array, axes: tuple[int, ...], sizes: jax.typing.ArrayLike) -> jax.Array:
+        """Scores of blocks that lie along `axes`, float32.
+
+        Args:
+          x: Weights or gradients; zeros beyond the edges of a layer.
+          axes: What is pooled.
+          sizes: Number of weights in each block, of the shape that is left.
+
+        Returns:
+          float32, pooled in the precision of `x` if that is higher.
+        """
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.promote_types(x.dtype, jnp.float32)
-        tiles = self._tiled(jnp.abs(x.astype(dtype)))
-        axes = (0, 2, 4)
+        magnitudes = jnp.abs(x.astype(dtype))
         if self.pool_by == "max":
-            return jnp.max(tiles, axes).astype(jnp.float32)
-        sizes = jnp.asarray(self.group_sizes(x.shape), dtype)
+            return jnp.max(magnitudes, axes).astype(jnp.float32)
+        number = jnp.asarray(sizes, dtype)
         if self.pool_by == "l1":
-            return (jnp.sum(tiles, axes) / sizes).astype(jnp.float32)
-        return jnp.sqrt(jnp.sum(tiles * tiles, axes) / sizes).astype(jnp.float32)
+            return (jnp.sum(magnitudes, axes) / number).astype(jnp.float32)
+        return jnp.sqrt(jnp.sum(magnitudes * magnitudes, axes) / number).astype(jnp.float32)
 
     def groups(self, mask: jax.Array) -> jax.Array:
         """The first entry of each block."""
