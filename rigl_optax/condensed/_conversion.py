@@ -171,7 +171,7 @@ def condense_state(inner_state: PyTree, params: PyTree, topologies: Topologies) 
     for i, owner in enumerate(_inner_state.owners(inner_state, params)):
         if owner is not None and paths[owner] in topologies:
             leaves[i] = _topology.extract(leaves[i], topologies[paths[owner]])
-    return treedef.unflatten(leaves)
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def densify_state(
@@ -199,7 +199,7 @@ def densify_state(
             topology = topologies[paths[owner]]
             mask = topology.block.expand(topology.mask(), topology.shape)
             leaves[i] = jnp.where(mask, BlockSparse(leaves[i], topology).dense(), rest[i])
-    return treedef.unflatten(leaves)
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def _is_kernel(x: Any) -> bool:

@@ -371,4 +371,4 @@ def _settled(
         if name in moved:
             value = moved[name].carry(value, jnp.asarray(rests[paths[i]]).astype(value.dtype))
         leaves[i] = value
-    return treedef.unflatten(leaves)
+    return jax.tree.unflatten(treedef, leaves)
