@@ -6,6 +6,7 @@
 # make compare-text-quick (ten minutes, one seed, a fifth of the steps)
 # make bench   what sparse training costs, against plain Optax in the same run
 # make bench-recurrent  recurrent language models against Flax's own cells
+# make bench-condensed  training steps of really sparse weights against the same dense model
 # make soak   half an hour of rewiring and kills     make fuzz   mutated files into every loader
 # make docs    the site, into build/site      make lock    renew constraints.txt
 #
@@ -19,7 +20,7 @@ WORKERS ?= 2
 TEXT_METHODS := --methods=dense,small_dense,static,set,snfs,rigl,gmp --sparsities=.75,.9
 
 .PHONY: train test test-fast test-core lint bench soak fuzz compare compare-fashion-mnist docs lock clean
-.PHONY: compare-text compare-text-quick bench-recurrent
+.PHONY: compare-text compare-text-quick bench-recurrent bench-condensed
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits
@@ -65,6 +66,9 @@ docs: $(VENV)/.docs
 
 bench-recurrent: $(VENV)/.train
 	$(BIN)/python benchmarks/recurrent.py
+
+bench-condensed: $(VENV)/.train
+	$(BIN)/python benchmarks/condensed.py
 
 soak: $(VENV)/.train
 	$(BIN)/python -m benchmarks.soak

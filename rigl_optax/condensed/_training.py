@@ -232,8 +232,13 @@ def _transformation(inner: optax.GradientTransformation, method: Method) -> Cond
         plan.check([leaf.path for leaf in layout.sparse])
         if method.check is not None:
             method.check(layout)
-        zero = jnp.zeros((), jnp.int32)
-        return CondensedState(zero, dict(topologies), inner.init(weights), zero)
+        # Buffers of their own: a step that donates the state takes nothing of the caller's.
+        return CondensedState(
+            count=jnp.zeros((), jnp.int32),
+            topologies=jax.tree.map(jnp.copy, dict(topologies)),
+            inner_state=inner.init(weights),
+            rewirings=jnp.zeros((), jnp.int32),
+        )
 
     def update(
         grads: PyTree, state: CondensedState, weights: PyTree, **extra_args: Any
