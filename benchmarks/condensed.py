@@ -10,6 +10,7 @@ optimizer state, batch) and temporaries. A rewiring is one step with scores, dro
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ Step = Callable[..., Any]
 def shapes(inputs: int, width: int, depth: int, classes: int) -> list[tuple[int, int]]:
     """Of the kernels, the first to the last."""
     sizes = [inputs, *[width] * depth, classes]
-    return list(zip(sizes[:-1], sizes[1:], strict=True))
+    return list(itertools.pairwise(sizes))
 
 
 def loss_dense(params: PyTree, x_BxD: jax.Array, labels_B: jax.Array) -> jax.Array:

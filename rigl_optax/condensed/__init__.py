@@ -10,8 +10,10 @@ from rigl_optax.condensed._conversion import probes as probes
 from rigl_optax.condensed._convolution import convolve as convolve
 from rigl_optax.condensed._kernel import BlockSparse as BlockSparse
 from rigl_optax.condensed._kernel import matmul as matmul
+from rigl_optax.condensed._recurrence import gru as gru
 from rigl_optax.condensed._topology import Topology as Topology
 from rigl_optax.condensed._topology import random_topology as random_topology
+from rigl_optax.condensed._topology import random_values as random_values
 from rigl_optax.condensed._training import CondensedState as CondensedState
 from rigl_optax.condensed._training import CondensedTransformation as CondensedTransformation
 from rigl_optax.condensed._training import rigl as rigl

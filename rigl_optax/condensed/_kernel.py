@@ -120,6 +120,14 @@ class Spec(NamedTuple):
         """Number of weights of each block of the grid."""
         return jnp.asarray(self.block.group_sizes(self.shape), jnp.int32)
 
+    def scores(self, x_IxRxB: jax.Array, dy_OxCxB: jax.Array) -> jax.Array:
+        """Scores of all blocks of the dense gradient of a product."""
+
+        def score(column: jax.Array, sizes: jax.Array) -> jax.Array:
+            return self.block.score(column, (1, 2), sizes)
+
+        return _product.scores(x_IxRxB, dy_OxCxB, self.sizes(), score)
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _multiply(
@@ -131,9 +139,9 @@ def _multiply(
     probe: jax.Array | None,
 ) -> jax.Array:
     del probe
-    x_IxRxB = _blocked(x, spec.grid[0], spec.block.rows)
+    x_IxRxB = blocked(x, spec.grid[0], spec.block.rows)
     y_OxCxB = _product.forward(values, rows, cols, x_IxRxB, spec.grid[1])
-    return _flat(y_OxCxB, spec.shape[-1]).astype(x.dtype)
+    return flat(y_OxCxB, spec.shape[-1]).astype(x.dtype)
 
 
 def _multiply_forward(spec: Spec, *arguments: Any) -> tuple[jax.Array, Any]:
@@ -143,31 +151,26 @@ def _multiply_forward(spec: Spec, *arguments: Any) -> tuple[jax.Array, Any]:
 def _multiply_backward(spec: Spec, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
     values, rows, cols, x, probe = saved
     block, (inputs, outputs) = spec.block, spec.grid
-    x_IxRxB, dy_OxCxB = _blocked(x, inputs, block.rows), _blocked(dy, outputs, block.cols)
+    x_IxRxB, dy_OxCxB = blocked(x, inputs, block.rows), blocked(dy, outputs, block.cols)
     dx = _product.backward_input(values, rows, cols, dy_OxCxB, inputs)
     dvalues = _product.backward_values(rows, cols, x_IxRxB, dy_OxCxB, (block.rows, block.cols))
-    dprobe = None
-    if probe is not None:
-
-        def score(column: jax.Array, sizes: jax.Array) -> jax.Array:
-            return block.score(column, (1, 2), sizes)
-
-        dprobe = _product.scores(x_IxRxB, dy_OxCxB, spec.sizes(), score).astype(probe.dtype)
-    dx = _flat(dx, spec.shape[-2]).astype(x.dtype)
+    dprobe = None if probe is None else spec.scores(x_IxRxB, dy_OxCxB).astype(probe.dtype)
+    dx = flat(dx, spec.shape[-2]).astype(x.dtype)
     return dvalues.astype(values.dtype), None, None, dx, dprobe
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
-def _blocked(x: jax.Array, blocks: int, size: int) -> jax.Array:
+def blocked(x: jax.Array, blocks: int, size: int) -> jax.Array:
     """[features, batch] as [blocks, size, batch], with zeros beyond the edge."""
     missing = blocks * size - x.shape[0]
     padded = jnp.pad(x, ((0, missing), (0, 0))) if missing else x
     return padded.reshape(blocks, size, x.shape[1])
 
 
-def _flat(x: jax.Array, features: int) -> jax.Array:
+def flat(x: jax.Array, features: int) -> jax.Array:
+    """The inverse of `blocked`."""
     return x.reshape(-1, x.shape[-1])[:features]
 
 

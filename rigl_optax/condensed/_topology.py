@@ -113,6 +113,49 @@ def random_topology(
     return from_mask(packing.unpack(chosen)[0], number, tuple(shape), block)
 
 
+def random_values(
+    key: jax.Array,
+    topology: Topology,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    *,
+    sparse_aware: bool = True,
+) -> jax.Array:
+    r"""Initial values of stored blocks, normal; zero beyond the edge of a padded layer.
+
+    .. math:: \theta \sim N(0, 1 / n), \qquad n = \text{density} \cdot \text{inputs}
+
+    Args:
+      key: For `jax.random`; never the one that topologies are seeded by.
+      topology: Where the blocks are.
+      dtype: Of the values.
+      sparse_aware: Whether n counts the inputs that are there on the average; else all inputs of
+        the dense kernel, as if it had been drawn and masked.
+
+    Returns:
+      Values of shape `topology.values_shape`. Nothing larger is made.
+
+    Example:
+      >>> import jax, rigl_optax
+      >>> from rigl_optax.condensed import random_topology, random_values
+      >>> topology = random_topology((64, 64), 0.75, rigl_optax.Block(16, 16))
+      >>> random_values(jax.random.key(0), topology).shape
+      (4, 16, 16)
+    """
+    inputs: float = math.prod(topology.shape[:-1])
+    if sparse_aware:
+        inputs *= max(topology.density, 1 / math.prod(topology.grid))
+    values = jax.random.normal(key, topology.values_shape, dtype)
+    inside = _inside(topology.rows, topology.block.rows, topology.shape[-2])[:, :, None]
+    inside = inside & _inside(topology.cols, topology.block.cols, topology.shape[-1])[:, None]
+    shape = (topology.blocks, *(1,) * (len(topology.shape) - 2), *inside.shape[1:])
+    return jnp.where(inside.reshape(shape), values * jnp.asarray(inputs**-0.5, dtype), 0)
+
+
+def _inside(blocks: jax.Array, size: int, bound: int) -> jax.Array:
+    """[blocks, size]: whether each row, or column, of a block lies within the layer."""
+    return blocks[:, None] * size + jnp.arange(size) < bound
+
+
 def check_grid(mask: Any, shape: tuple[int, ...], block: Block, path: str) -> np.ndarray:
     """The mask of blocks of a mask of weights, on the host.
 

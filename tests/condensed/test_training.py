@@ -10,6 +10,7 @@ import pytest
 
 import rigl_optax
 from rigl_optax import Block, condensed
+from rigl_optax.models import recurrence
 
 STEPS = 300
 PLAN = {"end": 200, "every": 20, "begin": 3, "seed": 4}
@@ -67,7 +68,32 @@ def conv_inputs(t):
 
 
 CONV_BLOCKS = Block(2, 2)
+GATES = ("reset", "update", "candidate")
+
+
+def gru_params():
+    params = {n: {"kernel": random(i, 16, 16) / 4} for i, n in enumerate(GATES)}
+    params |= {f"head_{n}": {"kernel": random(i + 3, 5, 16) / 2} for i, n in enumerate(GATES)}
+    return params | {"head": {"kernel": random(9, 16, 3) / 4}}
+
+
+def gru_net(params, x):
+    """The state is forgotten in the middle, in every second lane."""
+    gates = tuple(x @ params[f"head_{n}"]["kernel"] for n in GATES)
+    kernels = tuple(params[n]["kernel"] for n in GATES)
+    condense = isinstance(kernels[0], condensed.BlockSparse)
+    scan = condensed.gru if condense else recurrence.gru
+    keep = jnp.ones((*x.shape[:2], 1), x.dtype).at[2, ::2].set(0)
+    states, last = scan(gates, jnp.ones((x.shape[1], 16), x.dtype) / 2, kernels, keep)
+    return (states[1:] + last) @ params["head"]["kernel"]
+
+
+def gru_inputs(t):
+    return random(100 + t, 5, 4, 5)
+
+
 MODELS = {
+    "gru": (gru_net, gru_params, gru_inputs, Block(4, 2)),
     "mlp": (mlp, mlp_params, mlp_inputs, MLP_BLOCKS),
     "conv": (conv_net, conv_params, conv_inputs, CONV_BLOCKS),
 }
@@ -146,6 +172,8 @@ CASES = [
     ("mlp", "adam", "rigl"),
     ("conv", "momentum", "rigl"),
     ("conv", "adam", "rigl"),
+    ("gru", "momentum", "rigl"),
+    ("gru", "adam", "rigl"),
     ("mlp", "adam", "set"),
 ]
 
@@ -153,13 +181,14 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_equals_masked_training(case):
     history, loss, before = both(*case)
+    masks_of, densify = jax.jit(condensed.masks_of), jax.jit(condensed.densify)
     changes = 0
     with jax.enable_x64(True):
         for t, (params, state, weights, cstate) in enumerate(history):
-            if t % 10 and t < STEPS:
+            if t % 20 not in (3, 4) and t < STEPS:  # before and after rewirings
                 continue
-            masks = condensed.masks_of(weights, cstate.topologies)
-            dense = condensed.densify(weights, cstate.topologies)
+            masks = masks_of(weights, cstate.topologies)
+            dense = densify(weights, cstate.topologies)
             for path, mask in jax.tree_util.tree_leaves_with_path(state.masks):
                 where = f"{t} {path}"
                 np.testing.assert_array_equal(
@@ -201,6 +230,26 @@ def test_state_goes_both_ways():
         for path, topology in topologies.items():
             np.testing.assert_array_equal(topology.rows, cstate.topologies[path].rows)
             np.testing.assert_array_equal(topology.cols, cstate.topologies[path].cols)
+
+
+def test_scores_of_a_kernel_used_at_every_step_are_those_of_the_sum():
+    model, make, inputs, block = MODELS["gru"]
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), make())
+    mask = lambda p: np.kron(np.arange(32).reshape(4, 8) % 3 > 0, np.ones((4, 2))) > 0
+    masks = {
+        n: {"kernel": mask(p) if n in GATES else np.ones(p["kernel"].shape, bool)}
+        for n, p in params.items()
+    }
+    weights, topologies = condensed.condense(params, masks, block)
+    loss = functools.partial(loss_of, model)
+    x, y = jnp.asarray(inputs(0), jnp.float32), jnp.zeros(3)
+    step = jax.jit(condensed.value_grad_and_scores(loss))
+    _, _, scores = step(weights, topologies, x, y)
+    dense = condensed.densify(weights, topologies)
+    gradient = jax.jit(jax.grad(loss))(dense, x, y)
+    for n in GATES:
+        got = scores[f"{n}/kernel"]
+        np.testing.assert_allclose(got, block.pool(gradient[n]["kernel"]), rtol=1e-3, atol=1e-6)
 
 
 # ------------------------------------------------------------------ one step, looked at closely
@@ -307,7 +356,7 @@ def test_nothing_dense_in_a_step_or_a_rewiring():
             "min_fan_in=3: 'w' has 6 active",
         ),
         (
-            lambda w, t: condensed.condense({"w": np.ones((4, 4))}, {"v": np.ones((4, 4))}, Block(2, 2)),
+            lambda w, t: condensed.condense({"w": w["b"]}, {"v": w["b"]}, Block(2, 2)),
             "masks do not fit params",
         ),
         (
