@@ -7,6 +7,7 @@
 # make bench   what sparse training costs, against plain Optax in the same run
 # make bench-recurrent  recurrent language models against Flax's own cells
 # make bench-condensed  training steps of really sparse weights against the same dense model
+# make bigger-than-dense  under 3 GB: the dense network fails, the condensed one learns (2 minutes)
 # make soak   half an hour of rewiring and kills     make fuzz   mutated files into every loader
 # make docs    the site, into build/site      make lock    renew constraints.txt
 #
@@ -20,7 +21,7 @@ WORKERS ?= 2
 TEXT_METHODS := --methods=dense,small_dense,static,set,snfs,rigl,gmp --sparsities=.75,.9
 
 .PHONY: train test test-fast test-core lint bench soak fuzz compare compare-fashion-mnist docs lock clean
-.PHONY: compare-text compare-text-quick bench-recurrent bench-condensed
+.PHONY: compare-text compare-text-quick bench-recurrent bench-condensed bigger-than-dense
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits
@@ -69,6 +70,9 @@ bench-recurrent: $(VENV)/.train
 
 bench-condensed: $(VENV)/.train
 	$(BIN)/python benchmarks/condensed.py
+
+bigger-than-dense: $(VENV)/.train
+	$(BIN)/python benchmarks/bigger_than_dense.py --figure=docs/images/bigger_than_dense.png
 
 soak: $(VENV)/.train
 	$(BIN)/python -m benchmarks.soak
