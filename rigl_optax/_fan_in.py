@@ -23,6 +23,11 @@ _FIRST = np.iinfo(np.int32).max  # before every score
 def check(layout: Layout, min_fan_in: int) -> None:
     """Raises a ValueError if a layer has not enough inputs, or active weights, for it."""
     for leaf in layout.sparse:
+        if leaf.structure.has_parts:
+            raise ValueError(
+                f"min_fan_in={min_fan_in}: {leaf.path!r} has {leaf.structure}, which says how many "
+                "inputs each unit has"
+            )
         shape = leaf.grid[leaf.stacked :]
         units = shape[-1] if shape else 1
         inputs = math.prod(shape) // max(units, 1)

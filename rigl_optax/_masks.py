@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from rigl_optax import _packing, _paths, _random, _selection, _structure
+from rigl_optax import _layout, _paths, _random, _selection
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._state import SparseState
 
@@ -36,7 +36,7 @@ def _draw_masks(
     masks = [jnp.ones(shape, bool) for shape in shapes]
     if not sparse:
         return masks
-    packing = _packing.packing([s.grid for s in sparse], [s.stacked for s in sparse])
+    packing = _layout.packing(sparse)
     scores = _random.random_scores(
         seed, _random.Purpose.INITIAL_MASK, [s.position for s in sparse], packing
     )
@@ -58,7 +58,7 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
 
     Raises:
       ValueError: If the trees differ, a shape differs, a mask is not boolean, a dense leaf's
-        mask has a False, or a group of a structure is active in part.
+        mask has a False, or a mask does not fit its structure.
     """
     given = dict(_paths.flatten_with_paths(initial_masks))
     paths = layout.paths
@@ -88,11 +88,13 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
             )
         if path in sparse and mask.size and not np.any(np.asarray(mask)):
             raise ValueError(f"initial_masks: nothing is active in {path!r}")
-        if path in sparse and not np.array_equal(mask, _regrouped(sparse[path], mask)):
-            raise ValueError(
-                f"initial_masks: groups of {path!r} are active in part; all weights of a group "
-                f"of {sparse[path].structure} must be active or none"
-            )
+        if path in sparse:
+            layers = np.asarray(mask) if sparse[path].stacked else np.asarray(mask)[None]
+            wrong = {sparse[path].structure.misfit(layer) for layer in layers} - {""}
+            if wrong:
+                raise ValueError(
+                    f"initial_masks: {path!r} does not fit {sparse[path].structure}: {wrong.pop()}"
+                )
     masks = [jnp.array(given[path], copy=True) for path in paths]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
         return [_as_explicit(m, leaf) for m, leaf in zip(masks, layout.leaves, strict=True)]
@@ -102,13 +104,6 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
         else jax.device_put(mask, sharding)
         for mask, sharding in zip(masks, _shardings(layout.leaves), strict=True)
     ]
-
-
-def _regrouped(leaf: SparseLeaf, mask: Any) -> Any:
-    """The mask as its groups would have it."""
-    if leaf.structure == _structure.UNSTRUCTURED:
-        return mask
-    return np.asarray(leaf.expand(leaf.groups(jnp.asarray(mask))))
 
 
 def get_masks(opt_state: PyTree) -> PyTree:

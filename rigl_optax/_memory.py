@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rigl_optax import _packing, _paths
+from rigl_optax import _layout, _paths
 from rigl_optax._inner_state import Born, Kept
 from rigl_optax._layout import Layout
 from rigl_optax._method import Arrays, GrownState, Method
@@ -61,9 +61,7 @@ def start(method: Method, layout: Layout, masks: Sequence[jax.Array]) -> tuple[M
     if method.keeps_initial:
         memory = memory._replace(initial=copies())
     if method.start is not None:
-        packing = _packing.packing(
-            [s.grid for s in layout.sparse], [s.stacked for s in layout.sparse]
-        )
+        packing = _layout.packing(layout.sparse)
         sparse_masks = layout.select(list(masks))
         pairs = zip(layout.sparse, sparse_masks, strict=True)
         started = method.start(layout, packing, [s.groups(m) for s, m in pairs])

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rigl_optax import _packing, _selection, _structure
+from rigl_optax import _layout, _packing, _selection, _structure
 from rigl_optax._layout import SparseLeaf
 from rigl_optax._method import Arrays, Method, RewiringInputs
+from rigl_optax._packing import Packing
 
 PyTree = Any
 
@@ -68,9 +69,8 @@ def _stay(method: Method, sight: Sight) -> Rewired:
     return Rewired(sight.masks, sight.marks, sight.carry, grown, zero, jnp.array(True))
 
 
-def _inputs(sparse: Sequence[SparseLeaf], sight: Sight) -> RewiringInputs:
+def _inputs(sparse: Sequence[SparseLeaf], sight: Sight, packing: Packing) -> RewiringInputs:
     """What there is to see, laid out for ranking."""
-    packing = _packing.packing([m.shape for m in sight.masks], [leaf.stacked for leaf in sparse])
 
     def as_float(leaves: Arrays) -> Arrays:
         # Padding is an inactive zero with no gradient: it counts for nothing.
@@ -109,9 +109,11 @@ def _pooled(sparse: Sequence[SparseLeaf], sight: Sight) -> Sight:
 
 def _rewire(method: Method, sparse: Sequence[SparseLeaf], sight: Sight) -> Rewired:
     # The method ranks groups; values of single weights are looked at only for what is new.
-    single = inputs = _inputs(sparse, sight)
+    shapes = [leaf.shape for leaf in sparse]
+    whole = _packing.packing(shapes, [leaf.stacked for leaf in sparse])
+    single = inputs = _inputs(sparse, sight, whole)
     if any(leaf.structure != _structure.UNSTRUCTURED for leaf in sparse):
-        inputs = _inputs(sparse, _pooled(sparse, sight))
+        inputs = _inputs(sparse, _pooled(sparse, sight), _layout.packing(sparse))
 
     def expanded(masks: Arrays) -> Arrays:
         leaves = inputs.packing.unpack(masks)

@@ -177,13 +177,15 @@ def top_kast(
         return Started(marks, _selection.counts(active, packing.rows) / sizes)
 
     def backward(view: ShadowView) -> Arrays:
-        densities = jnp.split(view.carry, np.cumsum(_layers(view))[:-1])
+        numbers = [leaf.rankings for leaf in view.leaves]
+        densities = jnp.split(view.carry, np.cumsum(numbers)[:-1])
         gradients = []
         for i, gradient in enumerate(view.gradients):
             shadow, mask, mark = view.shadow[i], view.masks[i], view.marks[i]
-            density = densities[i].reshape(-1, *(1,) * (gradient.ndim - 1))
+            of_layers = densities[i].reshape(view.leaves[i].layers, -1).mean(1)
+            density = of_layers.reshape(-1, *(1,) * (gradient.ndim - 1))
             if gradient.ndim == 0 or not view.leaves[i].stacked:
-                density = densities[i].reshape((1,) * gradient.ndim)
+                density = of_layers.reshape((1,) * gradient.ndim)
             penalty = jnp.float32(exploration) * jnp.where(mask, 1, 1 / density)
             total = gradient + (penalty * shadow.astype(jnp.float32)).astype(gradient.dtype)
             gradients.append(_masks.masked(mark, total))
@@ -207,11 +209,6 @@ def top_kast(
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )
-
-
-def _layers(view: ShadowView) -> list[int]:
-    pairs = zip(view.shadow, view.leaves, strict=True)
-    return [x.shape[0] if leaf.stacked else 1 for x, leaf in pairs]
 
 
 def _settled(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:

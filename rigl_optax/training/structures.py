@@ -4,10 +4,15 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-from rigl_optax import Block, Unstructured
+from rigl_optax import NM, Block, ConstantFanIn, Unstructured
 from rigl_optax._structure import Structures
 
-STRUCTURES: dict[str, Callable[..., Any]] = {"Unstructured": Unstructured, "Block": Block}
+STRUCTURES: dict[str, Callable[..., Any]] = {
+    "Unstructured": Unstructured,
+    "Block": Block,
+    "NM": NM,
+    "ConstantFanIn": ConstantFanIn,
+}
 _EXAMPLE = "Block(16, 16), or {'layers/0': Block(16, 16, pad=True), 'layers/1': Block(8, 32)}"
 
 

@@ -24,8 +24,8 @@ class Network(nnx.Module):
         self.head = nnx.Linear(6, 2, rngs=rngs)
 
     def __call__(self, x):
-        x = nnx.relu(self.layers[0](x)).mean((1, 2))
-        return self.head(nnx.relu(self.layers[1](x)))
+        x = jnp.tanh(self.layers[0](x)).mean((1, 2))
+        return self.head(jnp.tanh(self.layers[1](x)))
 
 
 def array(seed, *shape):

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import rigl_optax
-from rigl_optax import Block, Grown, Unstructured
+from rigl_optax import NM, Block, ConstantFanIn, Grown, Unstructured
 from tests.core import reference as core
 from tests.methods import reference
 from tests.methods.test_trajectories import growth_scores
@@ -359,6 +359,115 @@ def test_init_of_shapes_and_float16():
     assert updates["a"].dtype == jnp.bfloat16
 
 
+# --------------------------------------------------------- parts with as many weights each: N:M
+
+PARTS = {"a": NM(2, 4), "b": ConstantFanIn(), "c": ConstantFanIn()}
+PART_SHAPES = {"a": (2, 8, 3), "b": (3, 3, 2, 5), "c": (12, 7), "d": (5,)}
+HALF = rigl_optax.uniform(0.5, overrides={"c": 0.7})
+
+
+def in_parts(structure, x):
+    """Unit by unit, along the inputs; [parts, weights]."""
+    units = x.reshape(-1, x.shape[-1]).T
+    return units.reshape(-1, structure.m) if isinstance(structure, NM) else units
+
+
+def run_parts(tx, steps=STEPS):
+    params = some_tree(PART_SHAPES, 0)
+    state = jax.jit(tx.init)(params)
+    params = rigl_optax.apply_masks(params, state)
+    step = jax.jit(tx.update)
+    history = [jax.device_get((params, state))]
+    for t in range(steps):
+        updates, state = step(some_tree(PART_SHAPES, 100 + t), state, params)
+        params = optax.apply_updates(params, updates)
+        history.append(jax.device_get((params, state)))
+    return history
+
+
+def part_scores(name):
+    """Growth of SET, drawn on the grid."""
+    grids = {n: in_parts(PARTS[n], np.zeros(s)).shape for n, s in PART_SHAPES.items() if n in PARTS}
+    return growth_scores(3, grids | {"d": (5,)})
+
+
+@pytest.mark.parametrize("name", ["rigl", "set"])
+def test_parts_drop_in_the_layer_and_regrow_each_for_itself(name):
+    transform = CASES[name][0]
+    history = run_parts(transform(sgd(), HALF, structure=PARTS, **PLAN, **DROP))
+    drawn = part_scores(name)
+    for t in range(STEPS):
+        (params, before), (after_params, after) = history[t : t + 2]
+        rewires = PLAN["begin"] <= t < PLAN["end"] and (t - PLAN["begin"]) % PLAN["every"] == 0
+        for n, structure in PARTS.items():
+            mask, new = in_parts(structure, before.masks[n]), in_parts(structure, after.masks[n])
+            if not rewires:
+                np.testing.assert_array_equal(mask, new)
+                continue
+            kept = core.kept_mask(mask, in_parts(structure, params[n]), FRACTION)
+            gradient = np.abs(in_parts(structure, some_tree(PART_SHAPES, 100 + t)[n]))
+            scores = gradient if name == "rigl" else drawn(t, n)
+            for i, (m, k) in enumerate(zip(mask, kept, strict=True)):
+                grown = reference.grow_largest(k, scores[i], int(m.sum() - k.sum()))
+                np.testing.assert_array_equal(new[i], grown)
+            assert (mask != new).any()
+            assert not after_params[n][~after.masks[n]].any()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **k: rigl_optax.static_sparse(sgd(), HALF, **k),
+        lambda **k: rigl_optax.rigl(sgd(), HALF, **PLAN, **k),
+        lambda **k: rigl_optax.sparse_momentum(sgd(), HALF, **PLAN, **k),
+        lambda **k: rigl_optax.gradual_magnitude_pruning(sgd(), HALF, **PLAN, **k),
+        lambda **k: rigl_optax.granet(sgd(), HALF, scope="layer", **PLAN, **k),
+        lambda **k: rigl_optax.dnw(sgd(), HALF, **k),
+    ],
+    ids=["static", "rigl", "snfs", "gmp", "granet", "dnw"],
+)
+def test_every_part_has_its_number(make):
+    history = run_parts(make(structure=PARTS))
+    for params, state in history[::3]:
+        for n, one in PARTS.items():
+            assert len(set(in_parts(one, state.masks[n]).sum(1).tolist())) == 1
+            assert not params[n][~state.masks[n]].any()
+    masks = history[-1][1].masks
+    assert set(in_parts(PARTS["a"], masks["a"]).sum(1)) == {2}
+    assert set(in_parts(PARTS["b"], masks["b"]).sum(1)) == {9}
+    assert set(in_parts(PARTS["c"], masks["c"]).sum(1)) == {12 - 8}
+
+
+def test_top_kast_with_a_constant_fan_in():
+    layers = rigl_optax.uniform(0.5)
+    tx = rigl_optax.top_kast(
+        sgd(), layers, backward_sparsity=rigl_optax.uniform(0.25), every=2,
+        structure=ConstantFanIn(),
+    )  # fmt: skip
+    _, state = run_parts(tx, 3)[-1]
+    assert set(state.masks["c"].sum(0)) == {6} and set(state.memory.marks["c"].sum(0)) == {9}
+
+
+def test_a_stack_of_layers_with_a_constant_fan_in():
+    tx = rigl_optax.rigl(
+        sgd(), rigl_optax.uniform(0.5, stacked=("x",)), structure=ConstantFanIn(), **PLAN, **DROP
+    )
+    tree = lambda t: {"x": np.random.default_rng(t).standard_normal((3, 8, 5)).astype(np.float32)}
+    params, state = tree(0), tx.init(tree(0))
+    params = rigl_optax.apply_masks(params, state)
+    before = np.asarray(state.masks["x"])
+    update = jax.jit(tx.update)
+    for t in range(3):
+        weights = np.asarray(params["x"])
+        updates, state = update(tree(t), state, params)
+        params = optax.apply_updates(params, updates)
+    after = np.asarray(state.masks["x"])
+    assert (after.sum(1) == 4).all() and (after != before).any()
+    for layer in range(3):  # each drops by itself: int(20 * .4)
+        kept = core.kept_mask(before[layer].T, weights[layer].T, FRACTION)
+        assert (after[layer].T[kept]).all()
+
+
 # -------------------------------------------------------------------------------------- pooling
 
 
@@ -416,7 +525,7 @@ def rigl(structure, **keys):
                 Block(2, 2), initial_masks={"a": np.eye(4, dtype=bool)}
             ).init({"a": np.ones((4, 4), np.float32)}),
             ValueError,
-            r"groups of 'a' are active in part",
+            r"'a' does not fit Block\(.*groups are active in part",
         ),
         (
             lambda: rigl_optax.granet(sgd(), 0.5, end=10, structure={"a": Block(4, 2)}).init(
@@ -424,6 +533,43 @@ def rigl(structure, **keys):
             ),
             ValueError,
             r"groups of as many weights in all of them.*a: 8.*b: 1",
+        ),
+        (lambda: NM(5, 4), ValueError, r"NM\(5, 4\): must be integers, 1 <= n <= m"),
+        (
+            lambda: rigl(NM(2, 4)).init({"c": np.ones((10, 8), np.float32)}),
+            ValueError,
+            r"4 does not divide the 10 inputs of 'c'",
+        ),
+        (
+            lambda: rigl(NM(1, 4)).init({"a": np.ones((8, 8), np.float32)}),
+            ValueError,
+            r"sparsity of 'a' is 0.5, must be 0.75: uniform\(0.75\)",
+        ),
+        (
+            lambda: rigl(ConstantFanIn(), min_fan_in=1).init({"a": np.ones((8, 8), np.float32)}),
+            ValueError,
+            r"min_fan_in=1: 'a' has ConstantFanIn\(\)",
+        ),
+        (
+            lambda: rigl_optax.granet(sgd(), 0.5, end=10, structure=ConstantFanIn()).init(
+                {"a": np.ones((8, 8), np.float32)}
+            ),
+            ValueError,
+            r"ConstantFanIn\(\), which fixes how many",
+        ),
+        (
+            lambda: rigl(
+                ConstantFanIn(), initial_masks={"a": np.tri(4, dtype=bool)}
+            ).init({"a": np.ones((4, 4), np.float32)}),
+            ValueError,
+            r"units differ in their fan-in",
+        ),
+        (
+            lambda: rigl(
+                NM(1, 2), initial_masks={"a": np.tri(4, dtype=bool)}
+            ).init({"a": np.ones((4, 4), np.float32)}),
+            ValueError,
+            r"groups of 2 have not 1 each",
         ),
     ],
 )  # fmt: skip
