@@ -47,6 +47,11 @@ class SparseLeaf(NamedTuple):
         pool = self.structure.pool
         return (jax.vmap(pool)(x) if self.stacked else pool(x)).reshape(self.grid)
 
+    def mean(self, x: jax.Array) -> jax.Array:
+        """Means of the groups, with their signs; float32, in the shape of the grid."""
+        mean = self.structure.mean
+        return (jax.vmap(mean)(x) if self.stacked else mean(x)).reshape(self.grid)
+
     def groups(self, mask: jax.Array) -> jax.Array:
         """From a mask of the weights to one of the groups."""
         groups = self.structure.groups

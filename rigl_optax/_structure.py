@@ -43,6 +43,10 @@ class Unstructured:
         """Scores of the groups of one layer, float32; a score is like that of one weight."""
         return x.astype(jnp.float32)
 
+    def mean(self, x: jax.Array) -> jax.Array:
+        """Means of the groups of one layer, with their signs."""
+        return self.pool(x)
+
     def groups(self, mask: jax.Array) -> jax.Array:
         """The mask of a layer's groups, of one that is the same throughout each group."""
         return mask
@@ -131,6 +135,11 @@ class Block:
     def pool(self, x: jax.Array) -> jax.Array:
         """Scores of the blocks, [in blocks, out blocks]."""
         return self.score(self._tiled(x), (0, 2, 4), self.group_sizes(x.shape))
+
+    def mean(self, x: jax.Array) -> jax.Array:
+        """Means of the blocks, with their signs."""
+        sizes = jnp.asarray(self.group_sizes(x.shape), jnp.float32)
+        return jnp.sum(self._tiled(x.astype(jnp.float32)), (0, 2, 4)) / sizes
 
     def score(self, x: jax.Array, axes: tuple[int, ...], sizes: jax.typing.ArrayLike) -> jax.Array:
         """Scores of blocks that lie along `axes`, float32.
@@ -222,6 +231,10 @@ class ConstantFanIn:
         """The weights, float32, [units, inputs]."""
         return self.groups(x.astype(jnp.float32))
 
+    def mean(self, x: jax.Array) -> jax.Array:
+        """The same: a group is one weight."""
+        return self.pool(x)
+
     def groups(self, mask: jax.Array) -> jax.Array:
         """[*window, in, out] as [units, inputs]."""
         return mask.reshape(-1, mask.shape[-1]).T
@@ -297,6 +310,10 @@ class NM:
     def pool(self, x: jax.Array) -> jax.Array:
         """The weights, float32, [groups, m]."""
         return self.groups(x.astype(jnp.float32))
+
+    def mean(self, x: jax.Array) -> jax.Array:
+        """The same: a group is one weight."""
+        return self.pool(x)
 
     def groups(self, mask: jax.Array) -> jax.Array:
         """[*window, in, out] as [groups, m]: unit by unit, and along its inputs."""

@@ -11,7 +11,7 @@ from flax import nnx
 
 import rigl_optax
 from rigl_optax import _paths
-from rigl_optax.training import methods, tasks
+from rigl_optax.training import methods, structures, tasks
 from rigl_optax.training.config import Config
 
 PyTree = Any
@@ -54,6 +54,7 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
     """
     kind = methods.find(config).start
     model, layers = make_model(), methods.distribution(config)
+    structure = structures.parse(config.structure)
     graphdef = nnx.graphdef(model)
     params, model_state = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, ...))
 
@@ -64,7 +65,7 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
         if not isinstance(task, tasks.Images):
             raise ValueError(f"config.method='synflow': not for {config.dataset}, but for images")
         shape = (1, *task.image_shape)
-        return rigl_optax.synflow_masks(params, layers, apply, shape)
+        return rigl_optax.synflow_masks(params, layers, apply, shape, structure=structure)
 
     temperature = GRASP_TEMPERATURE if kind == "grasp" else 1.0
 
@@ -75,4 +76,4 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
 
     first = jax.tree.map(jnp.asarray, task.training_batch(config, 0))
     score = rigl_optax.snip_masks if kind == "snip" else rigl_optax.grasp_masks
-    return score(params, layers, loss, [first])
+    return score(params, layers, loss, [first], structure=structure)

@@ -359,6 +359,47 @@ def test_init_of_shapes_and_float16():
     assert updates["a"].dtype == jnp.bfloat16
 
 
+def quadratic(params, x):
+    """Its gradient by `w` is `w * x` : scores are known."""
+    return jnp.sum(params["w"] ** 2 * x) / 2
+
+
+SALIENCY = {
+    "magnitude": lambda p, x, **k: rigl_optax.magnitude_masks(p, 0.5, **k),
+    "snip": lambda p, x, **k: rigl_optax.snip_masks(p, 0.5, quadratic, [x], **k),
+    "grasp": lambda p, x, **k: rigl_optax.grasp_masks(p, 0.5, quadratic, [x], **k),
+    "synflow": lambda p, x, **k: rigl_optax.synflow_masks(
+        p, 0.5, lambda q, ones: q["w"].sum() * ones.sum(), (1,), iterations=1, **k
+    ),
+}
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("name", SALIENCY)
+def test_saliency_of_groups(name, scope):
+    block = Block(4, 2, pool_by="l2")
+    rng = np.random.default_rng(0)
+    w, x = rng.standard_normal((2, 16, 12)).astype(np.float32)
+    masks = SALIENCY[name]({"w": jnp.asarray(w)}, jnp.asarray(x), scope=scope, structure=block)
+    scores = {"magnitude": w, "snip": w * w * x, "grasp": (w * x) ** 2, "synflow": w}[name]
+    if name == "grasp":  # w * H g = w * x * (w * x); the mean, all above 0 here
+        pooled_scores = scores.reshape(4, 4, 6, 2).mean((1, 3))
+    else:
+        pooled_scores = pooled(block, scores)
+    wanted = core.top_k_mask(pooled_scores.astype(np.float32).view(np.int32), 12)
+    np.testing.assert_array_equal(groups(block, np.asarray(masks["w"])), wanted)
+    tx = rigl_optax.static_sparse(sgd(), 0.5, structure=block, initial_masks=masks)
+    np.testing.assert_array_equal(tx.init({"w": w}).masks["w"], masks["w"])
+
+
+def test_saliency_with_a_constant_fan_in():
+    w = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
+    mask = rigl_optax.magnitude_masks({"w": w}, 0.5, structure=ConstantFanIn())["w"]
+    for unit in range(5):
+        kept = np.sort(np.argsort(-np.abs(w[:, unit]))[:4])
+        np.testing.assert_array_equal(np.flatnonzero(mask[:, unit]), kept)
+
+
 # --------------------------------------------------------- parts with as many weights each: N:M
 
 PARTS = {"a": NM(2, 4), "b": ConstantFanIn(), "c": ConstantFanIn()}
