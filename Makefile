@@ -9,6 +9,8 @@
 # make bench-vision  whole steps of ResNet-50 and MobileNet-v1, sparse against dense
 # make bench-input  images a second, beside tf.data (puts TensorFlow into .venv-tf)
 # make bench-recurrent  recurrent language models against Flax's own cells
+# make bench-condensed  training steps of really sparse weights against the same dense model
+# make bigger-than-dense  under 3 GB: the dense network fails, the condensed one learns (2 minutes)
 # make soak   half an hour of rewiring and kills     make fuzz   mutated files into every loader
 # make docs    the site, into build/site      make lock    renew constraints.txt
 #
@@ -23,6 +25,7 @@ TEXT_METHODS := --methods=dense,small_dense,static,set,snfs,rigl,gmp --sparsitie
 
 .PHONY: train test test-fast test-core lint bench soak fuzz compare compare-fashion-mnist docs lock clean
 .PHONY: compare-text compare-text-quick bench-recurrent compare-vision bench-vision bench-input
+.PHONY: bench-condensed bigger-than-dense
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits
@@ -83,6 +86,13 @@ bench-input: $(VENV)/.train .venv-tf/.installed
 
 bench-recurrent: $(VENV)/.train
 	$(BIN)/python benchmarks/recurrent.py
+
+bench-condensed: $(VENV)/.train
+	$(BIN)/python benchmarks/condensed.py
+	$(BIN)/python benchmarks/condensed_layers.py
+
+bigger-than-dense: $(VENV)/.train
+	$(BIN)/python benchmarks/bigger_than_dense.py --figure=docs/images/bigger_than_dense.png
 
 soak: $(VENV)/.train
 	$(BIN)/python -m benchmarks.soak

@@ -64,6 +64,7 @@ def get_config() -> config_dict.ConfigDict:
             "distribution": "erk",
             "method_options": "",
             "ticket": "",
+            "structure": "",
             "rewire_every": 100,
             "rewire_until": 75_000 / STEPS,
             "drop_fraction": 0.3,

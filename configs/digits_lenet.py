@@ -40,6 +40,7 @@ def get_config() -> config_dict.ConfigDict:
             "distribution": "erk",
             "method_options": "",
             "ticket": "",
+            "structure": "",
             "rewire_every": 50,
             "rewire_until": 0.75,
             "drop_fraction": 0.3,

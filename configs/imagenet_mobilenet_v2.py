@@ -59,6 +59,7 @@ def get_config() -> config_dict.ConfigDict:
             "distribution": "erk",
             "method_options": "",
             "ticket": "",
+            "structure": "",
             "rewire_every": 100,
             "rewire_until": 25_000 / 32_000,
             "drop_fraction": 0.3,

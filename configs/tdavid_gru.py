@@ -37,6 +37,7 @@ def get_config() -> config_dict.ConfigDict:
             "distribution": "uniform",
             "method_options": "",
             "ticket": "",
+            "structure": "",
             "rewire_every": 50,
             "rewire_until": 0.75,
             "drop_fraction": 0.3,

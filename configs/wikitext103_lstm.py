@@ -38,6 +38,7 @@ def get_config() -> config_dict.ConfigDict:
             "distribution": "uniform",
             "method_options": "",
             "ticket": "",
+            "structure": "",
             "rewire_every": 100,
             "rewire_until": 1.0,
             "drop_fraction": 0.1,

@@ -1,6 +1,7 @@
 """A least number of inputs for every unit: a unit without inputs is a constant, and lost.
 
 As in Flax and Haiku the last axis of a kernel counts its units; all other axes are inputs.
+Under a structure, a column of groups is a unit, and its groups are its inputs.
 """
 
 import math
@@ -22,7 +23,12 @@ _FIRST = np.iinfo(np.int32).max  # before every score
 def check(layout: Layout, min_fan_in: int) -> None:
     """Raises a ValueError if a layer has not enough inputs, or active weights, for it."""
     for leaf in layout.sparse:
-        shape = layout.leaves[leaf.position].shape[leaf.stacked :]
+        if leaf.structure.has_parts:
+            raise ValueError(
+                f"min_fan_in={min_fan_in}: {leaf.path!r} has {leaf.structure}, which says how many "
+                "inputs each unit has"
+            )
+        shape = leaf.grid[leaf.stacked :]
         units = shape[-1] if shape else 1
         inputs = math.prod(shape) // max(units, 1)
         if min_fan_in > inputs:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from rigl_optax import _fan_in, _plan, _random, _selection, _topology
 from rigl_optax._grown import Grown
-from rigl_optax._layout import Layout, check_total
+from rigl_optax._layout import Layout, check_total, layer_rows
 from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs
 
 GrowScores = Callable[[RewiringInputs], Arrays]
@@ -80,7 +81,25 @@ def drop_and_grow_method(
         if grow_counts is not None:
             check_total(layout)
 
+    def rule_of_parts(inputs: RewiringInputs) -> Outcome:
+        # Drops are of the whole layer; what a part of it lost, it grows.
+        rows, layers = inputs.packing.rows, layer_rows(inputs.leaves)
+        active = _selection.counts(inputs.masks, layers)
+        fraction = plan.fractions_of(
+            inputs.count, inputs.leaves, [leaf.layers for leaf in inputs.leaves]
+        )
+        keep = active - _topology.drop_counts(active, fraction)
+        keep_scores = _topology.drop_scores(inputs.weights, inputs.masks)
+        kept = _selection.top_k(keep_scores, layers, keep)
+        lost = _selection.counts(inputs.masks, rows) - _selection.counts(kept, rows)
+        pairs = zip(kept, scores(inputs), strict=True)
+        rest = [jnp.where(k, jnp.int32(_selection.EXCLUDED), s) for k, s in pairs]
+        grown = _selection.top_k(rest, rows, lost)
+        return Outcome([k | g for k, g in zip(kept, grown, strict=True)])
+
     def rule(inputs: RewiringInputs) -> Outcome:
+        if any(leaf.structure.has_parts for leaf in inputs.leaves):
+            return rule_of_parts(inputs)
         rows, packing = inputs.packing.rows, inputs.packing
         active = _selection.counts(inputs.masks, rows)
         fraction = plan.fractions(inputs.count, inputs.leaves, packing)

@@ -1,13 +1,16 @@
 """What is known of params before anything is computed: which leaves are sparse, and how."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rigl_optax import _distributions, _paths
+from rigl_optax import _distributions, _packing, _paths, _structure
+from rigl_optax._packing import Packing, Rows
+from rigl_optax._structure import Structure, Structures
 
 PyTree = Any
 Distribution = _distributions.Distribution | Callable[[PyTree], Mapping[str, float]]
@@ -19,7 +22,77 @@ class SparseLeaf(NamedTuple):
     path: str
     position: int  # among all leaves of params, in tree order
     stacked: bool  # the leading axis counts layers
-    zeros: int | None  # of each layer in it; None when initial masks say
+    zeros: int | None  # groups, of each layer in it; None when initial masks say
+    structure: Structure
+    shape: tuple[int, ...]
+    grid: tuple[int, ...]  # of its groups; what is ranked
+
+    @property
+    def rankings(self) -> int:
+        """Number of rankings: 1, or how many layers are stacked, or parts of layers."""
+        return self.grid[0] if self.is_split else 1
+
+    @property
+    def layers(self) -> int:
+        """Number of layers: 1, or how many are stacked."""
+        return self.shape[0] if self.stacked else 1
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the leading axis of the grid counts rankings."""
+        return self.stacked or self.structure.has_parts
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """Scores of the groups, float32, in the shape of the grid."""
+        pool = self.structure.pool
+        return (jax.vmap(pool)(x) if self.stacked else pool(x)).reshape(self.grid)
+
+    def mean(self, x: jax.Array) -> jax.Array:
+        """Means of the groups, with their signs; float32, in the shape of the grid."""
+        mean = self.structure.mean
+        return (jax.vmap(mean)(x) if self.stacked else mean(x)).reshape(self.grid)
+
+    def groups(self, mask: jax.Array) -> jax.Array:
+        """From a mask of the weights to one of the groups."""
+        groups = self.structure.groups
+        return (jax.vmap(groups)(mask) if self.stacked else groups(mask)).reshape(self.grid)
+
+    def expand(self, mask: jax.Array) -> jax.Array:
+        """From a mask of the groups to one of the weights."""
+        shape = self.shape[self.stacked :]
+        if not self.stacked:
+            return self.structure.expand(mask, shape)
+        grid = self.structure.grid(shape, self.path)
+        apart = mask.reshape(self.layers, *grid)
+        return jax.vmap(lambda m: self.structure.expand(m, shape))(apart)
+
+
+def packing(sparse: Sequence[SparseLeaf]) -> Packing:
+    """How the groups of sparse leaves are laid out for ranking.
+
+    Parts of layers are many and small: padded to rows, as leaves side by side are, they would
+    be far larger than the weights.
+    """
+    found = _packing.packing([leaf.grid for leaf in sparse], [leaf.is_split for leaf in sparse])
+    if any(leaf.structure.has_parts for leaf in sparse):
+        return found._replace(is_packed=False)
+    return found
+
+
+def layer_rows(sparse: Sequence[SparseLeaf]) -> list[Rows]:
+    """For each leaf, laid out apart, which layer each of its rows belongs to."""
+    joined, first = [], 0
+    for leaf in sparse:
+        if not leaf.is_split:
+            joined.append(Rows(np.asarray(first, np.int32), np.zeros((), np.int32)))
+        else:
+            parts = leaf.rankings // leaf.layers
+            size = math.prod(leaf.grid[1:])
+            ids = first + np.repeat(np.arange(leaf.layers), parts)
+            starts = np.tile(np.arange(parts) * size, leaf.layers)
+            joined.append(Rows(ids.astype(np.int32), starts.astype(np.int32)))
+        first += leaf.layers
+    return joined
 
 
 class Layout(NamedTuple):
@@ -53,16 +126,23 @@ def as_distribution(
     return _distributions.erk(sparsity)
 
 
-def layout(params: PyTree, distribution: Distribution, masked: bool) -> Layout:
+def layout(
+    params: PyTree,
+    distribution: Distribution,
+    masked: bool,
+    structure: Structures = _structure.UNSTRUCTURED,
+) -> Layout:
     """Which leaves of `params` are sparse.
 
     Args:
       params: Arrays or shapes, in any pytree.
       distribution: Function of params to `{path: sparsity}`.
       masked: Whether initial masks decide on the numbers of zeros.
+      structure: Of all sparse leaves, or by pattern.
 
     Raises:
-      ValueError: As the distribution does, or if it names a path that does not exist.
+      ValueError: As the distribution does, or if it names a path that does not exist; if a
+        structure does not fit its layer.
     """
     leaves, treedef = jax.tree.flatten(params)
     if not leaves:
@@ -77,19 +157,44 @@ def layout(params: PyTree, distribution: Distribution, masked: bool) -> Layout:
     stacked: set[str] = set()
     if isinstance(distribution, _distributions.Distribution):
         stacked = distribution.stacked_paths(params)
+    structures = _structure.by_path(structure, [path for path in paths if path in sparsities])
     sparse = []
     for index, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
         if path not in sparsities:
             continue
         _distributions.check_sparsity(f"sparsity of {path!r}", sparsities[path])
-        size = int(np.prod(leaf.shape[1:] if path in stacked else leaf.shape, dtype=np.int64))
-        zeros = None if masked else _distributions.zeros_in(sparsities[path], size)
-        sparse.append(SparseLeaf(path, index, path in stacked, zeros))
+        shape = tuple(leaf.shape)
+        slices, layer = (shape[:1], shape[1:]) if path in stacked else ((), shape)
+        kind = structures[path]
+        grid = kind.grid(layer, path)
+        zeros = None if masked else kind.zeros(sparsities[path], grid, path)
+        joins = kind.has_parts and bool(slices)
+        grid = (slices[0] * grid[0], *grid[1:]) if joins else slices + grid
+        sparse.append(SparseLeaf(path, index, path in stacked, zeros, kind, shape, grid))
     return Layout(treedef, paths, leaves, sparse)
 
 
 def check_total(layout: Layout) -> None:
-    """Raises a ValueError if the sparse weights of all layers cannot be counted in int32."""
+    """Raises a ValueError if the groups of all layers cannot be counted together.
+
+    They must be of one size, and their weights few enough for int32.
+    """
+    split = [leaf for leaf in layout.sparse if leaf.structure.has_parts]
+    if split:
+        raise ValueError(
+            f"structure: {split[0].path!r} has {split[0].structure}, which fixes how many weights "
+            "each part of a layer has; this method moves them between layers"
+        )
+    sizes = {
+        leaf.path: np.unique(leaf.structure.group_sizes(leaf.shape[leaf.stacked :])).tolist()
+        for leaf in layout.sparse
+    }
+    if len({size for each in sizes.values() for size in each}) > 1:
+        shown = [f"{path}: {' and '.join(map(str, each))}" for path, each in sizes.items()]
+        raise ValueError(
+            "structure: what moves connections between layers needs groups of as many weights "
+            f"in all of them; weights in a group are {_paths.listing(shown)}"
+        )
     total = sum(int(np.prod(leaf.shape)) for leaf in layout.select(layout.leaves))
     if total > _distributions.MAX_LEAF_SIZE:
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from rigl_optax import _explicit, _packing, _paths, _random, _selection
+from rigl_optax import _explicit, _layout, _paths, _random, _selection
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._state import SparseState
 
@@ -36,14 +36,14 @@ def _draw_masks(
     masks = [jnp.ones(shape, bool) for shape in shapes]
     if not sparse:
         return masks
-    packing = _packing.packing([shapes[s.position] for s in sparse], [s.stacked for s in sparse])
+    packing = _layout.packing(sparse)
     scores = _random.random_scores(
         seed, _random.Purpose.INITIAL_MASK, [s.position for s in sparse], packing
     )
     zeros = np.repeat(np.asarray([s.zeros for s in sparse], np.int32), packing.layers)
     chosen = _selection.top_k(scores, packing.rows, jnp.asarray(packing.sizes() - zeros))
     for s, mask in zip(sparse, packing.unpack(chosen), strict=True):
-        masks[s.position] = mask
+        masks[s.position] = s.expand(mask)
     return masks
 
 
@@ -57,8 +57,8 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
     """Copies of the user's masks, checked against params.
 
     Raises:
-      ValueError: If the trees differ, a shape differs, a mask is not boolean, or a dense
-        leaf's mask has a False.
+      ValueError: If the trees differ, a shape differs, a mask is not boolean, a dense leaf's
+        mask has a False, or a mask does not fit its structure.
     """
     given = dict(_paths.flatten_with_paths(initial_masks))
     paths = layout.paths
@@ -69,7 +69,7 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
             f"initial_masks: must have the tree structure of params; missing "
             f"{_paths.listing(missing)}, unknown {_paths.listing(extra)}"
         )
-    sparse = {s.path for s in layout.sparse}
+    sparse = {s.path: s for s in layout.sparse}
     for path, leaf in zip(paths, layout.leaves, strict=True):
         mask = given[path] if hasattr(given[path], "dtype") else np.asarray(given[path])
         if mask.dtype != np.bool_:
@@ -88,6 +88,13 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
             )
         if path in sparse and mask.size and not np.any(np.asarray(mask)):
             raise ValueError(f"initial_masks: nothing is active in {path!r}")
+        if path in sparse:
+            layers = np.asarray(mask) if sparse[path].stacked else np.asarray(mask)[None]
+            wrong = {sparse[path].structure.misfit(layer) for layer in layers} - {""}
+            if wrong:
+                raise ValueError(
+                    f"initial_masks: {path!r} does not fit {sparse[path].structure}: {wrong.pop()}"
+                )
     masks = [jnp.array(given[path], copy=True) for path in paths]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
         return [_explicit.like(m, leaf) for m, leaf in zip(masks, layout.leaves, strict=True)]

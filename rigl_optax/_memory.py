@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rigl_optax import _explicit, _packing, _paths
+from rigl_optax import _explicit, _layout, _paths
 from rigl_optax._inner_state import Born, Kept
 from rigl_optax._layout import Layout
 from rigl_optax._method import Arrays, GrownState, Method, Start, Started
@@ -74,11 +74,14 @@ def start(method: Method, layout: Layout, masks: Sequence[jax.Array]) -> tuple[M
 
 def _started(start: Start, layout: Layout, masks: Arrays) -> Started:
     """What a method starts from; in parts, if the masks are: never whole on one device."""
-    sparse = layout.select(layout.leaves)
-    packing = _packing.packing([x.shape for x in sparse], [s.stacked for s in layout.sparse])
+    packing = _layout.packing(layout.sparse)
 
     def make(leaves: list[Any], masks: Arrays) -> Started:
-        return start(layout._replace(leaves=leaves), packing, masks)
+        groups = [leaf.groups(m) for leaf, m in zip(layout.sparse, masks, strict=True)]
+        started = start(layout._replace(leaves=leaves), packing, groups)
+        # None, or one for each leaf.
+        marks = zip(layout.sparse, started.marks, strict=bool(started.marks))
+        return started._replace(marks=[leaf.expand(x) for leaf, x in marks])
 
     here = [*layout.leaves, *masks]
     is_traced = any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in here)

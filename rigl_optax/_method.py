@@ -17,7 +17,8 @@ class RewiringInputs(NamedTuple):
     """What a method may look at when it rewires.
 
     The lists hold the sparse leaves as `packing` lays them out: side by side in one
-    array, or apart; `packing.rows` says which layer each row belongs to.
+    array, or apart; `packing.rows` says which layer each row belongs to. Where a layer has a
+    structure, its groups stand in the place of weights, with their pooled magnitudes.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -41,7 +42,7 @@ class Outcome(NamedTuple):
 class Started(NamedTuple):
     """What a method remembers from the start."""
 
-    marks: Arrays  # a second mask of each sparse leaf, in its shape; or empty
+    marks: Arrays  # a second mask of each sparse leaf, in the shape of its grid; or empty
     carry: PyTree  # a few numbers
 
 

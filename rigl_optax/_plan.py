@@ -40,6 +40,12 @@ class RewiringPlan(NamedTuple):
         self, count: jax.Array, leaves: Sequence[SparseLeaf], packing: Packing
     ) -> jax.Array:
         """Drop fractions at a rewiring step: a scalar, or float32 [rankings] with overrides."""
+        return self.fractions_of(count, leaves, packing.layers)
+
+    def fractions_of(
+        self, count: jax.Array, leaves: Sequence[SparseLeaf], numbers: Sequence[int]
+    ) -> jax.Array:
+        """As `fractions`, with so many entries for each leaf."""
         if not self.overrides:
             return self.default.drop_fraction(count)
         plans = [self.default, *(plan for _, plan in self.overrides)]
@@ -54,7 +60,7 @@ class RewiringPlan(NamedTuple):
             ]
         )
         of_leaf = np.asarray([1 + self._override_of(leaf.path) for leaf in leaves])
-        return each[jnp.asarray(np.repeat(of_leaf, packing.layers))]
+        return each[jnp.asarray(np.repeat(of_leaf, numbers))]
 
     def check(self, paths: Sequence[str]) -> None:
         """Raises a ValueError if a pattern matches no sparse leaf, or two match one."""

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rigl_optax import _explicit, _packing, _selection
+from rigl_optax import _explicit, _layout, _packing, _selection, _structure
 from rigl_optax._layout import SparseLeaf
 from rigl_optax._method import Arrays, Method, RewiringInputs
+from rigl_optax._packing import Packing
 
 PyTree = Any
 
@@ -68,15 +69,15 @@ def _stay(method: Method, sight: Sight) -> Rewired:
     return Rewired(sight.masks, sight.marks, sight.carry, grown, zero, jnp.array(True))
 
 
-def _rewire(method: Method, sparse: Sequence[SparseLeaf], sight: Sight) -> Rewired:
-    packing = _packing.packing([m.shape for m in sight.masks], [leaf.stacked for leaf in sparse])
+def _inputs(sparse: Sequence[SparseLeaf], sight: Sight, packing: Packing) -> RewiringInputs:
+    """What there is to see, laid out for ranking."""
 
     def as_float(leaves: Arrays) -> Arrays:
         # Padding is an inactive zero with no gradient: it counts for nothing.
         return packing.pack([x.astype(jnp.float32) for x in leaves], 0.0)
 
     ranked = sight.gradients if sight.remembered is None else sight.remembered
-    inputs = RewiringInputs(
+    return RewiringInputs(
         count=sight.count,
         weights=as_float(sight.weights),
         gradients=as_float(ranked),
@@ -86,7 +87,42 @@ def _rewire(method: Method, sparse: Sequence[SparseLeaf], sight: Sight) -> Rewir
         packing=packing,
         leaves=sparse,
     )
-    judged = inputs.gradients
+
+
+def _pooled(sparse: Sequence[SparseLeaf], sight: Sight) -> Sight:
+    """The groups of all leaves, in place of their weights."""
+
+    def pool(leaves: Arrays) -> Arrays:
+        return [leaf.pool(x) for leaf, x in zip(sparse, leaves, strict=True)]
+
+    def groups(masks: Arrays) -> Arrays:
+        return [leaf.groups(m) for leaf, m in zip(sparse, masks, strict=True)]
+
+    return sight._replace(
+        weights=pool(sight.weights),
+        gradients=pool(sight.gradients),
+        masks=groups(sight.masks),
+        marks=groups(sight.marks) if sight.marks else [],
+        remembered=None if sight.remembered is None else pool(sight.remembered),
+    )
+
+
+def _rewire(method: Method, sparse: Sequence[SparseLeaf], sight: Sight) -> Rewired:
+    # The method ranks groups; values of single weights are looked at only for what is new.
+    shapes = [leaf.shape for leaf in sparse]
+    whole = _packing.packing(shapes, [leaf.stacked for leaf in sparse])
+    single = inputs = _inputs(sparse, sight, whole)
+    if any(leaf.structure != _structure.UNSTRUCTURED for leaf in sparse):
+        inputs = _inputs(sparse, _pooled(sparse, sight), _layout.packing(sparse))
+
+    def expanded(masks: Arrays) -> Arrays:
+        leaves = inputs.packing.unpack(masks)
+        return [leaf.expand(m) for leaf, m in zip(sparse, leaves, strict=True)]
+
+    def as_float(leaves: Arrays) -> Arrays:
+        return single.packing.pack([x.astype(jnp.float32) for x in leaves], 0.0)
+
+    judged = single.gradients
     if sight.remembered is not None:
         judged = judged + as_float(sight.gradients)
     is_finite = total([~jnp.isfinite(g) for g in judged]) == 0
@@ -98,16 +134,16 @@ def _rewire(method: Method, sparse: Sequence[SparseLeaf], sight: Sight) -> Rewir
     masks = accepted(outcome.masks, inputs.masks)
     marks = sight.marks
     if outcome.marks is not None:
-        marks = packing.unpack(accepted(outcome.marks, inputs.marks))
+        marks = expanded(accepted(outcome.marks, inputs.marks))
     carry = sight.carry if outcome.carry is None else accepted(outcome.carry, sight.carry)
     grown = None
     if method.grown_values is not None:
-        values = packing.unpack(method.grown_values(inputs, sight.initial or []))
+        values = single.packing.unpack(method.grown_values(single, sight.initial or []))
         grown = [_explicit.like(x, w) for x, w in zip(values, sight.weights, strict=True)]
-    visible = inputs.weights if sight.visible is None else as_float(sight.visible)
-    alive = zip(visible, inputs.masks, strict=True)
+    visible = single.weights if sight.visible is None else as_float(sight.visible)
+    alive = zip(visible, single.masks, strict=True)
     healed = total([~mask & (weight != 0) for weight, mask in alive])
-    return Rewired(packing.unpack(masks), marks, carry, grown, healed, is_finite)
+    return Rewired(expanded(masks), marks, carry, grown, healed, is_finite)
 
 
 def total(masks: Sequence[jax.Array]) -> jax.Array:

@@ -7,12 +7,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import _inner_state, _layout, _masks, _memory, _random, _replay, _rewiring
+from rigl_optax import (
+    _inner_state,
+    _layout,
+    _masks,
+    _memory,
+    _random,
+    _replay,
+    _rewiring,
+    _structure,
+)
 from rigl_optax._inner_state import Kept
 from rigl_optax._layout import Layout
 from rigl_optax._method import Method, Shadow, ShadowView
 from rigl_optax._rewiring import Rewire, Rewired, Sight
 from rigl_optax._state import SparseState
+from rigl_optax._structure import Structures
 
 PyTree = Any
 Leaves = list[Any]
@@ -71,6 +81,7 @@ def sparse_transform(
     initial_masks: PyTree | None,
     seed: _random.Seed,
     initial_sparsity: _layout.Distribution | None = None,
+    structure: Structures = _structure.UNSTRUCTURED,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps `inner` so that the network it trains is sparse, exactly and always.
 
@@ -81,6 +92,7 @@ def sparse_transform(
       initial_masks: What the public methods take.
       seed: What the public methods take.
       initial_sparsity: Of the random masks at the start, where it is not `sparsity`.
+      structure: What the public methods take.
 
     Returns:
       A transformation with a `SparseState`.
@@ -93,17 +105,18 @@ def sparse_transform(
     inner = optax.with_extra_args_support(inner)
     distribution = _layout.as_distribution(sparsity, initial_masks)
     _random.check_seed(seed)
+    _structure.check(structure)
     rewire_if = _rewiring.rewirer(method)
 
     def init_fn(params: PyTree) -> SparseState:
-        layout = _layout.layout(params, distribution, sparsity is None)
+        layout = _layout.layout(params, distribution, sparsity is None, structure)
         if method.plan is not None and layout.sparse:
             method.plan.check([leaf.path for leaf in layout.sparse])
         if method.check is not None and layout.sparse:
             method.check(layout)
         drawn = layout
         if initial_sparsity is not None and initial_masks is None:
-            drawn = _layout.layout(params, initial_sparsity, masked=False)
+            drawn = _layout.layout(params, initial_sparsity, False, structure)
             _layout.check_same_leaves(layout, drawn)
         if not layout.leaves:
             masks = []
@@ -139,7 +152,7 @@ def sparse_transform(
                 "update needs params: call tx.update(grads, opt_state, params); weights are "
                 "ranked, and inactive ones set to 0"
             )
-        layout = _layout.layout(params, distribution, sparsity is None)
+        layout = _layout.layout(params, distribution, sparsity is None, structure)
         treedef = layout.treedef
         masks = treedef.flatten_up_to(state.masks)
         for path, mask, weight in zip(layout.paths, masks, layout.leaves, strict=True):

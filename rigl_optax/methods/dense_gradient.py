@@ -17,6 +17,7 @@ from rigl_optax._method import (
     Started,
 )
 from rigl_optax._packing import Packing
+from rigl_optax._structure import UNSTRUCTURED, Structures
 
 PyTree = Any
 
@@ -28,6 +29,7 @@ def dnw(
     end: int | None = None,
     every: int = 1,
     begin: int = 0,
+    structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     seed: _random.Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -49,6 +51,7 @@ def dnw(
       end: The masks are no longer renewed at `count >= end`; None for never.
       every: Steps between renewals; 1 in the paper.
       begin: Count of the first renewal.
+      structure: As in `rigl`.
       initial_masks: As in `rigl`; `magnitude_masks(params, s)` starts as it goes on.
       seed: As in `rigl`.
 
@@ -83,7 +86,7 @@ def dnw(
         shadow=Shadow(lambda view: view.gradients, _settled, _shown),
     )
     return _transform.sparse_transform(
-        inner, sparsity, method, initial_masks=initial_masks, seed=seed
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )
 
 
@@ -96,6 +99,7 @@ def top_kast(
     every: int = 100,
     begin: int = 0,
     exploration: float = 1e-4,
+    structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     seed: _random.Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -123,6 +127,7 @@ def top_kast(
       every: Steps between renewals; the paper sees no loss at 100.
       begin: Count of the first renewal.
       exploration: :math:`\lambda`, a penalty :math:`\lambda w^2 / 2` in the loss.
+      structure: As in `rigl`.
       initial_masks: The forward set at the start, as in `rigl`.
       seed: As in `rigl`.
 
@@ -151,7 +156,9 @@ def top_kast(
     wider = _layout.at_start(backward_sparsity, sparsity, "backward_sparsity")
 
     def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
-        backward = _layout.layout(layout.treedef.unflatten(layout.leaves), wider, masked=False)
+        backward = _layout.layout(
+            layout.treedef.unflatten(layout.leaves), wider, masked=False, structure=structure
+        )
         _layout.check_same_leaves(layout, backward)
         zeros = np.repeat([leaf.zeros for leaf in backward.sparse], packing.layers)
         scores = _random.random_scores(
@@ -170,13 +177,15 @@ def top_kast(
         return Started(marks, _selection.counts(active, packing.rows) / sizes)
 
     def backward(view: ShadowView) -> Arrays:
-        densities = jnp.split(view.carry, np.cumsum(_layers(view))[:-1])
+        numbers = [leaf.rankings for leaf in view.leaves]
+        densities = jnp.split(view.carry, np.cumsum(numbers)[:-1])
         gradients = []
         for i, gradient in enumerate(view.gradients):
             shadow, mask, mark = view.shadow[i], view.masks[i], view.marks[i]
-            density = densities[i].reshape(-1, *(1,) * (gradient.ndim - 1))
+            of_layers = densities[i].reshape(view.leaves[i].layers, -1).mean(1)
+            density = of_layers.reshape(-1, *(1,) * (gradient.ndim - 1))
             if gradient.ndim == 0 or not view.leaves[i].stacked:
-                density = densities[i].reshape((1,) * gradient.ndim)
+                density = of_layers.reshape((1,) * gradient.ndim)
             penalty = jnp.float32(exploration) * jnp.where(mask, 1, 1 / density)
             total = gradient + (penalty * shadow.astype(jnp.float32)).astype(gradient.dtype)
             gradients.append(_masks.masked(mark, total))
@@ -198,13 +207,8 @@ def top_kast(
         shadow=Shadow(backward, _settled, _shown),
     )
     return _transform.sparse_transform(
-        inner, sparsity, method, initial_masks=initial_masks, seed=seed
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )
-
-
-def _layers(view: ShadowView) -> list[int]:
-    pairs = zip(view.shadow, view.leaves, strict=True)
-    return [x.shape[0] if leaf.stacked else 1 for x, leaf in pairs]
 
 
 def _settled(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:

@@ -6,6 +6,7 @@ import optax
 
 from rigl_optax import _growth, _layout, _random, _transform
 from rigl_optax._grown import AT_REST, Grown
+from rigl_optax._structure import UNSTRUCTURED, Structures
 
 PyTree = Any
 
@@ -22,6 +23,7 @@ def sparse_evolutionary_training(
     gradient_step: bool = False,
     min_fan_in: int = 0,
     grown: Grown = AT_REST,
+    structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     seed: _random.Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -47,6 +49,7 @@ def sparse_evolutionary_training(
       gradient_step: As in `rigl`; True is closest to the reference code for SET.
       min_fan_in: As in `rigl`.
       grown: As in `rigl`.
+      structure: As in `rigl`.
       initial_masks: As in `rigl`.
       seed: Seeds the initial masks and the growth, in separate streams.
 
@@ -80,5 +83,5 @@ def sparse_evolutionary_training(
         seed=seed,
     )
     return _transform.sparse_transform(
-        inner, sparsity, method, initial_masks=initial_masks, seed=seed
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )

@@ -9,6 +9,7 @@ import optax
 from rigl_optax import _allocation, _growth, _layout, _random, _transform
 from rigl_optax._grown import AT_REST, Grown
 from rigl_optax._method import RewiringInputs
+from rigl_optax._structure import UNSTRUCTURED, Structures
 
 PyTree = Any
 
@@ -27,6 +28,7 @@ def sparse_momentum(
     gradient_step: bool = False,
     min_fan_in: int = 0,
     grown: Grown = AT_REST,
+    structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     seed: _random.Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -65,6 +67,7 @@ def sparse_momentum(
       gradient_step: As in `rigl`.
       min_fan_in: As in `rigl`.
       grown: As in `rigl`; gradients there are the average.
+      structure: As in `rigl`.
       initial_masks: As in `rigl`.
       seed: As in `rigl`.
 
@@ -114,5 +117,5 @@ def sparse_momentum(
         remember=remember,
     )
     return _transform.sparse_transform(
-        inner, sparsity, method, initial_masks=initial_masks, seed=seed
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )

@@ -20,6 +20,7 @@ from rigl_optax import (
 from rigl_optax._grown import AT_REST, Grown
 from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs, Started
 from rigl_optax._packing import Packing
+from rigl_optax._structure import UNSTRUCTURED, Structures
 
 PyTree = Any
 Scope = Literal["layer", "global"]
@@ -36,6 +37,7 @@ def gradual_magnitude_pruning(
     scope: Scope = "layer",
     initial_sparsity: float | _layout.Distribution = 0.0,
     gradient_step: bool = False,
+    structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     seed: _random.Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -64,6 +66,7 @@ def gradual_magnitude_pruning(
       initial_sparsity: A number, laid out as `sparsity` is; or a distribution. Above 0, the
         masks at the start are random.
       gradient_step: As in `rigl`; True is closest to the reference code.
+      structure: As in `rigl`.
       initial_masks: Start from these, a warm start; their zeros are :math:`z^0_l`.
       seed: As in `rigl`.
 
@@ -102,6 +105,7 @@ def gradual_magnitude_pruning(
         method,
         initial_masks=initial_masks,
         seed=seed,
+        structure=structure,
         initial_sparsity=_layout.at_start(initial_sparsity, sparsity, "initial_sparsity"),
     )
 
@@ -119,6 +123,7 @@ def granet(
     initial_sparsity: float | _layout.Distribution = 0.5,
     gradient_step: bool = False,
     grown: Grown = AT_REST,
+    structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     seed: _random.Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -147,6 +152,7 @@ def granet(
       initial_sparsity: As in `gradual_magnitude_pruning`.
       gradient_step: As in `rigl`.
       grown: As in `rigl`.
+      structure: As in `rigl`.
       initial_masks: As in `gradual_magnitude_pruning`.
       seed: As in `rigl`.
 
@@ -195,6 +201,7 @@ def granet(
         method,
         initial_masks=initial_masks,
         seed=seed,
+        structure=structure,
         initial_sparsity=_layout.at_start(initial_sparsity, sparsity, "initial_sparsity"),
     )
 

@@ -18,6 +18,7 @@ from rigl_optax import (
 from rigl_optax._grown import AT_REST, Grown
 from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs, Started
 from rigl_optax._packing import Packing
+from rigl_optax._structure import UNSTRUCTURED, Structures
 
 PyTree = Any
 
@@ -34,6 +35,7 @@ def dynamic_sparse_reparameterization(
     tolerance: float = 0.1,
     gradient_step: bool = False,
     grown: Grown = AT_REST,
+    structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     seed: _random.Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -65,6 +67,7 @@ def dynamic_sparse_reparameterization(
       tolerance: :math:`\delta`, in [0, 1).
       gradient_step: As in `rigl`.
       grown: As in `rigl`.
+      structure: As in `rigl`.
       initial_masks: As in `rigl`.
       seed: Seeds the initial masks and the growth, in separate streams.
 
@@ -135,5 +138,5 @@ def dynamic_sparse_reparameterization(
         check=_layout.check_total,
     )
     return _transform.sparse_transform(
-        inner, sparsity, method, initial_masks=initial_masks, seed=seed
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )

@@ -9,6 +9,7 @@ import optax
 
 from rigl_optax import _growth, _layout, _random, _transform
 from rigl_optax._grown import AT_REST, Grown
+from rigl_optax._structure import UNSTRUCTURED, Structures
 
 PyTree = Any
 
@@ -26,6 +27,7 @@ def rigl(
     gradient_step: bool = False,
     min_fan_in: int = 0,
     grown: Grown = AT_REST,
+    structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     seed: _random.Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -71,6 +73,9 @@ def rigl(
       min_fan_in: The least number of active inputs a unit is to have. A unit's largest weights
         are not dropped below it, and what units lack, as random initial masks may, grows first.
       grown: What new weights start from, if not at 0 with an optimizer state at rest.
+      structure: What lives and dies together, as `Block(16, 16)`: for all sparse layers, or by
+        pattern, `{"Dense_0": Block(16, 16)}`, and the others unstructured. Groups take the place
+        of weights in all of the above.
       initial_masks: Bool tree of the structure of params that replaces the random draw; the
         numbers of active weights are the masks' own. Copied at init.
       seed: Seeds the initial masks; in [0, 2**32). Not to be tied to the model's seed by
@@ -114,7 +119,7 @@ def rigl(
         remember=_accumulation(accumulate, begin, every, bool(overrides)),
     )
     return _transform.sparse_transform(
-        inner, sparsity, method, initial_masks=initial_masks, seed=seed
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )
 
 

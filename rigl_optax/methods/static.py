@@ -6,6 +6,7 @@ import optax
 
 from rigl_optax import _layout, _random, _transform
 from rigl_optax._method import Method, Outcome
+from rigl_optax._structure import UNSTRUCTURED, Structures
 
 PyTree = Any
 
@@ -14,6 +15,7 @@ def static_sparse(
     inner: optax.GradientTransformation,
     sparsity: float | _layout.Distribution | None,
     *,
+    structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     seed: _random.Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -27,6 +29,7 @@ def static_sparse(
     Args:
       inner: Any Optax optimizer.
       sparsity: As in `rigl`.
+      structure: As in `rigl`.
       initial_masks: As in `rigl`.
       seed: Seeds the masks, as in `rigl`: the same seed gives the same masks.
 
@@ -48,5 +51,5 @@ def static_sparse(
     """
     method = Method(None, lambda inputs: Outcome(inputs.masks))
     return _transform.sparse_transform(
-        inner, sparsity, method, initial_masks=initial_masks, seed=seed
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )

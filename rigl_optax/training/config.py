@@ -40,6 +40,7 @@ ADDED: dict[str, Any] = {
     "decay_factor": 1.0,
     "weight_decay_on": "kernels",
     "label_smoothing": 0.0,
+    "structure": "",
 }
 
 # What a key may be.
@@ -91,6 +92,8 @@ class Config:
       method_options: More arguments of the method, as `momentum=0.99,redistribute=True`; empty
         for none.
       ticket: Workdir of the finished run whose masks `lottery` methods start from; else empty.
+      structure: What lives and dies together, as `Block(16, 16)`, or by patterns of paths as
+        `{'layers/0': Block(16, 16)}`; empty for single weights.
       rewire_every: Steps between rewirings (Delta T).
       rewire_until: The fraction of the training steps after which rewiring ends (T_end).
       drop_fraction: Fraction of active weights replaced at the first rewiring; cosine to 0.
@@ -146,6 +149,7 @@ class Config:
     distribution: str
     method_options: str
     ticket: str
+    structure: str
     rewire_every: int
     rewire_until: float
     drop_fraction: float

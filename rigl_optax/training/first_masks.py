@@ -10,7 +10,7 @@ from flax import nnx
 
 import rigl_optax
 from rigl_optax import _paths
-from rigl_optax.training import losses, methods, tasks
+from rigl_optax.training import losses, methods, structures, tasks
 from rigl_optax.training.config import Config
 
 PyTree = Any
@@ -52,6 +52,7 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
     model, layers = make_model(), methods.distribution(config)
     if kind == "synflow":
         model.eval()  # running statistics at their start: normalisation is left out
+    structure = structures.parse(config.structure)
     graphdef = nnx.graphdef(model)
     params, model_state = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, ...))
 
@@ -62,7 +63,7 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
         if not isinstance(task, tasks.Images):
             raise ValueError(f"config.method='synflow': not for {config.dataset}, but for images")
         shape = (1, *task.image_shape)
-        return rigl_optax.synflow_masks(params, layers, apply, shape)
+        return rigl_optax.synflow_masks(params, layers, apply, shape, structure=structure)
 
     temperature = GRASP_TEMPERATURE if kind == "grasp" else 1.0
 
@@ -72,7 +73,7 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
 
     first = jax.tree.map(jnp.asarray, task.training_batch(config, 0))
     score = rigl_optax.snip_masks if kind == "snip" else rigl_optax.grasp_masks
-    return score(params, layers, loss, [first])
+    return score(params, layers, loss, [first], structure=structure)
 
 
 def _opened(params: PyTree) -> PyTree:

@@ -9,7 +9,7 @@ import optax
 
 import rigl_optax
 from rigl_optax import _paths, accounting
-from rigl_optax.training import architectures
+from rigl_optax.training import architectures, structures
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
 
@@ -299,6 +299,14 @@ def build(config: Config, initial_masks: PyTree | None = None) -> optax.Gradient
             )
         return inner
     arguments = method.arguments(config) | {"seed": config.seed} | options(config)
+    if config.structure:
+        if not _takes_structure(method):
+            able = [name for name, m in METHODS.items() if _takes_structure(m)]
+            raise ValueError(
+                f"config.structure={config.structure!r}: {config.method} decides on single "
+                f"weights; methods that rank groups are {', '.join(able)}"
+            )
+        arguments["structure"] = structures.parse(config.structure)
     if initial_masks is not None:
         arguments["initial_masks"] = initial_masks
     if method.takes_sparsity:
@@ -327,13 +335,18 @@ def options(config: Config) -> dict[str, Any]:
             f"{', '.join(allowed)}"
         )
     # What the loop is to know as well has a key of its own.
-    scheduled = sorted(set(found) & {"begin", "end", "every", "seed"})
+    scheduled = sorted(set(found) & {"begin", "end", "every", "seed", "structure"})
     if scheduled:
         raise ValueError(
             f"config.method_options: {', '.join(scheduled)} follow from config.rewire_every, "
-            "config.rewire_until and config.seed"
+            "config.rewire_until, config.seed and config.structure"
         )
     return found
+
+
+def _takes_structure(method: Method) -> bool:
+    transform = method.transform
+    return transform is not None and "structure" in inspect.signature(transform).parameters
 
 
 def learning_rate(config: Config) -> optax.Schedule:

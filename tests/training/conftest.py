@@ -27,6 +27,7 @@ SMALL = config_lib.Config(
     distribution="erk",
     method_options="",
     ticket="",
+    structure="",
     rewire_every=10,
     rewire_until=0.75,
     drop_fraction=0.3,

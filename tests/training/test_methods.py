@@ -9,7 +9,16 @@ import pytest
 from rich.console import Console
 
 import rigl_optax
-from rigl_optax.training import checkpoints, checks, costs, loop, methods, metrics, setup
+from rigl_optax.training import (
+    checkpoints,
+    checks,
+    costs,
+    loop,
+    methods,
+    metrics,
+    setup,
+    structures,
+)
 
 PARAMS = {"kernel": jnp.linspace(-1, 1, 200).reshape(10, 20), "bias": jnp.ones(20)}
 
@@ -127,6 +136,14 @@ def test_training_flops_follow_the_masks(small, tmp_path):
         ({"method_options": "accumulate=print(1)"}, "must be like"),
         ({"method_options": "every=3"}, "every follow from config.rewire_every"),
         ({"method": "dense", "method_options": "accumulate=2"}, "dense has none"),
+        ({"method_options": "structure=3"}, "structure follow from .*config.structure"),
+        ({"structure": "Block(2"}, r"'Block\(2': must be like Block\(16, 16\)"),
+        ({"structure": "Block(open('x'))"}, "must be like"),
+        ({"structure": "Blocks(2, 2)"}, "structures are Unstructured, Block.*no Blocks"),
+        ({"structure": "Block(2, 0)"}, "cols=0: must be an integer"),
+        ({"structure": "{'1': 3}"}, "not a structure"),
+        ({"structure": "Block(2, 3)"}, "'layers/0/kernel' of 64 inputs x 20 outputs"),
+        ({"method": "deepr", "structure": "Block(2, 2)"}, "deepr decides on single.*static, snip"),
         ({"ticket": "somewhere"}, "rigl takes none"),
         ({"method": "lottery"}, "give its workdir"),
         ({"method": "lottery", "ticket": "nowhere"}, "'nowhere'.*give its workdir"),
@@ -141,6 +158,18 @@ def test_options_reach_the_method(small):
     config = dataclasses.replace(small, method_options="accumulate=3,gradient_step=True")
     assert methods.options(config) == {"accumulate": 3, "gradient_step": True}
     assert setup.prepare(config).initial.opt_state.memory.gradients != ()
+
+
+def test_a_structure_reaches_the_masks(small):
+    blocks = "{'layers/0': Block(4, 5, pool_by='l2'), 'layers/1': Block(2, 10)}"
+    masks = rigl_optax.get_masks(
+        setup.prepare(dataclasses.replace(small, structure=blocks)).initial.opt_state
+    )
+    first = np.asarray(masks["layers"][0]["kernel"]).reshape(16, 4, 4, 5).mean((1, 3))
+    second = np.asarray(masks["layers"][1]["kernel"]).reshape(10, 2, 10).mean((1, 2))
+    assert set(first.flat) == set(second.flat) == {0, 1}
+    assert structures.parse(" Block(4, 5, pad=True) ") == rigl_optax.Block(4, 5, pad=True)
+    assert structures.parse("") == rigl_optax.Unstructured()
 
 
 def test_rewirings_before_counts_the_schedule(small):

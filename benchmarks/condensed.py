@@ -1,0 +1,170 @@
+"""Whole training steps of condensed weights against the same dense model, in one run.
+
+    make bench-condensed
+    python benchmarks/condensed.py --sparsities=.9,.95,.98 --blocks=32x32,16x16
+
+An MLP 784-2048-2048-2048-10 with Adam at batch 256, forward, backward and update; every kernel
+but the last is condensed. Steps of both are timed in turn, so that a busy machine slows both;
+printed are the medians and their ratio. Memory is what XLA plans for one step: arguments (weights,
+optimizer state, batch) and temporaries. A rewiring is one step with scores, drop and growth.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import rigl_optax
+from rigl_optax import condensed
+
+PyTree = Any
+Step = Callable[..., Any]
+
+
+def shapes(inputs: int, width: int, depth: int, classes: int) -> list[tuple[int, int]]:
+    """Of the kernels, the first to the last."""
+    sizes = [inputs, *[width] * depth, classes]
+    return list(itertools.pairwise(sizes))
+
+
+def loss_dense(params: PyTree, x_BxD: jax.Array, labels_B: jax.Array) -> jax.Array:
+    """Of the dense network, as one would write it: batch first."""
+    for layer in params[:-1]:
+        x_BxD = jax.nn.relu(x_BxD @ layer["kernel"] + layer["bias"])
+    logits_BxC = x_BxD @ params[-1]["kernel"] + params[-1]["bias"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BxC, labels_B).mean()
+
+
+def loss_condensed(params: PyTree, x_BxD: jax.Array, labels_B: jax.Array) -> jax.Array:
+    """Of the same network with condensed kernels: features first in between."""
+    x_DxB = x_BxD.T
+    for layer in params[:-1]:
+        x_DxB = condensed.matmul(x_DxB, layer["kernel"], features_first=True)
+        x_DxB = jax.nn.relu(x_DxB + layer["bias"][:, None])
+    logits_BxC = x_DxB.T @ params[-1]["kernel"] + params[-1]["bias"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BxC, labels_B).mean()
+
+
+def compiled(step: Step, *arguments: Any) -> tuple[Step, int]:
+    """The compiled step, its state donated, and the bytes that XLA plans for it."""
+    program = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
+    memory = program.memory_analysis()
+    return program, memory.argument_size_in_bytes + memory.temp_size_in_bytes
+
+
+def dense_model(layers: list[tuple[int, int]], inner: Any, batch: tuple[Any, ...]) -> Any:
+    """Step, its bytes, and the state it starts from."""
+    rng = np.random.default_rng(0)
+    params = [
+        {
+            "kernel": jnp.asarray(rng.standard_normal(s) / s[0] ** 0.5, jnp.float32),
+            "bias": jnp.zeros(s[1]),
+        }
+        for s in layers
+    ]
+
+    def step(params: PyTree, state: PyTree, x: jax.Array, y: jax.Array) -> Any:
+        grads = jax.grad(loss_dense)(params, x, y)
+        updates, state = inner.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = inner.init(params)
+    return *compiled(step, params, state, *batch), (params, state)
+
+
+def condensed_model(
+    layers: list[tuple[int, int]],
+    inner: Any,
+    batch: tuple[Any, ...],
+    sparsity: float,
+    block: rigl_optax.Block,
+) -> Any:
+    """Step, its bytes, the state it starts from, and a rewiring step."""
+    rng = np.random.default_rng(0)
+    weights: list[dict[str, jax.Array]] = []
+    topologies = {}
+    for i, shape in enumerate(layers[:-1]):
+        topology = condensed.random_topology(shape, sparsity, block, position=i)
+        values = rng.standard_normal(topology.values_shape) / (shape[0] * (1 - sparsity)) ** 0.5
+        weights.append({"kernel": jnp.asarray(values, jnp.float32), "bias": jnp.zeros(shape[1])})
+        topologies[f"{i}/kernel"] = topology
+    last = rng.standard_normal(layers[-1]) / layers[-1][0] ** 0.5
+    weights.append({"kernel": jnp.asarray(last, jnp.float32), "bias": jnp.zeros(layers[-1][1])})
+    tx = condensed.rigl(inner, end=1_000_000)
+
+    def step(weights: PyTree, state: PyTree, x: jax.Array, y: jax.Array) -> Any:
+        gradient = condensed.value_and_grad(loss_condensed)
+        _, grads = gradient(weights, state.topologies, x, y)
+        updates, state = tx.update(grads, state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    def rewire(weights: PyTree, state: PyTree, x: jax.Array, y: jax.Array) -> Any:
+        gradient = condensed.value_grad_and_scores(loss_condensed)
+        _, grads, scores = gradient(weights, state.topologies, x, y)
+        return tx.rewire(grads, scores, state, weights)
+
+    state = tx.init(weights, topologies)
+    program, size = compiled(step, weights, state, *batch)
+    return program, size, (weights, state), compiled(rewire, weights, state, *batch)
+
+
+def milliseconds(step: Step, state: Any, batch: tuple[Any, ...]) -> tuple[float, Any]:
+    """Of one step, and the state after it."""
+    start = time.perf_counter()
+    state = jax.block_until_ready(step(*state, *batch))
+    return 1e3 * (time.perf_counter() - start), state
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sparsities", default=".9,.95,.98")
+    parser.add_argument("--blocks", default="32x32,16x16")
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=15)
+    options = parser.parse_args()
+    layers = shapes(784, options.width, 3, 10)
+    rng = np.random.default_rng(1)
+    batch = (
+        jnp.asarray(rng.standard_normal((options.batch, 784)), jnp.float32),
+        jnp.asarray(rng.integers(0, 10, options.batch)),
+    )
+    inner = optax.adam(1e-4)
+    dense, dense_bytes, dense_state = dense_model(layers, inner, batch)
+    print(f"MLP 784-{options.width}x3-10, Adam, batch {options.batch}, {jax.devices()[0].platform}")
+    print(
+        "block   sparsity   dense ms   condensed ms   ratio   rewiring ms   dense MB   MB   ratio"
+    )
+    for name in options.blocks.split(","):
+        rows, cols = map(int, name.split("x"))
+        for sparsity in map(float, options.sparsities.split(",")):
+            block = rigl_optax.Block(rows, cols, pad=True)
+            step, size, state, (rewire, _) = condensed_model(layers, inner, batch, sparsity, block)
+            times: dict[str, list[float]] = {"dense": [], "condensed": [], "rewiring": []}
+            for i in range(options.steps + 2):
+                one, dense_state = milliseconds(dense, dense_state, batch)
+                two, state = milliseconds(step, state, batch)
+                if i % 5 == 1:
+                    three, state = milliseconds(rewire, state, batch)
+                    times["rewiring"].append(three)
+                if i >= 2:
+                    times["dense"].append(one)
+                    times["condensed"].append(two)
+            d, c, r = (statistics.median(x) for x in times.values())
+            print(
+                f"{name:8}{sparsity:8.2f}{d:11.1f}{c:15.1f}{d / c:8.1f}{r:14.1f}"
+                f"{dense_bytes / 1e6:11.0f}{size / 1e6:5.0f}{dense_bytes / size:8.1f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Really sparse weights: stored blocks, their products, and training without dense arrays."""
+
+from rigl_optax.condensed._conversion import bind as bind
+from rigl_optax.condensed._conversion import condense as condense
+from rigl_optax.condensed._conversion import condense_state as condense_state
+from rigl_optax.condensed._conversion import densify as densify
+from rigl_optax.condensed._conversion import densify_state as densify_state
+from rigl_optax.condensed._conversion import masks_of as masks_of
+from rigl_optax.condensed._conversion import probes as probes
+from rigl_optax.condensed._convolution import convolve as convolve
+from rigl_optax.condensed._kernel import BlockSparse as BlockSparse
+from rigl_optax.condensed._kernel import matmul as matmul
+from rigl_optax.condensed._recurrence import gru as gru
+from rigl_optax.condensed._topology import Topology as Topology
+from rigl_optax.condensed._topology import random_topology as random_topology
+from rigl_optax.condensed._topology import random_values as random_values
+from rigl_optax.condensed._training import CondensedState as CondensedState
+from rigl_optax.condensed._training import CondensedTransformation as CondensedTransformation
+from rigl_optax.condensed._training import rigl as rigl
+from rigl_optax.condensed._training import (
+    sparse_evolutionary_training as sparse_evolutionary_training,
+)
+from rigl_optax.condensed._training import value_and_grad as value_and_grad
+from rigl_optax.condensed._training import value_grad_and_scores as value_grad_and_scores

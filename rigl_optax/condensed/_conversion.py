@@ -1,0 +1,206 @@
+"""Between dense parameters with masks and condensed weights with topologies, both ways.
+
+Condensed weights are a tree like params in which the values of stored blocks take the place
+of sparse kernels: plain arrays, for any optimizer. Where the blocks are is in a second mapping,
+from the paths of those leaves to topologies.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rigl_optax import _inner_state, _paths, _structure
+from rigl_optax._structure import Block, Structures
+from rigl_optax.condensed import _topology
+from rigl_optax.condensed._kernel import BlockSparse
+from rigl_optax.condensed._topology import Topology
+
+PyTree = Any
+Topologies = Mapping[str, Topology]
+
+
+def condense(
+    params: PyTree, masks: PyTree, structure: Structures
+) -> tuple[PyTree, dict[str, Topology]]:
+    """Stored blocks of dense parameters whose masks are made of whole blocks.
+
+    Args:
+      params: Parameters, dense.
+      masks: Bool tree like params (`get_masks`). Kernels with a full mask stay dense.
+      structure: What they were trained with.
+
+    Returns:
+      Weights: a tree like params; and `{path: topology}` of the kernels that are condensed.
+
+    Raises:
+      ValueError: If masks do not belong to params, or are not made of whole blocks; if an
+        unstructured mask is not full.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, rigl_optax
+      >>> from rigl_optax.condensed import condense, densify
+      >>> params = {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}
+      >>> masks = {"kernel": np.arange(6) // 3 + np.zeros((4, 1)) > 0, "bias": np.ones(6, bool)}
+      >>> weights, topologies = condense(params, masks, rigl_optax.Block(2, 3))
+      >>> weights["kernel"].shape, densify(weights, topologies)["kernel"].sum().item()
+      ((2, 2, 3), 12.0)
+    """
+    _structure.check(structure)
+    named = _paths.flatten_with_paths(params)
+    found = dict(_paths.flatten_with_paths(masks))
+    wrong = [p for p, x in named if p not in found or found[p].shape != x.shape]
+    if wrong or len(found) != len(named):
+        raise ValueError(
+            f"masks do not fit params: {_paths.listing(wrong or sorted(found))}; params have "
+            f"{_paths.listing([path for path, _ in named])}"
+        )
+    partial = [path for path, _ in named if not np.all(np.asarray(found[path]))]
+    structures = _structure.by_path(structure, partial) if partial else {}
+    topologies: dict[str, Topology] = {}
+    leaves = []
+    for path, leaf in named:
+        if path in structures:
+            block = structures[path]
+            if not isinstance(block, Block):
+                raise ValueError(f"{path!r} is sparse without blocks; give its structure")
+            grid = _topology.check_grid(found[path], leaf.shape, block, path)
+            number = int(grid.sum())
+            topologies[path] = _topology.from_mask(jnp.asarray(grid), number, leaf.shape, block)
+            leaf = _topology.extract(leaf, topologies[path])
+        leaves.append(leaf)
+    return jax.tree.unflatten(jax.tree.structure(params), leaves), topologies
+
+
+def densify(weights: PyTree, topologies: Topologies) -> PyTree:
+    """Dense parameters, zero where there is no block.
+
+    Args:
+      weights: Condensed weights, or anything like them, as an average of them.
+      topologies: Of theirs.
+
+    Returns:
+      A tree of the same structure.
+
+    Raises:
+      ValueError: If a topology has no leaf of its shape.
+    """
+    kernels = bind(weights, topologies)
+    return jax.tree.map(
+        lambda x: x.dense() if isinstance(x, BlockSparse) else x, kernels, is_leaf=_is_kernel
+    )
+
+
+def masks_of(weights: PyTree, topologies: Topologies) -> PyTree:
+    """Masks of the dense parameters: bool arrays, all True for leaves that are dense."""
+    kernels = bind(weights, topologies)
+
+    def mask(x: Any) -> jax.Array:
+        if not isinstance(x, BlockSparse):
+            return jnp.ones(jnp.shape(x), bool)
+        return x.topology.block.expand(x.topology.mask(), x.shape)
+
+    return jax.tree.map(mask, kernels, is_leaf=_is_kernel)
+
+
+def bind(
+    weights: PyTree, topologies: Topologies, probes: Mapping[str, jax.Array] | None = None
+) -> PyTree:
+    """Weights with a `BlockSparse` for each kernel that is condensed: what models multiply by.
+
+    Args:
+      weights: Condensed weights.
+      topologies: `{path: topology}`.
+      probes: `{path: zeros}` from `probes`, where scores are wanted.
+
+    Returns:
+      A tree like weights.
+
+    Raises:
+      ValueError: If a topology has no leaf of its shape.
+    """
+    check(weights, topologies)
+
+    def kernel(path: _paths.KeyPath, leaf: Any) -> Any:
+        name = _paths.path_string(path)
+        if name not in topologies:
+            return leaf
+        return BlockSparse(leaf, topologies[name], None if probes is None else probes[name])
+
+    return jax.tree_util.tree_map_with_path(kernel, weights)
+
+
+def probes(topologies: Topologies) -> dict[str, jax.Array]:
+    """Zeros whose gradients are the scores of all blocks: see `BlockSparse`."""
+    return {path: jnp.zeros(t.grid, jnp.float32) for path, t in topologies.items()}
+
+
+def check(weights: PyTree, topologies: Topologies) -> None:
+    """Raises a ValueError if a topology has no leaf of its shape."""
+    named = dict(_paths.flatten_with_paths(weights))
+    for path, topology in topologies.items():
+        if path not in named:
+            raise ValueError(
+                f"no leaf {path!r} in the weights; leaves are {_paths.listing(list(named))}"
+            )
+        if tuple(named[path].shape) != topology.values_shape:
+            raise ValueError(
+                f"{path!r} has shape {tuple(named[path].shape)}, its blocks {topology.values_shape}"
+            )
+
+
+def condense_state(inner_state: PyTree, params: PyTree, topologies: Topologies) -> PyTree:
+    """The state of an optimizer for condensed weights, from that for dense parameters.
+
+    What mirrors a sparse kernel (moments, averages) becomes the blocks of it; counters and what
+    has another shape stay as they are.
+
+    Args:
+      inner_state: Of the wrapped optimizer (`SparseState.inner_state`).
+      params: The dense parameters, or their shapes.
+      topologies: From `condense`.
+
+    Returns:
+      A tree like `inner_state`.
+    """
+    paths = [path for path, _ in _paths.flatten_with_paths(params)]
+    leaves, treedef = jax.tree.flatten(inner_state)
+    for i, owner in enumerate(_inner_state.owners(inner_state, params)):
+        if owner is not None and paths[owner] in topologies:
+            leaves[i] = _topology.extract(leaves[i], topologies[paths[owner]])
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def densify_state(
+    inner_state: PyTree,
+    weights: PyTree,
+    topologies: Topologies,
+    inner: optax.GradientTransformation,
+) -> PyTree:
+    """The state of an optimizer for dense parameters, from that for condensed weights.
+
+    Args:
+      inner_state: As it is for the weights.
+      weights: Condensed weights.
+      topologies: Of theirs.
+      inner: The optimizer: where there is no block, its state is at rest.
+
+    Returns:
+      A tree like `inner.init` of the dense parameters.
+    """
+    paths = [path for path, _ in _paths.flatten_with_paths(weights)]
+    rest = jax.tree.leaves(inner.init(densify(weights, topologies)))
+    leaves, treedef = jax.tree.flatten(inner_state)
+    for i, owner in enumerate(_inner_state.owners(inner_state, weights)):
+        if owner is not None and paths[owner] in topologies:
+            topology = topologies[paths[owner]]
+            mask = topology.block.expand(topology.mask(), topology.shape)
+            leaves[i] = jnp.where(mask, BlockSparse(leaves[i], topology).dense(), rest[i])
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _is_kernel(x: Any) -> bool:
+    return isinstance(x, BlockSparse)

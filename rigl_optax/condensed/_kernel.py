@@ -1,0 +1,180 @@
+"""A condensed kernel: stored blocks that multiply activations like the dense one."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rigl_optax._structure import Block
+from rigl_optax.condensed import _product
+from rigl_optax.condensed._topology import Topology
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values", "topology", "probe"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class BlockSparse:
+    r"""Stored blocks and where they are: `x @ kernel` is a product with the dense kernel.
+
+    Gradients with respect to `values` are those of the stored weights alone. The gradient with
+    respect to `probe`, zeros of the shape of the grid that change nothing, is *defined* to be
+    the score of each block of the dense gradient,
+
+    .. math:: \mathrm{score}_{io} = \mathrm{pool}(x_i^\top \, \partial L / \partial y_o)
+
+    which is computed a column of blocks at a time and reduced at once. It is what growth
+    needs, on rewiring steps alone; nobody pays for it who does not ask. Where a kernel is used
+    several times, the scores of its uses are added up: a bound of the score of the sum.
+
+    Attributes:
+      values: Floating, [blocks, *window, rows, cols].
+      topology: Where they are.
+      probe: float32 zeros, of the shape of the grid; None to leave it out.
+
+    Example:
+      >>> import jax.numpy as jnp, rigl_optax
+      >>> from rigl_optax.condensed import BlockSparse, random_topology
+      >>> topology = random_topology((8, 6), 0.5, rigl_optax.Block(4, 3))
+      >>> kernel = BlockSparse(jnp.ones(topology.values_shape), topology)
+      >>> (jnp.ones((2, 8)) @ kernel).shape, float(kernel.dense().sum())
+      ((2, 6), 24.0)
+    """
+
+    values: jax.Array
+    topology: Topology
+    probe: jax.Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense kernel."""
+        return self.topology.shape
+
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        return matmul(x, self)
+
+    # NumPy arrays are to leave the product to us.
+    __array_priority__ = 1000
+
+    def dense(self) -> jax.Array:
+        """The dense kernel, zero where there is no block."""
+        topology = self.topology
+        (inputs, outputs), block = topology.grid, topology.block
+        window = topology.shape[:-2]
+        grid = jnp.zeros((inputs, outputs, *self.values.shape[1:]), self.values.dtype)
+        grid = grid.at[topology.rows, topology.cols].set(self.values)
+        # [in, out, *window, r, c] -> [*window, in, r, out, c]
+        taps = tuple(range(2, 2 + len(window)))
+        wide = grid.transpose(*taps, 0, 2 + len(window), 1, 3 + len(window))
+        whole = wide.reshape(*window, inputs * block.rows, outputs * block.cols)
+        return whole[..., : topology.shape[-2], : topology.shape[-1]]
+
+
+def matmul(x: jax.Array, kernel: BlockSparse, *, features_first: bool = False) -> jax.Array:
+    """Activations times a condensed kernel.
+
+    Args:
+      x: [..., in]; or [in, batch].
+      kernel: Of a dense layer, or of a 1x1 convolution.
+      features_first: Whether features are the first of two axes, in `x` and in the result. The
+        product is made in this layout; a chain of layers that stays in it saves two
+        transpositions a layer.
+
+    Returns:
+      [..., out]; or [out, batch].
+
+    Raises:
+      ValueError: If shapes do not fit.
+    """
+    topology, x = kernel.topology, jnp.asarray(x)
+    inputs, outputs = topology.shape[-2:]
+    axis = 0 if features_first else x.ndim - 1
+    if any(n != 1 for n in topology.shape[:-2]):
+        raise ValueError(f"a kernel of shape {topology.shape} is a convolution's: use convolve")
+    if x.ndim < 1 or (features_first and x.ndim != 2) or x.shape[axis] != inputs:
+        raise ValueError(f"activations of shape {x.shape} do not fit a kernel of {topology.shape}")
+    dtype = common_dtype(x, kernel.values)
+    values = kernel.values.astype(dtype).reshape(-1, topology.block.rows, topology.block.cols)
+    x = x.astype(dtype)
+    x_IxB = x if features_first else x.reshape(-1, inputs).T
+    spec = Spec(topology.block, topology.shape)
+    y_OxB = _multiply(spec, values, topology.rows, topology.cols, x_IxB, kernel.probe)
+    return y_OxB if features_first else y_OxB.T.reshape(*x.shape[:-1], outputs)
+
+
+class Spec(NamedTuple):
+    """What is static of a product."""
+
+    block: Block
+    shape: tuple[int, ...]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Input and output blocks."""
+        inputs, outputs = self.block.grid(self.shape, "a layer")
+        return inputs, outputs
+
+    def sizes(self) -> jax.Array:
+        """Number of weights of each block of the grid."""
+        return jnp.asarray(self.block.group_sizes(self.shape), jnp.int32)
+
+    def scores(self, x_IxRxB: jax.Array, dy_OxCxB: jax.Array) -> jax.Array:
+        """Scores of all blocks of the dense gradient of a product."""
+
+        def score(column: jax.Array, sizes: jax.Array) -> jax.Array:
+            return self.block.score(column, (1, 2), sizes)
+
+        return _product.scores(x_IxRxB, dy_OxCxB, self.sizes(), score)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _multiply(
+    spec: Spec,
+    values: jax.Array,
+    rows: jax.Array,
+    cols: jax.Array,
+    x: jax.Array,
+    probe: jax.Array | None,
+) -> jax.Array:
+    del probe
+    x_IxRxB = blocked(x, spec.grid[0], spec.block.rows)
+    y_OxCxB = _product.forward(values, rows, cols, x_IxRxB, spec.grid[1])
+    return flat(y_OxCxB, spec.shape[-1]).astype(x.dtype)
+
+
+def _multiply_forward(spec: Spec, *arguments: Any) -> tuple[jax.Array, Any]:
+    return _multiply(spec, *arguments), arguments
+
+
+def _multiply_backward(spec: Spec, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
+    values, rows, cols, x, probe = saved
+    block, (inputs, outputs) = spec.block, spec.grid
+    x_IxRxB, dy_OxCxB = blocked(x, inputs, block.rows), blocked(dy, outputs, block.cols)
+    dx = _product.backward_input(values, rows, cols, dy_OxCxB, inputs)
+    dvalues = _product.backward_values(rows, cols, x_IxRxB, dy_OxCxB, (block.rows, block.cols))
+    dprobe = None if probe is None else spec.scores(x_IxRxB, dy_OxCxB).astype(probe.dtype)
+    dx = flat(dx, spec.shape[-2]).astype(x.dtype)
+    return dvalues.astype(values.dtype), None, None, dx, dprobe
+
+
+_multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+def blocked(x: jax.Array, blocks: int, size: int) -> jax.Array:
+    """[features, batch] as [blocks, size, batch], with zeros beyond the edge."""
+    missing = blocks * size - x.shape[0]
+    padded = jnp.pad(x, ((0, missing), (0, 0))) if missing else x
+    return padded.reshape(blocks, size, x.shape[1])
+
+
+def flat(x: jax.Array, features: int) -> jax.Array:
+    """The inverse of `blocked`."""
+    return x.reshape(-1, x.shape[-1])[:features]
+
+
+def common_dtype(*arrays: jax.Array) -> jnp.dtype:
+    """What arrays are promoted to, whatever promotion is allowed."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*arrays)

@@ -1,0 +1,194 @@
+"""Products of stored blocks with activations, feature-major: [features, batch].
+
+On the CPU a loop over the blocks, each a small product of slices that stay in the cache: a
+gathered copy of the activations would leave it. Elsewhere one batched product of gathered
+activations and a segment sum, which is what an accelerator is made for.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# A slice of so many columns, 32 features high, and its product stay in the first cache levels.
+TILE = 512
+
+Score = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def forward(
+    values: jax.Array, rows: jax.Array, cols: jax.Array, x: jax.Array, outputs: int
+) -> jax.Array:
+    """Sums of blocks times activations.
+
+    Args:
+      values: [blocks, r, c].
+      rows: int32 [blocks]: input block of each.
+      cols: int32 [blocks]: output block of each, ascending.
+      x: [input blocks, r, batch].
+      outputs: Number of output blocks.
+
+    Returns:
+      [outputs, c, batch], of at least float32.
+    """
+    return _spread(_forward_loop, _forward_gathered, outputs, values, rows, cols, x)
+
+
+def backward_input(
+    values: jax.Array, rows: jax.Array, cols: jax.Array, dy: jax.Array, inputs: int
+) -> jax.Array:
+    """From the gradient of the outputs [output blocks, c, batch] to that of the inputs."""
+    flipped = jnp.swapaxes(values, 1, 2)
+    return _spread(_forward_loop, _forward_gathered_unsorted, inputs, flipped, cols, rows, dy)
+
+
+def backward_values(
+    rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array, block: tuple[int, int]
+) -> jax.Array:
+    """The gradient of the stored values alone, [blocks, r, c]."""
+    if not rows.size:
+        return jnp.zeros((0, *block), accumulator(x, dy))
+    return lax.platform_dependent(rows, cols, x, dy, cpu=_values_loop, default=_values_gathered)
+
+
+def scores(x: jax.Array, dy: jax.Array, sizes: jax.Array, score: Score) -> jax.Array:
+    """Scores of all blocks of the dense gradient, a column of blocks at a time.
+
+    Args:
+      x: [input blocks, r, batch].
+      dy: [output blocks, c, batch].
+      sizes: [input blocks, output blocks]: number of weights in each block.
+      score: From a column of blocks [input blocks, r, c] and their sizes to [input blocks].
+
+    Returns:
+      [input blocks, output blocks].
+    """
+    inputs, r, batch = x.shape
+    flat, dtype = x.reshape(inputs * r, batch), accumulator(x, dy)
+
+    def column(each: tuple[jax.Array, jax.Array]) -> jax.Array:
+        dy_CxB, sizes_I = each
+        product = lax.dot_general(
+            flat, dy_CxB, (((1,), (1,)), ((), ())), preferred_element_type=dtype
+        )
+        return score(product.reshape(inputs, r, -1), sizes_I)
+
+    return lax.map(column, (dy, sizes.T)).T
+
+
+def accumulator(*arrays: jax.Array) -> jnp.dtype:
+    """The dtype in which products of these are added up: at least float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*arrays, jnp.float32)
+
+
+def _spread(
+    loop: Callable[..., jax.Array],
+    gathered: Callable[..., jax.Array],
+    outputs: int,
+    values: jax.Array,
+    rows: jax.Array,
+    cols: jax.Array,
+    x: jax.Array,
+) -> jax.Array:
+    if not values.shape[0]:
+        return jnp.zeros((outputs, values.shape[2], x.shape[2]), accumulator(values, x))
+    return lax.platform_dependent(
+        values,
+        rows,
+        cols,
+        x,
+        cpu=functools.partial(loop, outputs),
+        default=functools.partial(gathered, outputs),
+    )
+
+
+def _forward_loop(
+    outputs: int, values: jax.Array, rows: jax.Array, cols: jax.Array, x: jax.Array
+) -> jax.Array:
+    dtype, batch = accumulator(values, x), x.shape[2]
+
+    def product(x_IxRxB: jax.Array) -> jax.Array:
+        def add(k: jax.Array, y: jax.Array) -> jax.Array:
+            part = lax.dot_general(
+                values[k], x_IxRxB[rows[k]], (((0,), (0,)), ((), ())), preferred_element_type=dtype
+            )
+            return y.at[cols[k]].add(part, mode="promise_in_bounds")
+
+        y = jnp.zeros((outputs, values.shape[2], x_IxRxB.shape[2]), dtype)
+        return lax.fori_loop(0, values.shape[0], add, y)
+
+    if batch <= 2 * TILE:
+        return product(x)
+    y_TxOxCxB = lax.map(product, _tiles(x))
+    return jnp.moveaxis(y_TxOxCxB, 0, 2).reshape(*y_TxOxCxB.shape[1:3], -1)[..., :batch]
+
+
+def _tiles(x: jax.Array) -> jax.Array:
+    """[blocks, features, batch] as [tiles, blocks, features, TILE], padded with zeros."""
+    missing = -x.shape[2] % TILE
+    padded = jnp.pad(x, ((0, 0), (0, 0), (0, missing))) if missing else x
+    return jnp.moveaxis(padded.reshape(*x.shape[:2], -1, TILE), 2, 0)
+
+
+def _values_loop(rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array) -> jax.Array:
+    dtype = accumulator(x, dy)
+
+    def products(x_IxRxB: jax.Array, dy_OxCxB: jax.Array) -> jax.Array:
+        def one(index: tuple[jax.Array, jax.Array]) -> jax.Array:
+            row, col = index
+            return lax.dot_general(
+                x_IxRxB[row], dy_OxCxB[col], (((1,), (1,)), ((), ())), preferred_element_type=dtype
+            )
+
+        return lax.map(one, (rows, cols))
+
+    if x.shape[2] <= 2 * TILE:
+        return products(x, dy)
+
+    def add(total: jax.Array, tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + products(*tile), None
+
+    total = jnp.zeros((rows.shape[0], x.shape[1], dy.shape[1]), dtype)
+    return lax.scan(add, total, (_tiles(x), _tiles(dy)))[0]
+
+
+def _gathered(
+    outputs: int,
+    values: jax.Array,
+    rows: jax.Array,
+    cols: jax.Array,
+    x: jax.Array,
+    are_sorted: bool,
+) -> jax.Array:
+    # [blocks, c, batch]: one batched product.
+    parts = lax.dot_general(
+        values,
+        x[rows],
+        (((1,), (1,)), ((0,), (0,))),
+        preferred_element_type=accumulator(values, x),
+    )
+    return jax.ops.segment_sum(parts, cols, outputs, indices_are_sorted=are_sorted)
+
+
+def _forward_gathered(
+    outputs: int, values: jax.Array, rows: jax.Array, cols: jax.Array, x: jax.Array
+) -> jax.Array:
+    return _gathered(outputs, values, rows, cols, x, are_sorted=True)
+
+
+def _forward_gathered_unsorted(
+    outputs: int, values: jax.Array, rows: jax.Array, cols: jax.Array, x: jax.Array
+) -> jax.Array:
+    return _gathered(outputs, values, rows, cols, x, are_sorted=False)
+
+
+def _values_gathered(rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array) -> jax.Array:
+    return lax.dot_general(
+        x[rows],
+        dy[cols],
+        (((2,), (2,)), ((0,), (0,))),
+        preferred_element_type=accumulator(x, dy),
+    )

@@ -1,0 +1,184 @@
+"""Where the stored blocks of a layer are: int32 indices with static shapes."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_optax import _distributions, _packing, _random, _selection
+from rigl_optax._structure import Block
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["rows", "cols"], meta_fields=["shape", "block"]
+)
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """The blocks that a condensed layer has, in a flat list sorted by output block.
+
+    Attributes:
+      rows: int32 [blocks]: input block of each.
+      cols: int32 [blocks]: output block of each, ascending.
+      shape: Of the dense kernel that it stands for, [*window, in, out].
+      block: The structure: its size, and how blocks are scored.
+    """
+
+    rows: jax.Array
+    cols: jax.Array
+    shape: tuple[int, ...]
+    block: Block
+
+    @property
+    def blocks(self) -> int:
+        """Number of stored blocks."""
+        return self.rows.shape[0]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Input blocks and output blocks of the dense kernel."""
+        inputs, outputs = self.block.grid(self.shape, "a layer")
+        return inputs, outputs
+
+    @property
+    def values_shape(self) -> tuple[int, ...]:
+        """Shape of the stored values: [blocks, *window, rows, cols]."""
+        return (self.blocks, *self.shape[:-2], self.block.rows, self.block.cols)
+
+    @property
+    def density(self) -> float:
+        """Stored blocks of all."""
+        return self.blocks / math.prod(self.grid)
+
+    def mask(self) -> jax.Array:
+        """Bool, of the shape of the grid: True where there is a block."""
+        return jnp.zeros(self.grid, bool).at[self.rows, self.cols].set(True)
+
+    def sizes(self) -> jax.Array:
+        """int32 [blocks]: how many weights of each block lie within the layer."""
+        sizes = jnp.asarray(self.block.group_sizes(self.shape), jnp.int32)
+        return sizes[self.rows, self.cols]
+
+
+def from_mask(mask: jax.Array, blocks: int, shape: tuple[int, ...], block: Block) -> Topology:
+    """The topology of a mask of blocks, of which `blocks` (static) must be True."""
+    # By output block first, so that sums over the inputs of an output are over neighbours.
+    (flat,) = jnp.nonzero(mask.T.reshape(-1), size=blocks, fill_value=0)
+    cols, rows = jnp.divmod(flat.astype(jnp.int32), mask.shape[0])
+    return Topology(rows, cols, shape, block)
+
+
+def random_topology(
+    shape: tuple[int, ...],
+    sparsity: float,
+    block: Block,
+    *,
+    seed: _random.Seed = 0,
+    position: int = 0,
+) -> Topology:
+    r"""Uniformly random blocks; `floor(sparsity * groups)` are absent.
+
+    The same blocks as `structure=block` draws in the masked form for the leaf at this position
+    in the tree of parameters, with the same seed. Nothing of the size of the kernel is made.
+
+    Args:
+      shape: Of the dense kernel, [*window, in, out].
+      sparsity: In [0, 1).
+      block: Its structure.
+      seed: As in `rigl`.
+      position: Of the leaf, among all leaves of params; another draw for each.
+
+    Returns:
+      A topology.
+
+    Raises:
+      ValueError: If the sparsity is outside [0, 1), or the block does not divide the shape.
+
+    Example:
+      >>> import rigl_optax
+      >>> from rigl_optax.condensed import random_topology
+      >>> random_topology((64, 32), 0.75, rigl_optax.Block(16, 16)).values_shape
+      (2, 16, 16)
+    """
+    _distributions.check_sparsity("sparsity", sparsity)
+    _random.check_seed(seed)
+    grid = block.grid(shape, "a layer")
+    number = math.prod(grid) - _distributions.zeros_in(sparsity, math.prod(grid))
+    packing = _packing.packing([grid], [False])
+    scores = _random.random_scores(seed, _random.Purpose.INITIAL_MASK, [position], packing)
+    chosen = _selection.top_k(scores, packing.rows, jnp.asarray([number], jnp.int32))
+    return from_mask(packing.unpack(chosen)[0], number, tuple(shape), block)
+
+
+def random_values(
+    key: jax.Array,
+    topology: Topology,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    *,
+    sparse_aware: bool = True,
+) -> jax.Array:
+    r"""Initial values of stored blocks, normal; zero beyond the edge of a padded layer.
+
+    .. math:: \theta \sim N(0, 1 / n), \qquad n = \text{density} \cdot \text{inputs}
+
+    Args:
+      key: For `jax.random`; never the one that topologies are seeded by.
+      topology: Where the blocks are.
+      dtype: Of the values.
+      sparse_aware: Whether n counts the inputs that are there on the average; else all inputs of
+        the dense kernel, as if it had been drawn and masked.
+
+    Returns:
+      Values of shape `topology.values_shape`. Nothing larger is made.
+
+    Example:
+      >>> import jax, rigl_optax
+      >>> from rigl_optax.condensed import random_topology, random_values
+      >>> topology = random_topology((64, 64), 0.75, rigl_optax.Block(16, 16))
+      >>> random_values(jax.random.key(0), topology).shape
+      (4, 16, 16)
+    """
+    inputs: float = math.prod(topology.shape[:-1])
+    if sparse_aware:
+        inputs *= max(topology.density, 1 / math.prod(topology.grid))
+    values = jax.random.normal(key, topology.values_shape, dtype)
+    inside = _inside(topology.rows, topology.block.rows, topology.shape[-2])[:, :, None]
+    inside = inside & _inside(topology.cols, topology.block.cols, topology.shape[-1])[:, None]
+    shape = (topology.blocks, *(1,) * (len(topology.shape) - 2), *inside.shape[1:])
+    return jnp.where(inside.reshape(shape), values * jnp.asarray(inputs**-0.5, dtype), 0)
+
+
+def _inside(blocks: jax.Array, size: int, bound: int) -> jax.Array:
+    """[blocks, size]: whether each row, or column, of a block lies within the layer."""
+    return blocks[:, None] * size + jnp.arange(size) < bound
+
+
+def check_grid(mask: Any, shape: tuple[int, ...], block: Block, path: str) -> np.ndarray:
+    """The mask of blocks of a mask of weights, on the host.
+
+    Raises:
+      ValueError: If a block is active in part.
+    """
+    whole = np.asarray(mask)
+    groups = np.asarray(block.groups(jnp.asarray(whole)))
+    if not np.array_equal(whole, np.asarray(block.expand(jnp.asarray(groups), shape))):
+        raise ValueError(
+            f"{path!r}: blocks are active in part; condense what was trained with structure={block}"
+        )
+    return groups
+
+
+def extract(dense: jax.Array, topology: Topology) -> jax.Array:
+    """The stored blocks of a dense array, [blocks, *window, rows, cols]."""
+    (inputs, outputs), block, window = topology.grid, topology.block, topology.shape[:-2]
+    missing = (
+        inputs * block.rows - topology.shape[-2],
+        outputs * block.cols - topology.shape[-1],
+    )
+    dense = jnp.pad(dense, [(0, 0)] * len(window) + [(0, missing[0]), (0, missing[1])])
+    tiles = dense.reshape(*window, inputs, block.rows, outputs, block.cols)
+    n = len(window)
+    return tiles.transpose(n, n + 2, *range(n), n + 1, n + 3)[topology.rows, topology.cols]

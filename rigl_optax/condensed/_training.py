@@ -1,0 +1,379 @@
+"""Training of condensed weights: between rewirings nothing dense exists, nor at them.
+
+The same rule as in the masked form decides, on grids of blocks: the same masks come of it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rigl_optax import _growth, _inner_state, _packing, _paths, _random, _rewiring
+from rigl_optax._grown import AT_REST
+from rigl_optax._layout import Layout, SparseLeaf
+from rigl_optax._method import Method, RewiringInputs
+from rigl_optax.condensed import _conversion, _topology
+from rigl_optax.condensed._conversion import Topologies
+from rigl_optax.condensed._topology import Topology
+
+PyTree = Any
+Loss = Callable[..., jax.Array]
+
+
+class CondensedState(NamedTuple):
+    """State of the training of condensed weights.
+
+    Attributes:
+      count: int32 scalar: calls of `update` and `rewire` so far.
+      topologies: `{path: topology}` of the condensed kernels, as they are now.
+      inner_state: State of the wrapped optimizer, on the stored values.
+      rewirings: int32 scalar: rewirings so far.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    topologies: dict[str, Topology]
+    inner_state: PyTree
+    rewirings: jax.Array
+
+
+class CondensedTransformation(NamedTuple):
+    """An optimizer of condensed weights that also rewires them.
+
+    Attributes:
+      init: From weights and topologies to the state.
+      update: As in Optax, an ordinary step: from gradients, state and weights to updates and
+        the new state.
+      rewire: In place of `update` where `is_rewiring_step(state.count)`: from gradients,
+        scores, state and weights to new weights and the new state.
+      is_rewiring_step: From a count, traced or not, to a bool scalar.
+    """
+
+    init: Callable[[PyTree, Topologies], CondensedState]
+    update: Callable[..., tuple[PyTree, CondensedState]]
+    rewire: Callable[..., tuple[PyTree, CondensedState]]
+    is_rewiring_step: Callable[[jax.typing.ArrayLike], jax.Array]
+
+
+def rigl(
+    inner: optax.GradientTransformation,
+    *,
+    end: int,
+    every: int = 100,
+    begin: int = 0,
+    drop_fraction: float | optax.Schedule = 0.3,
+    overrides: _growth.Overrides | None = None,
+    min_fan_in: int = 0,
+    seed: _random.Seed = 0,
+) -> CondensedTransformation:
+    r"""RigL on condensed weights: what `rigl(structure=Block(...))` does, without dense arrays.
+
+    Same masks and weights as that one, up to rounding. On an ordinary step the optimizer sees
+    the stored values. At a rewiring, in each layer with n blocks,
+
+    .. math::
+        k &= \mathrm{int32}(n \cdot f(t)) \\
+        K &= \text{the } n - k \text{ blocks of largest } \mathrm{pool}(\theta) \\
+        G &= \text{the } k \text{ places outside } K
+             \text{ of largest } \mathrm{pool}(\nabla_\theta L)
+
+    and values and optimizer state are moved to where their blocks are now; new blocks start at
+    0 with a state at rest. If scores are not finite, the topology stays. All shapes are
+    static: `update` and `rewire` are for `jax.jit`, best one function each, called as
+    `is_rewiring_step` says.
+
+    Args:
+      inner: Any Optax optimizer.
+      end: As in `rigl_optax.rigl`, and so the others.
+      every: Steps between rewirings.
+      begin: Count of the first.
+      drop_fraction: Fraction of the blocks of a layer to replace.
+      overrides: Another schedule for some layers.
+      min_fan_in: The least number of blocks that lead to an output block.
+      seed: Of what is random.
+
+    Returns:
+      A `CondensedTransformation`.
+
+    Raises:
+      ValueError: As `rigl_optax.rigl`; at `init`, if topologies and weights do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> from rigl_optax import condensed
+      >>> topologies = {"w": condensed.random_topology((8, 8), 0.5, rigl_optax.Block(2, 2))}
+      >>> weights = {"w": jnp.ones(topologies["w"].values_shape)}
+      >>> tx = condensed.rigl(optax.adam(1e-2), end=100)
+      >>> state = tx.init(weights, topologies)
+      >>> def loss(kernels, x):
+      ...     return jnp.mean((x @ kernels["w"] - 1) ** 2)
+      >>> step = condensed.value_grad_and_scores(loss)
+      >>> value, grads, scores = step(weights, state.topologies, jnp.eye(8))
+      >>> bool(tx.is_rewiring_step(state.count))
+      True
+      >>> weights, state = tx.rewire(grads, scores, state, weights)
+      >>> int(state.rewirings), weights["w"].shape
+      (1, (8, 2, 2))
+
+    References:
+      Evci et al., `Rigging the Lottery: Making All Tickets Winners
+      <https://arxiv.org/abs/1911.11134>`_, 2020, algorithm 1.
+    """
+    method = _growth.drop_and_grow_method(
+        _growth.gradient_scores,
+        end=end,
+        every=every,
+        begin=begin,
+        drop_fraction=drop_fraction,
+        overrides=overrides,
+        gradient_step=False,
+        min_fan_in=min_fan_in,
+        grown=AT_REST,
+        seed=seed,
+    )
+    return _transformation(inner, method)
+
+
+def sparse_evolutionary_training(
+    inner: optax.GradientTransformation,
+    *,
+    end: int,
+    every: int = 100,
+    begin: int = 0,
+    drop_fraction: float | optax.Schedule = 0.3,
+    overrides: _growth.Overrides | None = None,
+    min_fan_in: int = 0,
+    seed: _random.Seed = 0,
+) -> CondensedTransformation:
+    """SET on condensed weights: as `rigl`, but growth is uniformly random.
+
+    No scores are needed: `rewire` takes zeros, as `probes` makes them.
+
+    Args:
+      inner: As in `rigl`, and so the others.
+      end: As in `rigl`.
+      every: As in `rigl`.
+      begin: As in `rigl`.
+      drop_fraction: As in `rigl`.
+      overrides: As in `rigl`.
+      min_fan_in: As in `rigl`.
+      seed: Seeds the growth.
+
+    Returns:
+      A `CondensedTransformation`.
+
+    Raises:
+      ValueError: As `rigl`.
+    """
+    method = _growth.drop_and_grow_method(
+        _growth.random_scores(seed),
+        end=end,
+        every=every,
+        begin=begin,
+        drop_fraction=drop_fraction,
+        overrides=overrides,
+        gradient_step=False,
+        min_fan_in=min_fan_in,
+        grown=AT_REST,
+        seed=seed,
+    )
+    return _transformation(inner, method)
+
+
+def value_and_grad(loss: Loss) -> Callable[..., tuple[jax.Array, PyTree]]:
+    """Value and gradients of a loss of kernels, for ordinary steps.
+
+    Args:
+      loss: From the tree that `bind` makes, and any more arguments, to a scalar.
+
+    Returns:
+      A function of weights, topologies and those arguments to `(value, gradients)`.
+    """
+
+    def function(weights: PyTree, topologies: Topologies, *args: Any) -> tuple[jax.Array, PyTree]:
+        def of_weights(weights: PyTree) -> jax.Array:
+            return loss(_conversion.bind(weights, topologies), *args)
+
+        return jax.value_and_grad(of_weights)(weights)
+
+    return function
+
+
+def value_grad_and_scores(
+    loss: Loss,
+) -> Callable[..., tuple[jax.Array, PyTree, dict[str, jax.Array]]]:
+    """As `value_and_grad`, and the scores of all blocks of the dense gradient: to rewire."""
+
+    def function(
+        weights: PyTree, topologies: Topologies, *args: Any
+    ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
+        def of_both(weights: PyTree, probes: Mapping[str, jax.Array]) -> jax.Array:
+            return loss(_conversion.bind(weights, topologies, probes), *args)
+
+        probes = _conversion.probes(topologies)
+        value, (grads, scores) = jax.value_and_grad(of_both, (0, 1))(weights, probes)
+        return value, grads, scores
+
+    return function
+
+
+def _transformation(inner: optax.GradientTransformation, method: Method) -> CondensedTransformation:
+    inner = optax.with_extra_args_support(inner)
+    plan = method.plan
+    assert plan is not None
+
+    def init(weights: PyTree, topologies: Topologies) -> CondensedState:
+        if not topologies:
+            raise ValueError("topologies is empty: nothing is condensed")
+        _conversion.check(weights, topologies)
+        layout = _layout(weights, topologies)
+        plan.check([leaf.path for leaf in layout.sparse])
+        if method.check is not None:
+            method.check(layout)
+        # Buffers of their own: a step that donates the state takes nothing of the caller's.
+        return CondensedState(
+            count=jnp.zeros((), jnp.int32),
+            topologies=jax.tree.map(jnp.copy, dict(topologies)),
+            inner_state=inner.init(weights),
+            rewirings=jnp.zeros((), jnp.int32),
+        )
+
+    def update(
+        grads: PyTree, state: CondensedState, weights: PyTree, **extra_args: Any
+    ) -> tuple[PyTree, CondensedState]:
+        updates, inner_state = inner.update(grads, state.inner_state, weights, **extra_args)
+        return updates, state._replace(count=state.count + 1, inner_state=inner_state)
+
+    def rewire(
+        grads: PyTree,
+        scores: Mapping[str, jax.Array],
+        state: CondensedState,
+        weights: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, CondensedState]:
+        layout = _layout(weights, state.topologies)
+        inputs = _inputs(layout, scores, state)
+        is_finite = _rewiring.total([~jnp.isfinite(s) for s in scores.values()]) == 0
+        chosen = inputs.packing.unpack(method.rule(inputs).masks)
+        moved = {
+            leaf.path: _move(state.topologies[leaf.path], mask, is_finite)
+            for leaf, mask in zip(layout.sparse, chosen, strict=True)
+        }
+
+        def carried(tree: PyTree) -> PyTree:
+            """Weights, or what is like them, where their blocks are now; 0 where new."""
+            leaves = [
+                moved[path].carry(leaf, jnp.zeros_like(leaf)) if path in moved else leaf
+                for path, leaf in zip(layout.paths, jax.tree.leaves(tree), strict=True)
+            ]
+            return layout.treedef.unflatten(leaves)
+
+        # The optimizer's counters go on, so that schedules stay aligned with the loop; one NaN
+        # would poison for good what it averages over a layer.
+        seen = jax.tree.map(lambda g: jnp.where(is_finite, g, jnp.zeros_like(g)), grads)
+        _, after = inner.update(seen, state.inner_state, weights, **extra_args)
+        new_weights = carried(weights)
+        inner_state = _settled(layout, moved, state.inner_state, after, weights, inner, new_weights)
+        return new_weights, CondensedState(
+            count=state.count + 1,
+            topologies={path: moved[path].topology for path in state.topologies},
+            inner_state=inner_state,
+            rewirings=state.rewirings + is_finite.astype(jnp.int32),
+        )
+
+    def is_rewiring_step(count: jax.typing.ArrayLike) -> jax.Array:
+        return plan.is_rewiring_step(jnp.asarray(count, jnp.int32))
+
+    return CondensedTransformation(init, update, rewire, is_rewiring_step)
+
+
+class _Moved(NamedTuple):
+    """Where the blocks of a layer are now, and where they were."""
+
+    topology: Topology
+    source: jax.Array  # int32 [blocks]: where a block was; anything where it is new
+    is_kept: jax.Array  # bool [blocks]
+
+    def carry(self, values: jax.Array, elsewhere: jax.Array) -> jax.Array:
+        """Values of kept blocks in their new order; others are as `elsewhere`."""
+        is_kept = self.is_kept.reshape(-1, *(1,) * (values.ndim - 1))
+        return jnp.where(is_kept, values[self.source], elsewhere)
+
+
+def _move(old: Topology, mask: jax.Array, is_accepted: jax.Array) -> _Moved:
+    mask = jnp.where(is_accepted, mask, old.mask())
+    new = _topology.from_mask(mask, old.blocks, old.shape, old.block)
+    slots = jnp.full(old.grid, -1, jnp.int32)
+    slots = slots.at[old.rows, old.cols].set(jnp.arange(old.blocks, dtype=jnp.int32))
+    source = slots[new.rows, new.cols]
+    return _Moved(new, jnp.maximum(source, 0), source >= 0)
+
+
+def _layout(weights: PyTree, topologies: Topologies) -> Layout:
+    """As the masked form has it, with the condensed kernels for sparse leaves."""
+    named = _paths.flatten_with_paths(weights)
+    sparse = []
+    for position, (path, _) in enumerate(named):
+        if path in topologies:
+            t = topologies[path]
+            zeros = int(np.prod(t.grid)) - t.blocks
+            sparse.append(SparseLeaf(path, position, False, zeros, t.block, t.shape, t.grid))
+    leaves, treedef = jax.tree.flatten(weights)
+    return Layout(treedef, [path for path, _ in named], leaves, sparse)
+
+
+def _inputs(
+    layout: Layout, scores: Mapping[str, jax.Array], state: CondensedState
+) -> RewiringInputs:
+    """Grids of blocks, in place of the weights that the rule knows."""
+    packing = _packing.packing([leaf.grid for leaf in layout.sparse], [False] * len(layout.sparse))
+    magnitudes = []
+    for leaf in layout.sparse:
+        topology, values = state.topologies[leaf.path], layout.leaves[leaf.position]
+        each = topology.block.score(values, tuple(range(1, values.ndim)), topology.sizes())
+        grid = jnp.zeros(topology.grid, jnp.float32)
+        magnitudes.append(grid.at[topology.rows, topology.cols].set(each))
+    return RewiringInputs(
+        count=state.count,
+        weights=packing.pack(magnitudes, 0.0),
+        gradients=packing.pack(
+            [scores[leaf.path].astype(jnp.float32) for leaf in layout.sparse], 0.0
+        ),
+        masks=packing.pack([state.topologies[leaf.path].mask() for leaf in layout.sparse], False),
+        marks=[],
+        carry=(),
+        packing=packing,
+        leaves=layout.sparse,
+    )
+
+
+def _settled(
+    layout: Layout,
+    moved: Mapping[str, _Moved],
+    old: PyTree,
+    new: PyTree,
+    weights: PyTree,
+    inner: optax.GradientTransformation,
+    new_weights: PyTree,
+) -> PyTree:
+    """The optimizer's state after a rewiring, which replaces the gradient step.
+
+    What belongs to a weight keeps its old value, where its block is now; what is new is at
+    rest. All other state (counters, hyperparameters) takes the new value.
+    """
+    olds, rests = (
+        dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (old, inner.init(new_weights))
+    )
+    leaves, treedef = jax.tree.flatten(new)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(new)]
+    for i, owner in enumerate(_inner_state.owners(new, weights)):
+        if owner is None or paths[i] not in olds or paths[i] not in rests:
+            continue
+        value = jnp.asarray(olds[paths[i]]).astype(leaves[i].dtype)
+        name = layout.paths[owner]
+        if name in moved:
+            value = moved[name].carry(value, jnp.asarray(rests[paths[i]]).astype(value.dtype))
+        leaves[i] = value
+    return jax.tree.unflatten(treedef, leaves)

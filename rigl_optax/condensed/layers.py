@@ -1,0 +1,192 @@
+"""Flax NNX layers with condensed kernels. Needs Flax; the rest of `condensed` does not."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rigl_optax import _paths, _random
+from rigl_optax._structure import Block
+from rigl_optax.condensed import _topology
+from rigl_optax.condensed._convolution import Padding, convolve
+from rigl_optax.condensed._kernel import BlockSparse
+from rigl_optax.condensed._topology import Topology
+
+PyTree = Any
+
+
+class Index(nnx.Variable):
+    """Where the blocks of a kernel are: a `Topology`. No parameter: it has no gradient."""
+
+
+class _Condensed(nnx.Module):
+    """Values of stored blocks, where they are, and a bias."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        sparsity: float,
+        block: Block,
+        use_bias: bool,
+        dtype: jax.typing.DTypeLike | None,
+        param_dtype: jax.typing.DTypeLike,
+        seed: _random.Seed,
+        rngs: nnx.Rngs,
+    ) -> None:
+        topology = _topology.random_topology(shape, sparsity, block, seed=seed)
+        self.topology = Index(topology)
+        self.kernel = nnx.Param(_topology.random_values(rngs.params(), topology, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(shape[-1], param_dtype)) if use_bias else None
+        self.dtype = dtype
+
+    def bound(self) -> BlockSparse:
+        """The kernel; as it is, or one that `bind` has put in the place of its values."""
+        kernel = self.kernel.get_value()
+        if isinstance(kernel, BlockSparse):
+            return kernel
+        return BlockSparse(kernel, self.topology.get_value())
+
+    def ready(self, x: jax.Array) -> tuple[jax.Array, BlockSparse]:
+        """Activations and kernel in the dtype of the computation."""
+        kernel = self.bound()
+        if self.dtype is None:
+            return x, kernel
+        values = kernel.values.astype(self.dtype)
+        return x.astype(self.dtype), BlockSparse(values, kernel.topology, kernel.probe)
+
+    def add_bias(self, y: jax.Array) -> jax.Array:
+        """`y` plus the bias, if there is one."""
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+class SparseLinear(_Condensed):
+    """A linear map of the last axis with a condensed kernel: as `nnx.Linear`.
+
+    Args:
+      in_features: Width of what comes in.
+      out_features: Width of what goes out.
+      sparsity: Fraction of blocks that are absent.
+      block: Their size.
+      use_bias: Whether there is a bias, zero at first.
+      dtype: Of the computation; None for that of the parameters and activations.
+      param_dtype: Of the parameters.
+      seed: Of the random blocks: another for each layer.
+      rngs: Random keys for the initial values (stream `params`).
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp, rigl_optax
+      >>> from rigl_optax.condensed.layers import SparseLinear
+      >>> block = rigl_optax.Block(16, 16)
+      >>> layer = SparseLinear(64, 32, sparsity=0.75, block=block, seed=1, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((8, 64))).shape, layer.kernel.shape
+      ((8, 32), (2, 16, 16))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        sparsity: float,
+        block: Block,
+        use_bias: bool = True,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        seed: _random.Seed,
+        rngs: nnx.Rngs,
+    ) -> None:
+        shape = (in_features, out_features)
+        super().__init__(shape, sparsity, block, use_bias, dtype, param_dtype, seed, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in_features] to [..., out_features]."""
+        x, kernel = self.ready(x)
+        return self.add_bias(x @ kernel)
+
+
+class SparseConv(_Condensed):
+    """A convolution of images with a condensed kernel: as `nnx.Conv`, all taps of a block together.
+
+    Args:
+      in_features: Channels of what comes in.
+      out_features: Channels of what goes out.
+      kernel_size: Height and width of the window.
+      sparsity: Fraction of blocks that are absent.
+      block: Their size, in channels.
+      strides: Of the window.
+      padding: As in `convolve`.
+      use_bias: Whether there is a bias, zero at first.
+      dtype: Of the computation; None for that of the parameters and activations.
+      param_dtype: Of the parameters.
+      seed: Of the random blocks: another for each layer.
+      rngs: Random keys for the initial values (stream `params`).
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp, rigl_optax
+      >>> from rigl_optax.condensed.layers import SparseConv
+      >>> block = rigl_optax.Block(4, 8)
+      >>> layer = SparseConv(8, 16, (3, 3), sparsity=0.5, block=block, seed=1, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 6, 6, 8))).shape, layer.kernel.shape
+      ((2, 6, 6, 16), (2, 3, 3, 4, 8))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        *,
+        sparsity: float,
+        block: Block,
+        strides: Sequence[int] = (1, 1),
+        padding: Padding = "SAME",
+        use_bias: bool = True,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        seed: _random.Seed,
+        rngs: nnx.Rngs,
+    ) -> None:
+        height, width = kernel_size
+        shape = (height, width, in_features, out_features)
+        super().__init__(shape, sparsity, block, use_bias, dtype, param_dtype, seed, rngs)
+        self.strides = tuple(strides)
+        self.padding = padding
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, height, width, in_features] to [..., out_features]."""
+        x, kernel = self.ready(x)
+        return self.add_bias(convolve(x, kernel, strides=self.strides, padding=self.padding))
+
+
+def topologies(model: nnx.Module) -> dict[str, Topology]:
+    """Of all condensed kernels of a model: `{path of the parameter: topology}`.
+
+    For `condensed.rigl(...).init(weights, topologies)`, with `weights` the model's parameters as
+    a pure tree. The model's own are then those of the start: `write_topologies` updates them.
+    """
+    found = {}
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, _Condensed):
+            found["/".join(map(str, (*path, "kernel")))] = module.topology.get_value()
+    return dict(sorted(found.items()))
+
+
+def write(model: nnx.Module, weights: PyTree, topologies: dict[str, Topology]) -> None:
+    """Puts trained weights and their topologies into a model, in place.
+
+    Args:
+      model: Of condensed layers.
+      weights: A pure tree like the model's parameters.
+      topologies: Of the state of the training.
+    """
+    nnx.update(model, weights)
+    named = dict(_paths.flatten_with_paths(weights))
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, _Condensed):
+            name = "/".join(map(str, (*path, "kernel")))
+            assert name in named
+            module.topology.set_value(topologies[name])
