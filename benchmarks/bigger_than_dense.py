@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16_384)
     parser.add_argument("--sparsity", type=float, default=0.98)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--log_every", type=int, default=50)
     parser.add_argument("--dataset", choices=["tdavid", "topics"], default="topics")

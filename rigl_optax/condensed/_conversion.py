@@ -68,8 +68,8 @@ def condense(
             if not isinstance(block, Block):
                 raise ValueError(f"{path!r} is sparse without blocks; give its structure")
             grid = _topology.check_grid(found[path], leaf.shape, block, path)
-            number = int(grid.sum())
-            topologies[path] = _topology.from_mask(jnp.asarray(grid), number, leaf.shape, block)
+            cols, rows = (jnp.asarray(i, jnp.int32) for i in np.nonzero(grid.T))
+            topologies[path] = Topology(rows, cols, tuple(leaf.shape), block)
             leaf = _topology.extract(leaf, topologies[path])
         leaves.append(leaf)
     return jax.tree.unflatten(jax.tree.structure(params), leaves), topologies

@@ -234,9 +234,12 @@ def _outputs_from_pixels(
 def _patch(x: jax.Array, starts: Sequence[tuple[Any, ...]]) -> jax.Array:
     """Slices of a tile of pixels, one for each tap, one above the other."""
     size = (*(1,) * (x.ndim - 2), x.shape[-2], _TILE)
-    return jnp.concatenate(
-        [lax.dynamic_slice(x, start, size).reshape(x.shape[-2], _TILE) for start in starts]
-    )
+
+    def of_tap(start: tuple[Any, ...]) -> jax.Array:
+        indices = [jnp.asarray(i, jnp.int32) for i in start]  # of one type, with x64 too
+        return lax.dynamic_slice(x, indices, size).reshape(x.shape[-2], _TILE)
+
+    return jnp.concatenate([of_tap(start) for start in starts])
 
 
 def _forward_loop(

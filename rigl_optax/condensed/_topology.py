@@ -171,6 +171,7 @@ def check_grid(mask: Any, shape: tuple[int, ...], block: Block, path: str) -> np
     return groups
 
 
+@jax.jit
 def extract(dense: jax.Array, topology: Topology) -> jax.Array:
     """The stored blocks of a dense array, [blocks, *window, rows, cols]."""
     (inputs, outputs), block, window = topology.grid, topology.block, topology.shape[:-2]
