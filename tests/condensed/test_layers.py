@@ -11,6 +11,8 @@ import rigl_optax
 from rigl_optax import Block, condensed
 from rigl_optax.condensed import layers
 
+pytestmark = pytest.mark.xdist_group("condensed_layers")  # they share what a fixture has trained
+
 
 class Network(nnx.Module):
     def __init__(self, rngs):

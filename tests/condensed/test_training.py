@@ -178,6 +178,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_equals_masked_training(case):
     history, loss, before = both(*case)
