@@ -8,6 +8,7 @@ Each loader is fuzzed in a process of its own, so that a crash or a hang is noti
 
 import argparse
 import faulthandler
+import math
 import pathlib
 import random
 import subprocess
@@ -79,7 +80,8 @@ def main() -> None:
         return
     failed = []
     for name in names:
-        count = max(1, round(options.files * SHARES[name] / sum(SHARES[n] for n in names)))
+        share = options.files * SHARES[name] / sum(SHARES[n] for n in names)
+        count = math.ceil(share)  # at least as many as asked for
         command = [sys.executable, "-m", "benchmarks.fuzz_loaders", "--alone", f"--loaders={name}"]
         command += [f"--files={count}", f"--seed={options.seed}"]
         found = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
