@@ -161,10 +161,10 @@ def test_what_is_logged_is_the_same_on_every_mesh(runs):
 @pytest.mark.slow
 def test_only_the_first_process_prints_and_writes(runs):
     workdir, _, said = runs["two processes"]
-    printed = [
-        [line for line in out.splitlines() if not line.startswith("[Gloo]")] for _, (out, _) in said
-    ]
-    assert "test accuracy" in printed[0][-1] and printed[1] == []
+    (_, (first, _)), (_, (second, _)) = said
+    # Gloo greets from several threads at once, so its line may be cut and mixed anywhere.
+    greeting = r"\[Gloo\]|Rank|is connected to|peer ranks\.?|Expected number of connected|is :|\d|\s"
+    assert "test accuracy" in first and re.sub(greeting, "", second) == ""
     records = metrics.read(workdir / metrics.FILE)
     assert [r["step"] for r in records if r["kind"] == "validation"] == [20, 40, 60]
     config = config_lib.from_saved(checkpoints.read_config(workdir))
