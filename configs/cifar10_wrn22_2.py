@@ -65,6 +65,7 @@ def get_config() -> config_dict.ConfigDict:
             "method_options": "",
             "ticket": "",
             "structure": "",
+            "condensed": False,
             "rewire_every": 100,
             "rewire_until": 75_000 / STEPS,
             "drop_fraction": 0.3,

@@ -68,6 +68,7 @@ def get_config() -> config_dict.ConfigDict:
             "method_options": "",
             "ticket": "",
             "structure": "",
+            "condensed": False,
             "rewire_every": 100,
             "rewire_until": 25_000 / 32_000,
             "drop_fraction": 0.3,

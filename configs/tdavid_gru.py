@@ -38,6 +38,7 @@ def get_config() -> config_dict.ConfigDict:
             "method_options": "",
             "ticket": "",
             "structure": "",
+            "condensed": False,
             "rewire_every": 50,
             "rewire_until": 0.75,
             "drop_fraction": 0.3,

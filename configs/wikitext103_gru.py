@@ -39,6 +39,7 @@ def get_config() -> config_dict.ConfigDict:
             "method_options": "",
             "ticket": "",
             "structure": "",
+            "condensed": False,
             "rewire_every": 100,
             "rewire_until": 1.0,
             "drop_fraction": 0.1,

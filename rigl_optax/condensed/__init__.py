@@ -5,6 +5,7 @@ from rigl_optax.condensed._conversion import condense as condense
 from rigl_optax.condensed._conversion import condense_state as condense_state
 from rigl_optax.condensed._conversion import densify as densify
 from rigl_optax.condensed._conversion import densify_state as densify_state
+from rigl_optax.condensed._conversion import extract as extract
 from rigl_optax.condensed._conversion import masks_of as masks_of
 from rigl_optax.condensed._conversion import probes as probes
 from rigl_optax.condensed._convolution import convolve as convolve
@@ -20,5 +21,6 @@ from rigl_optax.condensed._training import rigl as rigl
 from rigl_optax.condensed._training import (
     sparse_evolutionary_training as sparse_evolutionary_training,
 )
+from rigl_optax.condensed._training import static_sparse as static_sparse
 from rigl_optax.condensed._training import value_and_grad as value_and_grad
 from rigl_optax.condensed._training import value_grad_and_scores as value_grad_and_scores

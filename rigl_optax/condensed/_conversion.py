@@ -61,7 +61,6 @@ def condense(
     partial = [path for path, _ in named if not np.all(np.asarray(found[path]))]
     structures = _structure.by_path(structure, partial) if partial else {}
     topologies: dict[str, Topology] = {}
-    leaves = []
     for path, leaf in named:
         if path in structures:
             block = structures[path]
@@ -70,9 +69,32 @@ def condense(
             grid = _topology.check_grid(found[path], leaf.shape, block, path)
             cols, rows = (jnp.asarray(i, jnp.int32) for i in np.nonzero(grid.T))
             topologies[path] = Topology(rows, cols, tuple(leaf.shape), block)
-            leaf = _topology.extract(leaf, topologies[path])
-        leaves.append(leaf)
-    return jax.tree.unflatten(jax.tree.structure(params), leaves), topologies
+    return extract(params, topologies), topologies
+
+
+def extract(params: PyTree, topologies: Topologies) -> PyTree:
+    """The stored blocks of dense parameters, which need not be zero elsewhere.
+
+    Args:
+      params: Parameters, dense.
+      topologies: `{path: topology}` of the kernels to condense.
+
+    Returns:
+      Weights: a tree like params.
+
+    Raises:
+      ValueError: If a topology is of no leaf, or of one of another shape.
+    """
+    named = _paths.flatten_with_paths(params)
+    shapes = {path: tuple(leaf.shape) for path, leaf in named}
+    for path, topology in topologies.items():
+        if shapes.get(path) != topology.shape:
+            raise ValueError(
+                f"topology of {path!r}, of shape {topology.shape}, has no such leaf; leaves are "
+                f"{', '.join(f'{p} {shape}' for p, shape in shapes.items())}"
+            )
+    leaves = [_topology.extract(x, topologies[p]) if p in topologies else x for p, x in named]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def densify(weights: PyTree, topologies: Topologies) -> PyTree:

@@ -52,14 +52,28 @@ def convolve(
     )
     pads = tuple((int(low), int(high)) for low, high in pads)
     if shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
-        return matmul(x[:, :: strides[0], :: strides[1]], kernel)
-    dtype = common_dtype(x, kernel.values)
-    spec = _Window(Spec(kernel.topology.block, shape), tuple(strides), pads)
-    topology = kernel.topology
-    return _convolve(
-        spec, kernel.values.astype(dtype), topology.rows, topology.cols, x.astype(dtype),
-        kernel.probe,
-    )  # fmt: skip
+        # Accelerators are best at matmuls. On the CPU a tile of pixels at a time stays in the
+        # cache, where a matmul would transpose all of them first.
+        return lax.platform_dependent(
+            x[:, :: strides[0], :: strides[1]],
+            kernel,
+            cpu=functools.partial(_windowed, (1, 1), pads),
+            default=matmul,
+        )
+    return _windowed(tuple(strides), pads, x, kernel)
+
+
+def _windowed(
+    strides: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    x: jax.Array,
+    kernel: BlockSparse,
+) -> jax.Array:
+    dtype, topology = common_dtype(x, kernel.values), kernel.topology
+    window = _Window(Spec(topology.block, topology.shape), strides, padding)
+    values = kernel.values.astype(dtype)
+    rows, cols = topology.rows, topology.cols
+    return _convolve(window, values, rows, cols, x.astype(dtype), kernel.probe)
 
 
 class _Window(NamedTuple):

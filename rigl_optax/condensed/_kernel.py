@@ -58,6 +58,10 @@ class BlockSparse:
     # NumPy arrays are to leave the product to us.
     __array_priority__ = 1000
 
+    def astype(self, dtype: jax.typing.DTypeLike) -> "BlockSparse":
+        """The same with values of another dtype."""
+        return BlockSparse(self.values.astype(dtype), self.topology, self.probe)
+
     def dense(self) -> jax.Array:
         """The dense kernel, zero where there is no block."""
         topology = self.topology

@@ -182,6 +182,27 @@ def sparse_evolutionary_training(
     return _transformation(inner, method)
 
 
+def static_sparse(inner: optax.GradientTransformation) -> CondensedTransformation:
+    """Condensed weights whose topologies never change.
+
+    Args:
+      inner: Any Optax optimizer.
+
+    Returns:
+      A `CondensedTransformation`, whose `rewire` raises: no step is a rewiring step.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> from rigl_optax import condensed
+      >>> topologies = {"w": condensed.random_topology((8, 8), 0.5, rigl_optax.Block(2, 2))}
+      >>> weights = {"w": jnp.ones(topologies["w"].values_shape)}
+      >>> tx = condensed.static_sparse(optax.adam(1e-2))
+      >>> bool(tx.is_rewiring_step(tx.init(weights, topologies).count))
+      False
+    """
+    return _transformation(inner, None)
+
+
 def value_and_grad(loss: Loss) -> Callable[..., tuple[jax.Array, PyTree]]:
     """Value and gradients of a loss of kernels, for ordinary steps.
 
@@ -219,18 +240,20 @@ def value_grad_and_scores(
     return function
 
 
-def _transformation(inner: optax.GradientTransformation, method: Method) -> CondensedTransformation:
+def _transformation(
+    inner: optax.GradientTransformation, method: Method | None
+) -> CondensedTransformation:
     inner = optax.with_extra_args_support(inner)
-    plan = method.plan
-    assert plan is not None
+    plan = None if method is None else method.plan
 
     def init(weights: PyTree, topologies: Topologies) -> CondensedState:
         if not topologies:
             raise ValueError("topologies is empty: nothing is condensed")
         _conversion.check(weights, topologies)
         layout = _layout(weights, topologies)
-        plan.check([leaf.path for leaf in layout.sparse])
-        if method.check is not None:
+        if plan is not None:
+            plan.check([leaf.path for leaf in layout.sparse])
+        if method is not None and method.check is not None:
             method.check(layout)
         # Buffers of their own: a step that donates the state takes nothing of the caller's.
         return CondensedState(
@@ -253,6 +276,8 @@ def _transformation(inner: optax.GradientTransformation, method: Method) -> Cond
         weights: PyTree,
         **extra_args: Any,
     ) -> tuple[PyTree, CondensedState]:
+        if method is None:
+            raise ValueError("rewire: the topologies of static_sparse never change")
         layout = _layout(weights, state.topologies)
         inputs = _inputs(layout, scores, state)
         is_finite = _rewiring.total([~jnp.isfinite(s) for s in scores.values()]) == 0
@@ -284,7 +309,8 @@ def _transformation(inner: optax.GradientTransformation, method: Method) -> Cond
         )
 
     def is_rewiring_step(count: jax.typing.ArrayLike) -> jax.Array:
-        return plan.is_rewiring_step(jnp.asarray(count, jnp.int32))
+        count = jnp.asarray(count, jnp.int32)
+        return jnp.zeros((), bool) if plan is None else plan.is_rewiring_step(count)
 
     return CondensedTransformation(init, update, rewire, is_rewiring_step)
 

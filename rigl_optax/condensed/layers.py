@@ -53,8 +53,7 @@ class _Condensed(nnx.Module):
         kernel = self.bound()
         if self.dtype is None:
             return x, kernel
-        values = kernel.values.astype(self.dtype)
-        return x.astype(self.dtype), BlockSparse(values, kernel.topology, kernel.probe)
+        return x.astype(self.dtype), kernel.astype(self.dtype)
 
     def add_bias(self, y: jax.Array) -> jax.Array:
         """`y` plus the bias, if there is one."""

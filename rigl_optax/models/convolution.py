@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rigl_optax.models import layers
+
 # Of batch statistics, in all networks of the reference code.
 MOMENTUM, EPSILON = 0.9, 1e-5
 
@@ -25,7 +27,7 @@ def conv(
     padding: str | None = None,
     kernel_init: Any = lecun_normal,
     dtype: Any = None,
-) -> nnx.Conv:
+) -> layers.Conv:
     """A square convolution without bias.
 
     Args:
@@ -41,7 +43,7 @@ def conv(
       dtype: Of inputs and products; float32 if not given. The kernel is float32.
     """
     sides = ((window - 1) // 2, window - 1 - (window - 1) // 2)
-    return nnx.Conv(
+    return layers.Conv(
         n_in,
         n_out,
         (window, window),

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rigl_optax.models import layers
+
 _glorot = nnx.initializers.glorot_uniform()
 
 
@@ -48,7 +50,7 @@ class LeNet(nnx.Module):
         if min(widths) < 1:
             raise ValueError(f"layer widths {widths}: every one must be at least 1")
         self.layers = nnx.List(
-            nnx.Linear(n_in, n_out, kernel_init=_glorot, dtype=dtype, rngs=rngs)
+            layers.Linear(n_in, n_out, kernel_init=_glorot, dtype=dtype, rngs=rngs)
             for n_in, n_out in itertools.pairwise(widths)
         )
 

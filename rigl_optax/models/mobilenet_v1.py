@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rigl_optax.models import convolution
+from rigl_optax.models import convolution, layers
 
 STEM = 32
 # Output channels and stride of each block.
@@ -94,7 +94,7 @@ class MobileNetV1(nnx.Module):
             n = n_out
         self.blocks = nnx.List(blocks)
         init = convolution.lecun_normal
-        self.classifier = nnx.Linear(n, classes, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.classifier = layers.Linear(n, classes, kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits float32 (batch, classes) of images (batch, *image_shape)."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rigl_optax.models import convolution
+from rigl_optax.models import convolution, layers
 from rigl_optax.models.mobilenet_v1 import dense_layers as dense_layers
 from rigl_optax.models.mobilenet_v1 import glorot
 
@@ -104,7 +104,7 @@ class MobileNetV2(nnx.Module):
         self.head = convolution.conv(n, n_head, 1, dtype=dtype, rngs=rngs)
         self.head_norm = convolution.norm(n_head, dtype=dtype, rngs=rngs)
         init = convolution.lecun_normal
-        self.classifier = nnx.Linear(n_head, classes, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.classifier = layers.Linear(n_head, classes, kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits float32 (batch, classes) of images (batch, *image_shape)."""

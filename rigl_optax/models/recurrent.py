@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rigl_optax.models import recurrence
+from rigl_optax import condensed
+from rigl_optax.models import layers, recurrence
 
 Cell = Literal["gru", "lstm"]
 Carry = list[jax.Array]
@@ -66,11 +67,18 @@ class Gates(nnx.Module):
                 setattr(self, name, nnx.Dict(kernel=nnx.Param(kernel)))
         self.bias = nnx.Param(jnp.zeros((len(gates) * units,))) if bias else None
 
-    def kernels(self) -> tuple[jax.Array, ...]:
-        """The kernel of each gate (inputs, units)."""
-        if self.fused:
-            return tuple(jnp.split(self.kernel[...], len(self.names), axis=1))
-        return tuple(getattr(self, name)["kernel"][...] for name in self.names)
+    def kernels(self) -> tuple[Any, ...]:
+        """The kernel of each gate (inputs, units): arrays, or `condensed.BlockSparse`.
+
+        Raises:
+          ValueError: If it is a fused one of stored blocks, which cannot be cut up.
+        """
+        if not self.fused:
+            return tuple(getattr(self, name)["kernel"].get_value() for name in self.names)
+        kernel = self.kernel.get_value()
+        if isinstance(kernel, condensed.BlockSparse):
+            raise ValueError("a condensed kernel of all gates: give the model fused=False")
+        return tuple(jnp.split(kernel, len(self.names), axis=1))
 
 
 class Layer(nnx.Module):
@@ -127,8 +135,10 @@ class Layer(nnx.Module):
         # An array for each gate: XLA's CPU code for a step is twice as fast as on slices of one.
         projected = tuple(x_TxBxI @ kernel_IxU + bias_U for kernel_IxU, bias_U in gates)
         keep_TxBx1 = keep_TxB[:, :, None].astype(carry_BxS.dtype)
-        scan = recurrence.gru if self.cell == "gru" else recurrence.lstm
-        return scan(projected, carry_BxS, self.recurrent.kernels(), keep_TxBx1)
+        kernels = self.recurrent.kernels()
+        scans = recurrence if isinstance(kernels[0], jax.Array) else condensed
+        scan = scans.gru if self.cell == "gru" else scans.lstm
+        return scan(projected, carry_BxS, kernels, keep_TxBx1)
 
 
 class RecurrentLM(nnx.Module):
@@ -195,13 +205,13 @@ class RecurrentLM(nnx.Module):
             for n_in, n_out in itertools.pairwise([embedding, *hidden])
         )
         self.readout = nnx.List(
-            nnx.Linear(n_in, n_out, rngs=rngs)
+            layers.Linear(n_in, n_out, rngs=rngs)
             for n_in, n_out in itertools.pairwise([hidden[-1], *readout])
         )
         if tied:
             self.bias = nnx.Param(jnp.zeros((vocabulary,)))
         else:
-            self.logits = nnx.Linear(last, vocabulary, rngs=rngs)
+            self.logits = layers.Linear(last, vocabulary, rngs=rngs)
 
     def initial_carry(self, lanes: int) -> Carry:
         """The state of each layer before the first byte: zeros, float32 (lanes, state)."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rigl_optax.models import convolution
+from rigl_optax.models import convolution, layers
 
 STAGES = (64, 128, 256, 512)  # channels
 # Depth: blocks of each stage, and whether they are bottlenecks.
@@ -137,7 +137,7 @@ class ResNet(nnx.Module):
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
         init = nnx.initializers.normal(0.01)
-        self.classifier = nnx.Linear(n, classes, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.classifier = layers.Linear(n, classes, kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits float32 (batch, classes) of images (batch, *image_shape)."""

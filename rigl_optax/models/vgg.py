@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rigl_optax.models import convolution
+from rigl_optax.models import convolution, layers
 
 CHANNELS = (64, 128, 256, 512, 512)  # of each group
 # Depth: convolutions in each group. Dense layers of 4096 units make up the rest of the original.
@@ -70,7 +70,7 @@ class VGG(nnx.Module):
                 convs.append(conv)
                 n = n_out
         self.convs = nnx.List(convs)
-        self.classifier = nnx.Linear(
+        self.classifier = layers.Linear(
             n, classes, use_bias=False, kernel_init=_he, dtype=dtype, rngs=rngs
         )
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rigl_optax.models import convolution, dropout
+from rigl_optax.models import convolution, dropout, layers
 
 GROUPS = (16, 32, 64)  # channels, before they are multiplied by k
 STEM = 16
@@ -100,7 +100,7 @@ class WideResNet(nnx.Module):
                 n = n_out
         self.blocks = nnx.List(blocks)
         self.norm = convolution.norm(n, dtype=dtype, rngs=rngs)
-        self.classifier = nnx.Linear(n, classes, kernel_init=_glorot, dtype=dtype, rngs=rngs)
+        self.classifier = layers.Linear(n, classes, kernel_init=_glorot, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits float32 (batch, classes) of images (batch, *image_shape)."""
@@ -111,7 +111,9 @@ class WideResNet(nnx.Module):
         return self.classifier(pooled_BxC).astype(jnp.float32)
 
 
-def _conv(n_in: int, n_out: int, window: int, stride: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Conv:
+def _conv(
+    n_in: int, n_out: int, window: int, stride: int, dtype: Any, rngs: nnx.Rngs
+) -> layers.Conv:
     return convolution.conv(
         n_in, n_out, window, stride, padding="SAME", kernel_init=_glorot, dtype=dtype, rngs=rngs
     )

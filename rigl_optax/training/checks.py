@@ -1,16 +1,17 @@
 """What a training record says, and what can go silently wrong with sparse training."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-import rigl_optax
 from rigl_optax import _paths, analysis
 from rigl_optax.training import methods
 from rigl_optax.training.config import Config
-from rigl_optax.training.state import TrainState
+from rigl_optax.training.state import TrainState, masks, sizes, topologies
 
 PyTree = Any
 
@@ -65,7 +66,7 @@ def training_record(
         return values, warnings
     active = active_weights(config, state)
     rewirings, healed = counters(state)
-    values["density"] = sum(active.values()) / sum(x.size for x in jax.tree.leaves(state.params))
+    values["density"] = sum(active.values()) / sum(sizes(state).values())
     values["rewirings"] = float(rewirings)
     if "drop_fraction" in methods.find(config).arguments(config):
         values["drop_fraction"] = float(methods.drop_fraction(config)(step))
@@ -79,14 +80,16 @@ def training_record(
 def active_weights(config: Config, state: TrainState) -> dict[str, int]:
     """`{path: active weights}` for all leaves, dense ones in full; exact integers."""
     if not methods.find(config).masked:
-        return {path: leaf.size for path, leaf in _paths.flatten_with_paths(state.params)}
-    counts = jax.device_get(_count(rigl_optax.get_masks(state.opt_state)))
-    return {path: int(count) for path, count in _paths.flatten_with_paths(counts)}
+        return sizes(state)
+    counts = dict(_paths.flatten_with_paths(jax.device_get(_count(masks(state)))))
+    blocks = jax.device_get({path: t.sizes() for path, t in topologies(state).items()})
+    counts |= {path: sizes.sum(dtype=np.int64) for path, sizes in blocks.items()}
+    return {path: int(count) for path, count in counts.items()}
 
 
 def counters(state: TrainState) -> tuple[int, int]:
     """`(rewirings, healed)` from the optimizer's state, wherever it holds them."""
-    found = [optax.tree.get(state.opt_state, name) for name in ("rewirings", "healed")]
+    found = [optax.tree.get(state.opt_state, name, 0) for name in ("rewirings", "healed")]
     rewirings, healed = jax.device_get(found)
     return int(rewirings), int(healed)
 
@@ -95,8 +98,13 @@ def dead_units(config: Config, state: TrainState) -> dict[str, int]:
     """`{path: output units that no active weight leads to}` of layers with units."""
     if not methods.find(config).masked:
         return {}
-    found = jax.device_get(analysis.dead_units(rigl_optax.get_masks(state.opt_state)))
-    return {path: int(units.outputs) for path, units in found.items()}
+    found = jax.device_get(analysis.dead_units(masks(state)))
+    dead = {path: int(units.outputs) for path, units in found.items()}
+    for path, topology in topologies(state).items():
+        # An output block that is missing may be a narrower one, at the edge.
+        widths = topology.block.group_sizes(topology.shape).sum(0) // math.prod(topology.shape[:-1])
+        dead[path] = int(widths[~np.asarray(topology.mask()).any(0)].sum())
+    return dead
 
 
 def _dead(start: dict[str, int], now: dict[str, int]) -> dict[str, str]:

@@ -11,9 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-import rigl_optax
 from rigl_optax.training import checkpoints, figures, files, loop, methods, score, setup
 from rigl_optax.training import config as config_lib
+from rigl_optax.training.state import weight_masks
 
 LOG_FILE = "log.txt"
 TICKETS = "rigl"  # the method whose final masks are lottery tickets
@@ -198,7 +198,7 @@ def connections(
         with checkpoints.open_checkpoints(folder, config.keep_checkpoints) as saved:
             final = checkpoints.restore_newest(saved, run.initial, print, config)
         before, after = (
-            _input_connections(rigl_optax.get_masks(state.opt_state), run.task.image_shape)
+            _input_connections(weight_masks(state), run.task.image_shape)
             for state in (run.initial, final or run.initial)
         )
         panels.setdefault(arm.sparsity, []).append(figures.Connections(arm.method, before, after))

@@ -41,6 +41,7 @@ ADDED: dict[str, Any] = {
     "weight_decay_on": "kernels",
     "label_smoothing": 0.0,
     "structure": "",
+    "condensed": False,
 }
 
 # What a key may be.
@@ -94,6 +95,9 @@ class Config:
       ticket: Workdir of the finished run whose masks `lottery` methods start from; else empty.
       structure: What lives and dies together, as `Block(16, 16)`, or by patterns of paths as
         `{'layers/0': Block(16, 16)}`; empty for single weights.
+      condensed: Whether sparse kernels are kept as their blocks alone, so that time and memory
+        follow the density (`rigl_optax.condensed`); for methods `static`, `set` and `rigl` with
+        blocks. Same masks and weights, up to rounding.
       rewire_every: Steps between rewirings (Delta T).
       rewire_until: The fraction of the training steps after which rewiring ends (T_end).
       drop_fraction: Fraction of active weights replaced at the first rewiring; cosine to 0.
@@ -150,6 +154,7 @@ class Config:
     method_options: str
     ticket: str
     structure: str
+    condensed: bool
     rewire_every: int
     rewire_until: float
     drop_fraction: float

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-import rigl_optax
 from rigl_optax import _paths, accounting
 from rigl_optax.accounting import explanation
-from rigl_optax.training import checkpoints, files, methods, setup
+from rigl_optax.training import checkpoints, checks, files, methods, setup
+from rigl_optax.training import state as state_lib
 from rigl_optax.training.config import Config
 from rigl_optax.training.setup import Run
 from rigl_optax.training.state import TrainState
@@ -41,7 +41,7 @@ def explain(config: Config, run: Run) -> accounting.Explanation | None:
     if config.method not in explanation.REWIRES:
         return None
     return accounting.explain(
-        _shapes(run.initial.params),
+        run.shapes,
         methods.distribution(config),
         end=config.rewire_end,
         every=config.rewire_every,
@@ -70,17 +70,14 @@ class Tally:
         """
         method = methods.find(config)
         self._config, self._cost = config, method.cost
-        self._flops = accounting.count_flops(
-            _forward(run), _shapes(run.initial.params), *run.task.example(config)
-        )
+        self._flops = accounting.count_flops(_forward(run), run.shapes, *run.task.example(config))
         self.dense = float(self._flops.total)
         first = self.dense
         self._wider: float | None = None
         if method.masked:
             first = self._of_masks(run.initial)
-            marks = run.initial.opt_state.memory.marks
             if self._cost.ordinary.is_wider:
-                self._wider = self._of_tree(marks)
+                self._wider = self._of_marks(run.initial.opt_state.memory.marks)
         self._looks = [(0, first), *looks]
         # A network that is not the config's has another dense cost to be compared with.
         self.reference = self.dense
@@ -123,11 +120,14 @@ class Tally:
         )
 
     def _of_masks(self, state: TrainState) -> float:
-        return self._of_tree(rigl_optax.get_masks(state.opt_state))
+        sizes = state_lib.sizes(state)
+        active = checks.active_weights(self._config, state)
+        sparsity = {path: 1 - active[path] / sizes[path] for path in active}
+        return accounting.flops_at_sparsity(self._flops, sparsity)
 
-    def _of_tree(self, masks: PyTree) -> float:
-        """FLOPs of a forward pass under masks; dense where a leaf has none."""
-        found = dict(_paths.flatten_with_paths(masks))
+    def _of_marks(self, marks: PyTree) -> float:
+        """FLOPs of a forward pass of marked weights; dense where a leaf has no marks."""
+        found = dict(_paths.flatten_with_paths(marks))
         active = jax.device_get({path: _count_true(mask) for path, mask in found.items()})
         sparsity = {path: 1 - int(active[path]) / mask.size for path, mask in found.items()}
         return accounting.flops_at_sparsity(self._flops, sparsity)
@@ -142,9 +142,7 @@ def _reference(config: Config) -> float:
     """FLOPs of a dense forward pass of the network that a narrow one stands in for."""
     whole = setup.prepare(dataclasses.replace(config, method="dense"))
     example = whole.task.example(config)
-    return float(
-        accounting.count_flops(_forward(whole), _shapes(whole.initial.params), *example).total
-    )
+    return float(accounting.count_flops(_forward(whole), whole.shapes, *example).total)
 
 
 def _cost_of_ticket(config: Config) -> float:
@@ -169,7 +167,3 @@ def _forward(run: Run) -> Callable[..., jax.Array]:
         return model(*inputs)
 
     return forward
-
-
-def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

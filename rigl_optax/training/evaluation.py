@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from rigl_optax.training import state as state_lib
 from rigl_optax.training import step
 from rigl_optax.training.config import Config
 from rigl_optax.training.setup import Run
@@ -26,9 +27,10 @@ def evaluator(config: Config, run: Run) -> Evaluate:
     rows = placement.rows(batch_size)
 
     def evaluate(state: TrainState, split: Any) -> dict[str, float]:
+        kernels = state_lib.kernels(state)
         sums, model_state = [], task.at_rest(state.model_state, batch_size)
         for batch in task.evaluation_batches(config, split, batch_size, rows):
-            found, model_state = eval_step(state.params, model_state, placement.put(batch))
+            found, model_state = eval_step(kernels, model_state, placement.put(batch))
             sums.append(found)
         loss, correct, examples = (
             sum(float(x) for x in column) for column in zip(*jax.device_get(sums), strict=True)

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import rigl_optax
-from rigl_optax import _paths
+from rigl_optax import _paths, condensed
 from rigl_optax.training import files, methods, setup
 from rigl_optax.training.config import Config, to_json
-from rigl_optax.training.state import TrainState
+from rigl_optax.training.state import TrainState, topologies, weight_masks
 
 PyTree = Any
 CONFIG = "config"
@@ -42,12 +41,16 @@ class Export(NamedTuple):
 
 
 def write(path: pathlib.Path, config: Config, run: setup.Run, state: TrainState) -> None:
-    """Writes the export of a state at once: a reader sees a whole file or none."""
+    """Writes the export of a state at once: a reader sees a whole file or none.
+
+    Condensed kernels are written dense, as are masked ones.
+    """
     whole = run.placement.compile(run.placement.gather)
-    trees = {"params": state.params, "state": state.model_state}
+    dense = condensed.densify(state.params, topologies(state))
+    trees = {"params": dense, "state": state.model_state}
     if methods.find(config).masked:
-        sparse = methods.distribution(config)(state.params)
-        named = _paths.flatten_with_paths(rigl_optax.get_masks(state.opt_state))
+        sparse = methods.distribution(config)(run.shapes)
+        named = _paths.flatten_with_paths(weight_masks(state))
         trees["masks"] = {name: mask for name, mask in named if name in sparse}
     arrays = {CONFIG: np.frombuffer(json.dumps(to_json(config)).encode(), np.uint8)}
     for prefix, tree in trees.items():

@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-import rigl_optax
 from rigl_optax import _paths
 from rigl_optax.training import methods
+from rigl_optax.training import state as state_lib
 from rigl_optax.training.config import Config
 from rigl_optax.training.mesh import DATA, PARAMS, Placement
 from rigl_optax.training.state import TrainState
@@ -48,8 +48,10 @@ def comparer(config: Config, placement: Placement) -> Compare:
 
     def compare(state: TrainState) -> Fingerprints:
         leaves = {STEP: state.step}
-        if is_masked:
-            leaves |= dict(_paths.flatten_with_paths(rigl_optax.get_masks(state.opt_state)))
+        for path, topology in state_lib.topologies(state).items():
+            leaves |= {f"{path}/rows": topology.rows, f"{path}/cols": topology.cols}
+        if is_masked and len(leaves) == 1:
+            leaves |= dict(_paths.flatten_with_paths(state_lib.masks(state)))
         cut = {path: axis_of(placement, leaf) is not None for path, leaf in leaves.items()}
         return agreed(np.asarray(compiled(list(leaves.values()))), cut, placement)
 

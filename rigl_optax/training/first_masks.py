@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import rigl_optax
-from rigl_optax import _paths
+from rigl_optax import _paths, _structure, condensed
 from rigl_optax.training import losses, methods, structures, tasks
 from rigl_optax.training.config import Config
 
@@ -74,6 +74,34 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
     first = jax.tree.map(jnp.asarray, task.training_batch(config, 0))
     score = rigl_optax.snip_masks if kind == "snip" else rigl_optax.grasp_masks
     return score(params, layers, loss, [first], structure=structure)
+
+
+def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
+    """Where the blocks of condensed kernels are at first: as the masks of the masked form.
+
+    Args:
+      config: The run's.
+      params: Dense parameters, or their shapes.
+
+    Raises:
+      ValueError: If a sparse layer has no blocks.
+    """
+    sparsities = methods.distribution(config)(params)
+    found = _structure.by_path(structures.parse(config.structure), list(sparsities))
+    topologies = {}
+    for position, (path, leaf) in enumerate(_paths.flatten_with_paths(params)):
+        if not sparsities.get(path):
+            continue
+        block = found[path]
+        if not isinstance(block, rigl_optax.Block):
+            raise ValueError(
+                f"config.structure={config.structure!r}: {path!r} is sparse without blocks, which "
+                "config.condensed needs; give it some by its pattern, or keep it dense"
+            )
+        topologies[path] = condensed.random_topology(
+            leaf.shape, sparsities[path], block, seed=config.seed, position=position
+        )
+    return topologies
 
 
 def _opened(params: PyTree) -> PyTree:

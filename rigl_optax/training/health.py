@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-import rigl_optax
 from rigl_optax import _paths, analysis
-from rigl_optax.training.state import History, TrainState
+from rigl_optax.training.state import History, TrainState, masks
 
 PyTree = Any
 Observe = Callable[[PyTree, TrainState], tuple[TrainState, dict[str, float]]]
@@ -24,7 +23,7 @@ class _Layer(NamedTuple):
 
 def masks_before(state: TrainState) -> PyTree:
     """A copy of the masks: the step that rewires them donates its state."""
-    return jax.tree.map(jnp.copy, rigl_optax.get_masks(state.opt_state))
+    return jax.tree.map(jnp.copy, masks(state))
 
 
 def observer(initial: TrainState, sparse: Collection[str]) -> Observe:
@@ -43,25 +42,27 @@ def observer(initial: TrainState, sparse: Collection[str]) -> Observe:
     And per layer, in units, `dead_inputs/path` (no active weight out of them; in a layer after
     the first, these are hidden units) and `dead_outputs/path` (no active weight into them).
 
+    Of condensed layers all this counts blocks, not weights and units.
+
     Args:
       initial: The state at step 0.
       sparse: Paths of the leaves whose masks may change.
     """
-    first = rigl_optax.get_masks(initial.opt_state)
+    first = masks(initial)
     is_sparse = {path: path in sparse for path, _ in _paths.flatten_with_paths(first)}
 
     def observe(before: PyTree, state: TrainState) -> tuple[TrainState, dict[str, float]]:
-        after = rigl_optax.get_masks(state.opt_state)
+        after = masks(state)
         history = state.history
         assert history is not None
         trees = (first, before, after, history.explored, history.grown)
         layers, updated = {}, []
-        for path, *masks in zip(is_sparse, *map(jax.tree.leaves, trees), strict=True):
+        for path, *each in zip(is_sparse, *map(jax.tree.leaves, trees), strict=True):
             if is_sparse[path]:
-                layers[path], *new = _measure(*masks)
+                layers[path], *new = _measure(*each)
                 updated.append(new)
             else:
-                updated.append(masks[3:])
+                updated.append(each[3:])
         structure: Any = jax.tree.structure(after)
         new_history = History(
             *(structure.unflatten(leaves) for leaves in zip(*updated, strict=True))
@@ -79,8 +80,7 @@ def coverage(state: TrainState) -> float | None:
     """
     if state.history is None:
         return None
-    masks = rigl_optax.get_masks(state.opt_state)
-    return float(analysis.coverage(state.history.explored, masks).total)
+    return float(analysis.coverage(state.history.explored, masks(state)).total)
 
 
 # One layer at a time: layers of one shape share a program. For ResNet-50 that takes half the time

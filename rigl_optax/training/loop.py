@@ -116,7 +116,7 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
             "config": checkpoints.read_config(workdir),
             **measured,
             "active_weights": checks.active_weights(config, end),
-            "weights": sum(leaf.size for leaf in jax.tree.leaves(end.params)),
+            "weights": sum(state.sizes(end).values()),
             "flops": flops._asdict(),
             "coverage": health.coverage(end),
             "curve": metrics.curve(workdir),
@@ -140,10 +140,9 @@ def _explain(config: Config, run: setup.Run, workdir: pathlib.Path, console: Con
     console.print(f"{config.method}, {config.model} on {config.dataset}: {config.steps:,} steps")
     explained = costs.explain(config, run)
     if explained is None:
-        sizes = [leaf.size for leaf in jax.tree.leaves(run.initial.params)]
         console.print(
             f"{sum(checks.active_weights(config, run.initial).values()):,} active of "
-            f"{sum(sizes):,} weights at the start"
+            f"{sum(state.sizes(run.initial).values()):,} weights at the start"
         )
         return
     text = explained.to_text(rich=console.is_terminal)
@@ -211,6 +210,20 @@ def _go_back(
     return back
 
 
+def _programs(config: Config, run: setup.Run, *, skips: bool) -> dict[bool, step.TrainStep]:
+    """The compiled steps, by whether they rewire; with masks one program does both."""
+    make = functools.partial(
+        step.make_train_step,
+        run,
+        methods.growth_predicate(config),
+        config.log_every,
+        label_smoothing=config.label_smoothing,
+        skips=skips,
+    )
+    ordinary = make()
+    return {False: ordinary, True: make(rewires=True) if config.condensed else ordinary}
+
+
 def _run_steps(
     config: Config, run: setup.Run, current: State, watch: _Watch
 ) -> tuple[State, float, dict[str, str]]:
@@ -221,23 +234,17 @@ def _run_steps(
     """
     evaluate, compare, tally, saved, ranks, write, console, stop, workdir, _ = watch
     judged = run.task.score
-    make_step = functools.partial(
-        step.make_train_step,
-        run,
-        methods.growth_predicate(config),
-        config.log_every,
-        label_smoothing=config.label_smoothing,
-    )
     careful_until = metrics.went_back_from(workdir, int(current.step))
-    train_step = make_step(skips=config.on_nonfinite == "skip")
-    careful_step = make_step(skips=True) if careful_until else train_step
+    skips = config.on_nonfinite == "skip"
+    steps = _programs(config, run, skips=skips)
+    careful_steps = _programs(config, run, skips=True) if careful_until else steps
     losses = list(metrics.recorded(workdir, "train", "loss").values())
     rows = run.placement.rows(config.batch_size)
     compare(current)  # all hosts have found the same checkpoint
     at_start = checks.start_of(config, run.initial)
     observe = None
     if methods.find(config).rewires:
-        observe = health.observer(run.initial, methods.distribution(config)(run.initial.params))
+        observe = health.observer(run.initial, methods.distribution(config)(run.shapes))
     start = int(current.step)
     warned = metrics.warnings(workdir)
     watch.warn(start, _left_out(run), warned)
@@ -263,7 +270,8 @@ def _run_steps(
             looks = observe is not None and methods.is_observed(config, done - 1)
             before = health.masks_before(current) if looks else None
             # The history stays outside: an ordinary step would pay for passing it through.
-            take = careful_step if done <= careful_until else train_step
+            programs = careful_steps if done <= careful_until else steps
+            take = programs[methods.is_rewiring(config, done - 1)]
             current = take(current._replace(history=None), batch)._replace(history=current.history)
             if observe is not None and before is not None:
                 current, values = observe(before, current)

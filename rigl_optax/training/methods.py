@@ -8,7 +8,7 @@ import jax
 import optax
 
 import rigl_optax
-from rigl_optax import _paths, accounting
+from rigl_optax import _paths, accounting, condensed
 from rigl_optax.training import architectures, structures
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
@@ -48,6 +48,7 @@ class Method(NamedTuple):
         `rigl_optax.training.first_masks`.
       takes_sparsity: Whether the transformation is told the distribution.
       narrow: Whether the network is made as small as the sparse one instead.
+      stored: The transformation that does the same to stored blocks, if there is one.
     """
 
     transform: Callable[..., Inner] | None
@@ -62,6 +63,7 @@ class Method(NamedTuple):
     start: str | None = None
     takes_sparsity: bool = True
     narrow: bool = False
+    stored: Callable[..., condensed.CondensedTransformation] | None = None
 
     @property
     def rewires(self) -> bool:
@@ -140,12 +142,16 @@ _COSTS = accounting.METHODS
 METHODS = {
     "dense": Method(None, _COSTS["dense"], masked=False),
     "small_dense": Method(None, _COSTS["dense"], masked=False, narrow=True),
-    "static": Method(rigl_optax.static_sparse, _COSTS["static"]),
+    "static": Method(rigl_optax.static_sparse, _COSTS["static"], stored=condensed.static_sparse),
     "snip": Method(rigl_optax.static_sparse, _COSTS["snip"], start="snip"),
     "grasp": Method(rigl_optax.static_sparse, _COSTS["grasp"], start="grasp"),
     "synflow": Method(rigl_optax.static_sparse, _COSTS["synflow"], start="synflow"),
     "set": Method(
-        rigl_optax.sparse_evolutionary_training, _COSTS["set"], _rewiring, **_AT_INTERVALS
+        rigl_optax.sparse_evolutionary_training,
+        _COSTS["set"],
+        _rewiring,
+        stored=condensed.sparse_evolutionary_training,
+        **_AT_INTERVALS,
     ),
     "deepr": Method(rigl_optax.deep_rewiring, _COSTS["deepr"], _deep_rewiring, **_EACH_STEP),
     "snfs": Method(
@@ -171,7 +177,12 @@ METHODS = {
         **_AT_INTERVALS,
     ),
     "rigl": Method(
-        rigl_optax.rigl, _COSTS["rigl"], _rewiring, grows_by_gradient=True, **_AT_INTERVALS
+        rigl_optax.rigl,
+        _COSTS["rigl"],
+        _rewiring,
+        grows_by_gradient=True,
+        stored=condensed.rigl,
+        **_AT_INTERVALS,
     ),
     "rigl_itop": Method(
         rigl_optax.rigl,
@@ -264,7 +275,9 @@ def distribution(config: Config) -> Any:
     return DISTRIBUTIONS[name](config.sparsity, dense=architectures.dense_layers(config), **found)
 
 
-def build(config: Config, initial_masks: PyTree | None = None) -> optax.GradientTransformation:
+def build(
+    config: Config, initial_masks: PyTree | None = None
+) -> optax.GradientTransformation | condensed.CondensedTransformation:
     """The optimizer of a run, wrapped by the method.
 
     Weight decay sits inside, so that the growth score is the gradient of the loss
@@ -275,9 +288,12 @@ def build(config: Config, initial_masks: PyTree | None = None) -> optax.Gradient
       config: Of the run.
       initial_masks: For methods whose first masks are not drawn from the seed.
 
+    Returns:
+      What trains masked parameters, or with `config.condensed` stored blocks.
+
     Raises:
       ValueError: If `method_options` has a name that the method does not take, or there is no such
-        optimizer.
+        optimizer; if `condensed` does not go with another key.
     """
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(
@@ -292,6 +308,8 @@ def build(config: Config, initial_masks: PyTree | None = None) -> optax.Gradient
     inner = optax.chain(*parts)
     method = find(config)
     layers = distribution(config)
+    if config.condensed:
+        return _condensed(config, inner)
     if method.transform is None:
         if config.method_options:
             raise ValueError(
@@ -314,6 +332,33 @@ def build(config: Config, initial_masks: PyTree | None = None) -> optax.Gradient
     return method.transform(inner, **arguments)
 
 
+def _condensed(
+    config: Config, inner: optax.GradientTransformation
+) -> condensed.CondensedTransformation:
+    method = find(config)
+    if method.stored is None:
+        able = [name for name, m in METHODS.items() if m.stored is not None]
+        raise ValueError(
+            f"config.condensed=True: {config.method} needs dense arrays; methods of stored blocks "
+            f"are {', '.join(able)}"
+        )
+    if not config.structure:
+        raise ValueError(
+            "config.condensed=True: config.structure says what is stored, and is empty; give "
+            "blocks, as 'Block(16, 16)'"
+        )
+    structures.parse(config.structure)
+    for key, only in {"mesh_params": 1, "mesh_axes": "auto"}.items():
+        if getattr(config, key) != only:
+            raise ValueError(
+                f"config.{key}={getattr(config, key)!r}: stored blocks are for {only!r} alone, and "
+                "whole on every device"
+            )
+    arguments = method.arguments(config) | {"seed": config.seed} | options(config)
+    named = inspect.signature(method.stored).parameters
+    return method.stored(inner, **{key: x for key, x in arguments.items() if key in named})
+
+
 def options(config: Config) -> dict[str, Any]:
     """The method's arguments from `config.method_options`, as `momentum=0.99,redistribute=True`.
 
@@ -323,7 +368,8 @@ def options(config: Config) -> dict[str, Any]:
     """
     example = "momentum=0.99,redistribute=True"
     found = config_lib.keywords(config.method_options, "method_options", example)
-    transform = find(config).transform
+    method = find(config)
+    transform = method.stored if config.condensed else method.transform
     allowed: list[str] = []
     if transform is not None:
         named = inspect.signature(transform).parameters.values()

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import rigl_optax
 from rigl_optax import _paths, analysis
 from rigl_optax.training import charts, checkpoints, mesh, methods, setup
 from rigl_optax.training.charts import Line, Record
 from rigl_optax.training.config import Config
+from rigl_optax.training.state import weight_masks
 
 SHOWN_LAYERS = len(charts.COLOURS)  # more could not be told apart
 
@@ -146,5 +146,4 @@ def _newest(workdir: pathlib.Path, run: setup.Run) -> Any:
 
 
 def _masks(state: Any) -> dict[str, np.ndarray]:
-    found = rigl_optax.get_masks(state.opt_state)
-    return {path: np.asarray(mask) for path, mask in _paths.flatten_with_paths(found)}
+    return {path: np.asarray(m) for path, m in _paths.flatten_with_paths(weight_masks(state))}

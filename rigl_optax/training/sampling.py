@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rigl_optax.training.setup import Run
-from rigl_optax.training.state import TrainState
+from rigl_optax.training.state import TrainState, kernels
 from rigl_optax.training.tasks import Bytes
 
 
@@ -40,17 +40,17 @@ def sample(
         )
     rest = run.task.at_rest(state.model_state, 1)
     read = jnp.frombuffer(prompt, jnp.uint8)[None]
-    logits, rest = _read(run.graphdef, state.params, rest, read)
+    logits, rest = _read(run.graphdef, kernels(state), rest, read)
     key = jax.random.key(seed)
-    drawn = _draw(run.graphdef, state.params, rest, logits[0, -1], key, length, temperature)
+    drawn = _draw(run.graphdef, kernels(state), rest, logits[0, -1], key, length, temperature)
     return bytes(jax.device_get(drawn).tolist())
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _read(
-    graphdef: nnx.GraphDef, params: Any, rest: Any, tokens: jax.Array
+    graphdef: nnx.GraphDef, weights: Any, rest: Any, tokens: jax.Array
 ) -> tuple[jax.Array, Any]:
-    model = nnx.merge(graphdef, params, rest)
+    model = nnx.merge(graphdef, weights, rest)
     logits = model(tokens, jnp.zeros(tokens.shape, bool))
     return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
@@ -58,7 +58,7 @@ def _read(
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _draw(
     graphdef: nnx.GraphDef,
-    params: Any,
+    weights: Any,
     rest: Any,
     logits: jax.Array,
     key: jax.Array,
@@ -71,7 +71,7 @@ def _draw(
             token = jnp.argmax(logits).astype(jnp.uint8)
         else:
             token = jax.random.categorical(key, logits / temperature).astype(jnp.uint8)
-        logits, rest = _read(graphdef, params, rest, token[None, None])
+        logits, rest = _read(graphdef, weights, rest, token[None, None])
         return (logits[0, -1], rest), token
 
     return jax.lax.scan(advance, (logits, rest), jax.random.split(key, length))[1]

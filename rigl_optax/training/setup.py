@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +12,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-import rigl_optax
-from rigl_optax import _paths
+from rigl_optax import _paths, condensed
 from rigl_optax.training import checkpoints, first_masks, mesh, methods, state, tasks
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
+
+PyTree = Any
 
 
 class Run(NamedTuple):
@@ -29,13 +29,15 @@ class Run(NamedTuple):
       tx: The optimizer, with the method around it.
       initial: The state at step 0.
       placement: Where the state and the batches are.
+      shapes: Of the dense parameters, a tree of `jax.ShapeDtypeStruct`.
     """
 
     task: tasks.Task
     graphdef: nnx.GraphDef
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformation | condensed.CondensedTransformation
     initial: state.TrainState
     placement: mesh.Placement
+    shapes: PyTree
 
     @property
     def dataset(self) -> Any:
@@ -59,7 +61,8 @@ def prepare(config: Config) -> Run:
         return task.model(config, width)
 
     make_model = functools.partial(model_of, first_masks.width(config, model_of))
-    _check_dense_layers(config, make_model)
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_model), nnx.Param))
+    _check_dense_layers(config, shapes)
     method = methods.find(config)
     masks = None
     if method.start == "ticket":
@@ -70,17 +73,21 @@ def prepare(config: Config) -> Run:
         masks = first_masks.salient(config, make_model, task)
     tx = methods.build(config, masks)
     graphdef, initial = state.create(
-        make_model, tx, placement, masked=method.masked, rewires=method.rewires
+        make_model,
+        tx,
+        placement,
+        masked=method.masked,
+        rewires=method.rewires,
+        choose=functools.partial(first_masks.blocks, config) if config.condensed else None,
     )
-    return Run(task, graphdef, tx, initial, placement)
+    return Run(task, graphdef, tx, initial, placement, shapes)
 
 
-def _check_dense_layers(config: Config, make_model: Callable[[], nnx.Module]) -> None:
+def _check_dense_layers(config: Config, shapes: PyTree) -> None:
     """Refuses a pattern of dense layers that no kernel has."""
     pattern = config.dense_layers
     if pattern in ("default", "none"):
         return
-    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_model), nnx.Param))
     kernels = [path for path, leaf in _paths.flatten_with_paths(shapes) if leaf.ndim >= 2]
     if not any(re.search(pattern, kernel) for kernel in kernels):
         raise ValueError(
@@ -109,5 +116,5 @@ def _ticket(config: Config) -> Any:
     if ended is None or int(ended.step) != found.steps:
         raise ValueError(f"config.ticket={config.ticket!r}: that run has not finished")
     # They may be cut up over processes: each is to have them whole.
-    masks = run.placement.compile(run.placement.gather)(rigl_optax.get_masks(ended.opt_state))
+    masks = run.placement.compile(run.placement.gather)(state.weight_masks(ended))
     return jax.tree.map(lambda mask: jnp.asarray(np.asarray(mask)), masks)

@@ -1,5 +1,6 @@
 """Everything a run needs to go on, as one pytree of plain arrays."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import optax
 from flax import nnx
 
 import rigl_optax
+from rigl_optax import _paths, condensed
 from rigl_optax.training.mesh import Placement
 
 PyTree = Any
@@ -53,7 +55,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32 scalar, updates done.
-      params: The model's parameters, a nested dict of arrays.
+      params: The model's parameters, a nested dict of arrays; of a condensed kernel its blocks.
       model_state: What else the model carries (batch statistics, ...), a nested dict.
       opt_state: The optimizer's state, masks included.
       sums: Metrics since the last record.
@@ -68,6 +70,41 @@ class TrainState(NamedTuple):
     history: History | None
 
 
+def topologies(state: TrainState) -> dict[str, condensed.Topology]:
+    """Where the blocks of condensed kernels are; none if all are dense arrays."""
+    is_condensed = isinstance(state.opt_state, condensed.CondensedState)
+    return state.opt_state.topologies if is_condensed else {}
+
+
+def kernels(state: TrainState) -> PyTree:
+    """The parameters as the model multiplies by them."""
+    return condensed.bind(state.params, topologies(state))
+
+
+def masks(state: TrainState) -> PyTree:
+    """Bool tree like params: what lives and dies, weights, or blocks of condensed kernels."""
+    if not topologies(state):
+        return rigl_optax.get_masks(state.opt_state)
+    found = topologies(state)
+    named = _paths.flatten_with_paths(state.params)
+    leaves = [found[p].mask() if p in found else jnp.ones(x.shape, bool) for p, x in named]
+    return jax.tree.unflatten(jax.tree.structure(state.params), leaves)
+
+
+def weight_masks(state: TrainState) -> PyTree:
+    """Bool tree like the dense parameters: for pictures and files, when a run is over."""
+    if not topologies(state):
+        return rigl_optax.get_masks(state.opt_state)
+    return condensed.masks_of(state.params, topologies(state))
+
+
+def sizes(state: TrainState) -> dict[str, int]:
+    """`{path: number of weights}` of the dense network."""
+    found = topologies(state)
+    named = _paths.flatten_with_paths(state.params)
+    return {p: math.prod(found[p].shape if p in found else leaf.shape) for p, leaf in named}
+
+
 def zero_sums() -> Sums:
     """Nothing seen yet."""
     return Sums(*(jnp.zeros((), dtype) for dtype in (jnp.float32,) * 3 + (jnp.int32,) * 2))
@@ -75,11 +112,12 @@ def zero_sums() -> Sums:
 
 def create(
     make_model: Callable[[], nnx.Module],
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformation | condensed.CondensedTransformation,
     placement: Placement,
     *,
     masked: bool,
     rewires: bool,
+    choose: Callable[[PyTree], dict[str, condensed.Topology]] | None = None,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Splits a model once; from here on all is pure pytrees.
 
@@ -92,6 +130,7 @@ def create(
       placement: Where the state is to be.
       masked: Whether `tx` holds masks; they are applied to the initial weights.
       rewires: Whether it changes them: then their history is kept.
+      choose: If kernels are condensed: from dense parameters to where their first blocks are.
 
     Returns:
       The model's static part, for `nnx.merge(graphdef, params, model_state)`, and the state
@@ -102,12 +141,18 @@ def create(
     def initial() -> TrainState:
         params, model_state = nnx.state(make_model(), nnx.Param, ...)
         pure_params, pure_state = nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
-        opt_state = tx.init(pure_params)
-        if masked:
-            pure_params = rigl_optax.apply_masks(pure_params, opt_state)
-        history = _no_history(rigl_optax.get_masks(opt_state)) if rewires else None
+        if isinstance(tx, condensed.CondensedTransformation):
+            assert choose is not None
+            found = choose(pure_params)
+            pure_params = condensed.extract(pure_params, found)
+            opt_state = tx.init(pure_params, found)
+        else:
+            opt_state = tx.init(pure_params)
+            if masked:
+                pure_params = rigl_optax.apply_masks(pure_params, opt_state)
         step = jnp.zeros((), jnp.int32)
-        return TrainState(step, pure_params, pure_state, opt_state, zero_sums(), history)
+        start = TrainState(step, pure_params, pure_state, opt_state, zero_sums(), None)
+        return start._replace(history=_no_history(masks(start)) if rewires else None)
 
     return graphdef, placement.create(initial)
 

@@ -9,12 +9,15 @@ import optax
 from flax import nnx
 
 import rigl_optax
+from rigl_optax import condensed
 from rigl_optax.training import losses, recovery
+from rigl_optax.training import state as state_lib
 from rigl_optax.training.setup import Run
 from rigl_optax.training.state import Sums, TrainState
 
 PyTree = Any
 Predicate = Callable[[jax.Array], jax.Array]
+TrainStep = Callable[[TrainState, dict[str, Any]], TrainState]
 
 
 class Evaluation(NamedTuple):
@@ -32,7 +35,8 @@ def make_train_step(
     *,
     label_smoothing: float = 0.0,
     skips: bool = False,
-) -> Callable[[TrainState, dict[str, Any]], TrainState]:
+    rewires: bool = False,
+) -> TrainStep:
     """Compiles one step: gradients, update, running metrics. The state given is donated.
 
     Args:
@@ -44,6 +48,8 @@ def make_train_step(
       skips: Whether a step that leads to a loss or a weight that is not finite changes nothing but
         counters. The step itself is the same program, so that what it leads to is the same bit
         for bit; there are two states in memory while one of them is chosen.
+      rewires: Of condensed kernels, whether this is the program of rewirings; that of masked ones
+        does both.
 
     Returns:
       A function of the state, without its history, and a batch from `run.placement.put` to the
@@ -52,9 +58,11 @@ def make_train_step(
     placement = run.placement
 
     def loss_fn(
-        params: PyTree, model_state: PyTree, batch: dict[str, Any]
+        params: PyTree, probes: PyTree, state: TrainState, batch: dict[str, Any]
     ) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
-        model = nnx.merge(run.graphdef, placement.gather(params), placement.gather(model_state))
+        kernels = condensed.bind(params, state_lib.topologies(state), probes)
+        model_state = placement.gather(state.model_state)
+        model = nnx.merge(run.graphdef, placement.gather(kernels), model_state)
         model.train()
         logits_BxC = model(*run.task.inputs(batch))
         losses_B = losses.cross_entropy(logits_BxC, batch["labels"], label_smoothing)
@@ -62,18 +70,28 @@ def make_train_step(
         return losses_B.mean(), (logits_BxC, new_state)
 
     def train_step(state: TrainState, batch: dict[str, Any]) -> TrainState:
-        (loss, (logits_BxC, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.model_state, batch
+        topologies = state_lib.topologies(state)
+        needs_scores = rewires and bool(topologies) and needs_gradient_outside is not None
+        probes = condensed.probes(topologies) if needs_scores else None
+        gradient = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)
+        (loss, (logits_BxC, model_state)), (grads, scores) = gradient(
+            state.params, probes, state, batch
         )
         blind = jnp.zeros((), jnp.int32)
-        if needs_gradient_outside is not None:
+        if needs_scores:
+            blind = _is_blind({path: t.mask() for path, t in topologies.items()}, scores)
+        elif needs_gradient_outside is not None and not topologies:
             blind = jax.lax.cond(
                 needs_gradient_outside(state.step),
-                lambda: _is_blind(grads, state.opt_state),
+                lambda: _is_blind(rigl_optax.get_masks(state.opt_state), grads),
                 lambda: jnp.zeros((), jnp.int32),
             )
-        updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        if isinstance(run.tx, condensed.CondensedTransformation) and rewires:
+            scores = scores if needs_scores else condensed.probes(topologies)
+            params, opt_state = run.tx.rewire(grads, scores, state.opt_state, state.params)
+        else:
+            updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         examples = jnp.float32(batch["labels"].size)
         correct = jnp.sum(logits_BxC.argmax(-1) == batch["labels"], dtype=jnp.float32)
         keep = state.step % log_every != 0
@@ -104,14 +122,14 @@ def make_eval_step(
     """Compiles the evaluation of one batch, which also has `weights`, float32 like the labels.
 
     Returns:
-      A function of parameters, model state and batch; it returns the model state for the next.
+      A function of `state.kernels`, model state and batch; it returns the model state for the next.
     """
     placement = run.placement
 
     def eval_step(
-        params: PyTree, model_state: PyTree, batch: dict[str, Any]
+        kernels: PyTree, model_state: PyTree, batch: dict[str, Any]
     ) -> tuple[Evaluation, PyTree]:
-        model = nnx.merge(run.graphdef, placement.gather(params), placement.gather(model_state))
+        model = nnx.merge(run.graphdef, placement.gather(kernels), placement.gather(model_state))
         model.eval()
         logits_BxC = model(*run.task.inputs(batch))
         losses_B = losses.cross_entropy(logits_BxC, batch["labels"])
@@ -123,15 +141,14 @@ def make_eval_step(
     return placement.compile(eval_step)
 
 
-def _is_blind(grads: PyTree, opt_state: PyTree) -> jax.Array:
-    """1 if the gradient is zero at every inactive weight of the network, else 0.
+def _is_blind(masks: PyTree, grads: PyTree) -> jax.Array:
+    """1 if the gradient is zero at every inactive weight, or block, of the network, else 0.
 
     Growth by gradient would then take the lowest indices. It happens when the forward pass
     multiplies by the masks itself, which makes the gradients as sparse as the weights. In one
     layer alone it is no sign of that: where few weights are inactive, they may all have
     gathered at units that are dead.
     """
-    masks = rigl_optax.get_masks(opt_state)
     pairs = list(zip(jax.tree.leaves(masks), jax.tree.leaves(grads), strict=True))
     has_inactive = jnp.stack([jnp.any(~mask) for mask, _ in pairs])
     is_seen = jnp.stack([jnp.any(jnp.where(mask, 0, grad) != 0) for mask, grad in pairs])
