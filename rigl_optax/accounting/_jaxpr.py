@@ -166,7 +166,9 @@ class Walker:
             outputs.append(self.walk(branch, operands, tallies[-1], times))
         worst = max(tallies, key=lambda t: (t.products, t.elementwise))
         costs = [t.products for t in tallies]
-        if min(costs) != max(costs):
+        # Of branches by platform, those that do without products do the same in another way.
+        is_by_platform = equation.params.get("branches_platforms") is not None
+        if min(costs) != max(costs) and not is_by_platform:
             worst.notes[
                 f"cond at {location(equation)}: worst of the branches counted, of {costs} FLOPs"
             ] = None
