@@ -144,7 +144,14 @@ def _backward(window: _Window, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
             cpu=functools.partial(_backward_loop, window),
             default=functools.partial(_backward_grouped, window),
         )
-    dprobe = None if probe is None else _scores(window, x, dy).astype(probe.dtype)
+    dprobe = None
+    if probe is not None:
+        dprobe = lax.platform_dependent(
+            x,
+            dy,
+            cpu=functools.partial(_scores_loop, window),
+            default=functools.partial(_scores_grouped, window),
+        ).astype(probe.dtype)
     return dvalues, None, None, dx, dprobe
 
 
@@ -341,6 +348,36 @@ def _backward_loop(
     return dvalues, _from_phases(window, shifts, dx, x).astype(x.dtype)
 
 
+def _scores_loop(window: _Window, x: jax.Array, dy: jax.Array) -> jax.Array:
+    """Scores of all blocks of the dense gradient, a row of blocks at a time."""
+    spec, shifts = window.spec, _shifts(window, x.shape)
+    block, (inputs, outputs) = spec.block, spec.grid
+    pixels = _as_phases(window, shifts, x)
+    dy_OCxP = _outputs_as_pixels(window, shifts, dy).reshape(outputs * block.cols, -1)
+    firsts = jnp.arange(0, dy_OCxP.shape[-1], _TILE)
+    dtype = _product.accumulator(x, dy)
+
+    def score(each: tuple[jax.Array, jax.Array]) -> jax.Array:
+        row, sizes_O = each
+
+        def add_tile(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
+            taps = zip(shifts.phases, shifts.offsets, strict=True)
+            patch = _patch(pixels, [(phase, row, 0, first + offset) for phase, offset in taps])
+            product = lax.dot_general(
+                patch,
+                _patch(dy_OCxP, [(0, first)]),
+                (((1,), (1,)), ((), ())),
+                preferred_element_type=dtype,
+            )
+            return total + product, None
+
+        nothing = jnp.zeros((len(shifts.offsets) * block.rows, outputs * block.cols), dtype)
+        gradient = lax.scan(add_tile, nothing, firsts)[0]
+        return block.score(gradient.reshape(-1, outputs, block.cols), (0, 2), sizes_O)
+
+    return lax.map(score, (jnp.arange(inputs), spec.sizes()))
+
+
 def _untiled(x: jax.Array) -> jax.Array:
     """[tiles, ..., pixels of a tile] as [..., pixels]."""
     moved = jnp.moveaxis(x, 0, -2)
@@ -375,7 +412,7 @@ def _backward_grouped(
     return dvalues, dx
 
 
-def _scores(window: _Window, x: jax.Array, dy: jax.Array) -> jax.Array:
+def _scores_grouped(window: _Window, x: jax.Array, dy: jax.Array) -> jax.Array:
     """Scores of all blocks of the dense gradient, a column of blocks at a time."""
     spec = window.spec
     block, (inputs, _) = spec.block, spec.grid

@@ -1,8 +1,8 @@
 """Products of stored blocks with activations, feature-major: [features, batch].
 
-On the CPU a loop over the blocks, each a small product of slices that stay in the cache: a
-gathered copy of the activations would leave it. Elsewhere one batched product of gathered
-activations and a segment sum, which is what an accelerator is made for.
+One batched product of gathered activations and a segment sum: what an accelerator is made for.
+On the CPU a gathered copy that leaves the cache costs more than the products; there it is a loop
+over the blocks, each a small product of slices.
 """
 
 import functools
@@ -14,6 +14,8 @@ from jax import lax
 
 # A slice of so many columns, 32 features high, and its product stay in the first cache levels.
 TILE = 512
+# What is gathered may take so many bytes on the CPU; a step of a recurrent network is below it.
+GATHERED = 2 * 2**20
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -50,7 +52,8 @@ def backward_values(
     """The gradient of the stored values alone, [blocks, r, c]."""
     if not rows.size:
         return jnp.zeros((0, *block), accumulator(x, dy))
-    return lax.platform_dependent(rows, cols, x, dy, cpu=_values_loop, default=_values_gathered)
+    on_cpu = _values_gathered if _is_small(rows, x, dy) else _values_loop
+    return lax.platform_dependent(rows, cols, x, dy, cpu=on_cpu, default=_values_gathered)
 
 
 def scores(x: jax.Array, dy: jax.Array, sizes: jax.Array, score: Score) -> jax.Array:
@@ -95,14 +98,21 @@ def _spread(
 ) -> jax.Array:
     if not values.shape[0]:
         return jnp.zeros((outputs, values.shape[2], x.shape[2]), accumulator(values, x))
+    on_cpu = gathered if _is_small(rows, x) else loop
     return lax.platform_dependent(
         values,
         rows,
         cols,
         x,
-        cpu=functools.partial(loop, outputs),
+        cpu=functools.partial(on_cpu, outputs),
         default=functools.partial(gathered, outputs),
     )
+
+
+def _is_small(rows: jax.Array, *activations: jax.Array) -> bool:
+    """Whether what blocks need of activations [..., features, batch] is soon gathered."""
+    each = sum(x.shape[1] * x.shape[2] * x.dtype.itemsize for x in activations)
+    return rows.shape[0] * each <= GATHERED
 
 
 def _forward_loop(

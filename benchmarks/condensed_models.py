@@ -1,0 +1,208 @@
+"""Whole training steps of MobileNet-v1, WRN-22-2 and a GRU, condensed against dense, in one run.
+
+    python benchmarks/condensed_models.py [--only gru] [--sparsities .9,.95] [--blocks 32x32]
+
+Forward, backward and update, with the recipe's optimizer; the dense side is the same model without
+sparsity. Kernels that the paper keeps dense are dense in both. Both take a step in turn; printed
+are the medians, the median of the ratios, and what a rewiring takes. Densities are of all
+parameters: a layer of few blocks is not as sparse as asked for.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import rigl_optax
+from rigl_optax import _paths, condensed
+from rigl_optax.models import mobilenet_v1, recurrent, wide_resnet
+
+PyTree = Any
+
+
+class Case(NamedTuple):
+    """A model, what it is fed, and how it is trained."""
+
+    make: Callable[[], nnx.Module]
+    batch: Callable[[np.random.Generator], tuple[jax.Array, ...]]
+    inner: optax.GradientTransformation
+    dense: Any
+
+
+def _images(size: int, batch: int, classes: int) -> Any:
+    return lambda rng: (
+        jnp.asarray(rng.random((batch, size, size, 3), np.float32)),
+        jnp.asarray(rng.integers(0, classes, batch)),
+    )
+
+
+def _text(lanes: int, length: int) -> Any:
+    return lambda rng: (
+        jnp.asarray(rng.integers(0, 256, (lanes, length)), jnp.uint8),
+        jnp.asarray(rng.integers(0, 256, (lanes, length))),
+    )
+
+
+def _gru(units: int) -> Case:
+    def make() -> nnx.Module:
+        return recurrent.StreamingLM("gru", (units,), fused=False, lanes=32, rngs=nnx.Rngs(0))
+
+    return Case(make, _text(32, 64), optax.adam(7e-4), rigl_optax.default_dense)
+
+
+_SGD = optax.sgd(0.1, momentum=0.9, nesterov=True)
+CASES = {
+    "mobilenet_v1": Case(
+        lambda: mobilenet_v1.MobileNetV1((96, 96, 3), 1000, rngs=nnx.Rngs(0)),
+        _images(96, 16, 1000),
+        _SGD,
+        rigl_optax.DenseLayers(mobilenet_v1.dense_layers("uniform")),
+    ),
+    "wrn22_2": Case(
+        lambda: wide_resnet.WideResNet((32, 32, 3), 10, rngs=nnx.Rngs(0)),
+        _images(32, 32, 10),
+        _SGD,
+        rigl_optax.DenseLayers(wide_resnet.dense_layers("uniform")),
+    ),
+    **{f"gru{units}": _gru(units) for units in (512, 1024, 2048)},
+}
+
+
+def topologies(
+    params: PyTree, case: Case, sparsity: float, block: rigl_optax.Block
+) -> dict[str, condensed.Topology]:
+    """Of all sparse kernels that are larger than a block."""
+    sparsities = rigl_optax.uniform(sparsity, dense=case.dense)(params)
+    found = {}
+    for position, (path, leaf) in enumerate(_paths.flatten_with_paths(params)):
+        if sparsities.get(path) and np.prod(block.grid(leaf.shape, path)) > 1:
+            found[path] = condensed.random_topology(leaf.shape, sparsity, block, position=position)
+    return found
+
+
+def steps(case: Case, graphdef: nnx.GraphDef, tx: condensed.CondensedTransformation) -> Any:
+    """Compiled: an ordinary step, and one that rewires; the state is donated."""
+
+    def loss(kernels: PyTree, rest: PyTree, inputs: Any, labels: jax.Array) -> Any:
+        model = nnx.merge(graphdef, kernels, rest)
+        model.train()
+        logits = model(*inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+    def step(rewires: bool, state: Any, inputs: Any, labels: jax.Array) -> Any:
+        weights, rest, opt_state = state
+        probes = condensed.probes(opt_state.topologies) if rewires else None
+
+        def of_both(weights: PyTree, probes: PyTree) -> Any:
+            kernels = condensed.bind(weights, opt_state.topologies, probes)
+            return loss(kernels, rest, inputs, labels)
+
+        (grads, scores), rest = jax.grad(of_both, (0, 1), has_aux=True)(weights, probes)
+        if rewires:
+            weights, opt_state = tx.rewire(grads, scores, opt_state, weights)
+        else:
+            updates, opt_state = tx.update(grads, opt_state, weights)
+            weights = optax.apply_updates(weights, updates)
+        return weights, rest, opt_state
+
+    compiled = jax.jit(step, static_argnums=0, donate_argnums=1)
+    return [lambda *args, rewires=rewires: compiled(rewires, *args) for rewires in (False, True)]
+
+
+def dense_step(case: Case, graphdef: nnx.GraphDef) -> Any:
+    """Compiled: a step of the dense model; the state is donated."""
+
+    def step(state: Any, inputs: Any, labels: jax.Array) -> Any:
+        params, rest, opt_state = state
+
+        def loss(params: PyTree) -> Any:
+            model = nnx.merge(graphdef, params, rest)
+            model.train()
+            logits = model(*inputs)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+        grads, new_rest = jax.grad(loss, has_aux=True)(params)
+        updates, opt_state = case.inner.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), new_rest, opt_state
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def copy(tree: PyTree) -> PyTree:
+    """Buffers of its own, to be donated."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def compare(name: str, sparsity: float, block: rigl_optax.Block, rounds: int) -> None:
+    """Prints a line."""
+    case = CASES[name]
+    graphdef, params, rest = nnx.split(case.make(), nnx.Param, ...)
+    params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+    *inputs, labels = case.batch(np.random.default_rng(0))
+    if name.startswith("gru"):
+        inputs.append(jnp.zeros(labels.shape, bool))
+    found = topologies(params, case, sparsity, block)
+    weights = condensed.extract(params, found)
+    tx = condensed.rigl(case.inner, end=10**6)
+    ordinary, rewiring = steps(case, graphdef, tx)
+    states = {
+        "dense": (copy(params), copy(rest), case.inner.init(params)),
+        "condensed": (copy(weights), copy(rest), tx.init(weights, found)),
+    }
+    programs = {"dense": dense_step(case, graphdef), "condensed": ordinary}
+
+    def take(kind: str, program: Any = None) -> float:
+        start = time.perf_counter()
+        state = (program or programs[kind])(states[kind], tuple(inputs), labels)
+        states[kind] = jax.block_until_ready(state)
+        return 1e3 * (time.perf_counter() - start)
+
+    for kind in states:
+        take(kind)
+    take("condensed", rewiring)
+    times: dict[str, list[float]] = {"dense": [], "condensed": [], "rewiring": []}
+    for i in range(rounds):
+        for kind in sorted(states, reverse=i % 2 == 1):
+            times[kind].append(take(kind))
+        if i % 4 == 0:
+            times["rewiring"].append(take("condensed", rewiring))
+    ratio = statistics.median(
+        d / c for d, c in zip(times["dense"], times["condensed"], strict=True)
+    )
+    sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (weights, params)]
+    d, c, r = (statistics.median(x) for x in times.values())
+    label = f"{block.rows}x{block.cols}"
+    print(
+        f"{name:13}{label:>8}{sparsity:9.2f}{sizes[0] / sizes[1]:9.3f}"
+        f"{d:9.1f}{c:14.1f}{ratio:8.2f}{r:13.1f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=list(CASES), action="append")
+    parser.add_argument("--sparsities", default=".9,.95")
+    parser.add_argument("--blocks", default="32x32")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    print("model          blocks sparsity  density dense ms  condensed ms   ratio  rewiring ms")
+    for name in options.only or CASES:
+        for words in options.blocks.split(","):
+            block = rigl_optax.Block(*map(int, words.split("x")), pad=True)
+            for sparsity in map(float, options.sparsities.split(",")):
+                compare(name, sparsity, block, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
