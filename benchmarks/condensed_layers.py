@@ -1,4 +1,4 @@
-"""Condensed layers against the dense ones they stand for: convolutions and GRUs.
+"""Condensed layers against the dense ones they stand for: convolutions, GRUs, an LSTM.
 
     python benchmarks/condensed_layers.py
 
@@ -27,7 +27,15 @@ CONVOLUTIONS = {  # kernel, images
     "3x3, 256 channels, 8x8": ((3, 3, 256, 256), (32, 8, 8, 256)),
     "1x1, 512 channels, 14x14": ((1, 1, 512, 512), (16, 14, 14, 512)),
 }
-GRUS = {"GRU, 512 units": 512, "GRU, 1024 units": 1024}
+RECURRENT = {  # cell, units
+    "GRU, 512 units": ("gru", 512),
+    "GRU, 1024 units": ("gru", 1024),
+    "LSTM, 1024 units": ("lstm", 1024),
+}
+SCANS = {  # gates, parts of the state, dense and condensed
+    "gru": (3, 1, recurrence.gru, condensed.gru),
+    "lstm": (4, 2, recurrence.lstm, condensed.lstm),
+}
 STEPS = LANES = 32
 
 
@@ -68,21 +76,24 @@ def condensed_convolution(
     return (gradient(convolve), (values, array(1, *images), topology)), topology.density
 
 
-def gru_case(units: int, block: Block | None, sparsity: float) -> tuple[Case, float]:
-    """A scan with dense kernels, or with condensed ones."""
-    x = tuple(array(i, STEPS, LANES, units) for i in range(3))
-    h, keep = jnp.zeros((LANES, units)), jnp.ones((STEPS, LANES, 1))
+def recurrent_case(
+    cell: str, units: int, block: Block | None, sparsity: float
+) -> tuple[Case, float]:
+    """A scan with dense kernels, or with condensed ones; one for each gate."""
+    gates, parts, dense, sparse = SCANS[cell]
+    x = tuple(array(i, STEPS, LANES, units) for i in range(gates))
+    first, keep = jnp.zeros((LANES, parts * units)), jnp.ones((STEPS, LANES, 1))
     if block is None:
-        kernels = tuple(array(i, units, units) / 50 for i in range(3))
-        return (gradient(lambda k, x: recurrence.gru(x, h, k, keep)[0]), (kernels, x)), 1.0
+        kernels = tuple(array(i, units, units) / 50 for i in range(gates))
+        return (gradient(lambda k, x: dense(x, first, k, keep)[0]), (kernels, x)), 1.0
     topologies = [
-        condensed.random_topology((units, units), sparsity, block, seed=i) for i in range(3)
+        condensed.random_topology((units, units), sparsity, block, seed=i) for i in range(gates)
     ]
     values = tuple(condensed.random_values(jax.random.key(0), t) for t in topologies)
 
     def scan(v: Any, x: Any, topologies: Any) -> jax.Array:
         kernels = tuple(map(condensed.BlockSparse, v, topologies))
-        return condensed.gru(x, h, kernels, keep)[0]
+        return sparse(x, first, kernels, keep)[0]
 
     return (gradient(scan), (values, x, topologies)), topologies[0].density
 
@@ -123,11 +134,11 @@ def main() -> None:
                 case, density = condensed_convolution(kernel, images, block, sparsity)
                 cases[label(block, density)] = case
             compare(name, cases, options.rounds)
-    for name, units in GRUS.items():
+    for name, (cell, units) in RECURRENT.items():
         if options.only in name:
-            cases = {"dense": gru_case(units, None, 0.0)[0]}
+            cases = {"dense": recurrent_case(cell, units, None, 0.0)[0]}
             for block, sparsity in settings:
-                case, density = gru_case(units, block, sparsity)
+                case, density = recurrent_case(cell, units, block, sparsity)
                 cases[label(block, density)] = case
             compare(name, cases, options.rounds)
 

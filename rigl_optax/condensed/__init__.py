@@ -12,6 +12,7 @@ from rigl_optax.condensed._convolution import convolve as convolve
 from rigl_optax.condensed._kernel import BlockSparse as BlockSparse
 from rigl_optax.condensed._kernel import matmul as matmul
 from rigl_optax.condensed._recurrence import gru as gru
+from rigl_optax.condensed._recurrence import lstm as lstm
 from rigl_optax.condensed._topology import Topology as Topology
 from rigl_optax.condensed._topology import random_topology as random_topology
 from rigl_optax.condensed._topology import random_values as random_values

@@ -1,11 +1,13 @@
-"""The scan of a GRU with condensed recurrent kernels, with its gradients written out.
+"""The scans of a GRU and an LSTM with condensed recurrent kernels, their gradients written out.
 
 A kernel that is used at every step gets one gradient of all steps, by one product after the
-backward scan; and so do its scores: the score of the sum, not a sum of scores.
+backward scan; and so do its scores: the score of the sum, not a sum of scores. The arguments are
+those of the dense scans in `rigl_optax.models.recurrence`.
 """
 
 import functools
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,8 @@ import jax.numpy as jnp
 from rigl_optax.condensed import _product
 from rigl_optax.condensed._kernel import BlockSparse, Spec, blocked, flat
 
-Arrays: TypeAlias = tuple[jax.Array, ...]  # one of each gate
-Kernels: TypeAlias = tuple[BlockSparse, BlockSparse, BlockSparse]
+Arrays: TypeAlias = tuple[jax.Array, ...]  # one of each gate, or of each part of a state
+Kernels: TypeAlias = tuple[BlockSparse, ...]
 
 
 def gru(
@@ -28,106 +30,237 @@ def gru(
 
     Args:
       x: Of the gates reset, update, candidate: what comes from below, (time, lanes, units) each.
-      h_BxU: The state before the first step.
-      kernels: Of the same gates, from the state, (units, units) each, condensed.
+      h_BxU: The state before the first step. Its dtype is that of the computation.
+      kernels: From the state to the same gates, condensed: one of (units, units) for each, or
+        fewer, of several gates side by side, as one of (units, 3 * units).
       keep_TxBx1: 0 where the state is forgotten before the step, else 1. Has no gradient.
 
     Returns:
       The states (time, lanes, units), and the last of them again.
 
     Raises:
-      ValueError: If a kernel is not of (units, units).
+      ValueError: If there are not three gates, or the kernels are not of them.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rigl_optax
+      >>> from rigl_optax import condensed
+      >>> topology = condensed.random_topology((32, 96), 0.5, rigl_optax.Block(8, 8))
+      >>> values = condensed.random_values(jax.random.key(0), topology)
+      >>> x, h = (jnp.ones((5, 2, 32)),) * 3, jnp.zeros((2, 32))
+      >>> kernels = (condensed.BlockSparse(values, topology),)
+      >>> states, last = condensed.gru(x, h, kernels, jnp.ones((5, 2, 1)))
+      >>> states.shape, last.shape
+      ((5, 2, 32), (2, 32))
     """
-    units = h_BxU.shape[-1]
-    for kernel in kernels:
-        if kernel.shape != (units, units):
-            raise ValueError(f"a kernel of shape {kernel.shape} for {units} units")
-    specs = tuple(Spec(k.topology.block, k.topology.shape) for k in kernels)
-    places = tuple((k.topology.rows, k.topology.cols) for k in kernels)
+    out_TxBxU, (last_BxU,) = _run(_GRU, x, (h_BxU,), kernels, keep_TxBx1)
+    return out_TxBxU, last_BxU
+
+
+def lstm(
+    x: Arrays, hc_BxS: jax.Array, kernels: Kernels, keep_TxBx1: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    r"""Outputs of an LSTM after each step; no peepholes.
+
+    .. math::
+        i &= \sigma(x_i + h U_i), \quad f = \sigma(x_f + h U_f), \quad
+        g = \tanh(x_g + h U_g), \quad o = \sigma(x_o + h U_o) \\
+        c &\leftarrow f \odot c + i \odot g, \qquad h \leftarrow o \odot \tanh(c)
+
+    Args:
+      x: Of the gates input, forget, cell, output: what comes from below, (time, lanes, units)
+        each.
+      hc_BxS: The output and the cell before the first step, side by side: (lanes, 2 * units).
+      kernels: From the output to the same gates, as in `gru`.
+      keep_TxBx1: 0 where both are forgotten before the step, else 1. Has no gradient.
+
+    Returns:
+      The outputs (time, lanes, units), and the last output and cell side by side.
+
+    Raises:
+      ValueError: If there are not four gates, or the kernels are not of them.
+    """
+    h_BxU, c_BxU = jnp.split(hc_BxS, 2, axis=1)
+    out_TxBxU, last = _run(_LSTM, x, (h_BxU, c_BxU), kernels, keep_TxBx1)
+    return out_TxBxU, jnp.concatenate(last, axis=1)
+
+
+class _Cell(NamedTuple):
+    """One step of a cell and its derivative, of arrays (units, lanes).
+
+    Attributes:
+      gates: How many.
+      forward: From what comes from below, what comes back from the state by the kernels, and the
+        state, to the state after it and what the derivative needs besides. What a state begins
+        with is the output, which the kernels see.
+      backward: From the gradient of the state after it, both states and what was kept, to the
+        gradient of the state before it, without what comes through the kernels; and to that of
+        what comes back, with more that `below` names.
+      below: Which of the latter are the gradients of what comes from below.
+    """
+
+    gates: int
+    forward: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
+    backward: Callable[[Arrays, Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
+    below: tuple[int, ...]
+
+
+def _gru_forward(x: Arrays, back: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
+    (h,) = state
+    r, u = jax.nn.sigmoid(x[0] + back[0]), jax.nn.sigmoid(x[1] + back[1])
+    n = jnp.tanh(x[2] + r * back[2])
+    return ((1 - u) * n + u * h,), (r, u, n, back[2])
+
+
+def _gru_backward(
+    d_state: Arrays, before: Arrays, after: Arrays, kept: Arrays
+) -> tuple[Arrays, Arrays]:
+    (dh,), (h,), (r, u, n, back_n) = d_state, before, kept
+    du = dh * (h - n) * u * (1 - u)
+    dn = dh * (1 - u) * (1 - n * n)
+    dr = dn * back_n * r * (1 - r)
+    return (dh * u,), (dr, du, dn * r, dn)
+
+
+def _lstm_forward(x: Arrays, back: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
+    z_i, z_f, z_g, z_o = (below + part for below, part in zip(x, back, strict=True))
+    i, f, g, o = jax.nn.sigmoid(z_i), jax.nn.sigmoid(z_f), jnp.tanh(z_g), jax.nn.sigmoid(z_o)
+    c = f * state[1] + i * g
+    return (o * jnp.tanh(c), c), (i, f, g, o)
+
+
+def _lstm_backward(
+    d_state: Arrays, before: Arrays, after: Arrays, kept: Arrays
+) -> tuple[Arrays, Arrays]:
+    (dh, dc), (i, f, g, o), squashed = d_state, kept, jnp.tanh(after[1])
+    dc = dc + dh * o * (1 - squashed * squashed)
+    d_gates = (
+        dc * g * i * (1 - i),
+        dc * before[1] * f * (1 - f),
+        dc * i * (1 - g * g),
+        dh * squashed * o * (1 - o),
+    )
+    return (jnp.zeros_like(dh), dc * f), d_gates
+
+
+_GRU = _Cell(3, _gru_forward, _gru_backward, (0, 1, 3))
+_LSTM = _Cell(4, _lstm_forward, _lstm_backward, (0, 1, 2, 3))
+
+
+def _run(
+    cell: _Cell, x: Arrays, first: Arrays, kernels: Kernels, keep_TxBx1: jax.Array
+) -> tuple[jax.Array, Arrays]:
+    units, dtype, shapes = first[0].shape[-1], first[0].dtype, [k.shape for k in kernels]
+    if len(x) != cell.gates:
+        raise ValueError(f"x is of {len(x)} gates: must be {cell.gates}")
+    are_gates = all(len(s) == 2 and s[0] == units and s[1] % units == 0 for s in shapes)
+    if not are_gates or sum(s[1] for s in shapes) != cell.gates * units:
+        raise ValueError(
+            f"kernels of shapes {shapes}: must be {cell.gates} of {(units, units)}, or fewer of "
+            "several gates side by side"
+        )
     # Features first, as blocks are multiplied.
-    out_TxUxB, last_UxB = _gru(
-        specs,
-        places,
-        tuple(k.values for k in kernels),
-        tuple(k.probe for k in kernels),
+    out_TxUxB, last = _scan(
+        cell,
         tuple(gate.swapaxes(1, 2) for gate in x),
-        h_BxU.T,
+        tuple(part.T for part in first),
+        tuple(BlockSparse(k.values.astype(dtype), k.topology, k.probe) for k in kernels),
         keep_TxBx1.swapaxes(1, 2),
     )
-    return out_TxUxB.swapaxes(1, 2), last_UxB.T
+    return out_TxUxB.swapaxes(1, 2), tuple(part.T for part in last)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gru(specs: Any, *arguments: Any) -> tuple[jax.Array, jax.Array]:
-    return _forward(specs, *arguments)[0]
+def _scan(
+    cell: _Cell, x: Arrays, first: Arrays, kernels: Kernels, keep_Tx1xB: jax.Array
+) -> tuple[jax.Array, Arrays]:
+    return _scan_forward(cell, x, first, kernels, keep_Tx1xB)[0]
 
 
-def _forward(
-    specs: tuple[Spec, ...],
-    places: Any,
-    values: Arrays,
-    probes: Any,
-    x: Arrays,
-    h_UxB: jax.Array,
-    keep_Tx1xB: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    def back(h_UxB: jax.Array, gate: int) -> jax.Array:
-        spec, (rows, cols) = specs[gate], places[gate]
-        parts = blocked(h_UxB, spec.grid[0], spec.block.rows)
-        y = _product.forward(values[gate], rows, cols, parts, spec.grid[1])
-        return flat(y, spec.shape[-1]).astype(h_UxB.dtype)
+def _scan_forward(
+    cell: _Cell, x: Arrays, first: Arrays, kernels: Kernels, keep_Tx1xB: jax.Array
+) -> tuple[tuple[jax.Array, Arrays], Any]:
+    def step(state: Arrays, now: tuple[Arrays, jax.Array]) -> tuple[Arrays, tuple[Arrays, Arrays]]:
+        x_gates, keep_1xB = now
+        state = tuple(part * keep_1xB for part in state)
+        back = tuple(gate for kernel in kernels for gate in _to_gates(kernel, state[0]))
+        after, kept = cell.forward(x_gates, back, state)
+        return after, (after, kept)
 
-    def step(h_UxB: jax.Array, now: tuple[Arrays, jax.Array]) -> tuple[jax.Array, Arrays]:
-        (x_r, x_u, x_n), keep_1xB = now
-        h_UxB = h_UxB * keep_1xB
-        back_n = back(h_UxB, 2)
-        r, u = jax.nn.sigmoid(x_r + back(h_UxB, 0)), jax.nn.sigmoid(x_u + back(h_UxB, 1))
-        n = jnp.tanh(x_n + r * back_n)
-        new_UxB = (1 - u) * n + u * h_UxB
-        return new_UxB, (new_UxB, r, u, n, back_n)
-
-    last_UxB, kept = jax.lax.scan(step, h_UxB, (x, keep_Tx1xB))
-    return (kept[0], last_UxB), (kept, places, values, probes, h_UxB, keep_Tx1xB)
+    last, (after, kept) = jax.lax.scan(step, first, (x, keep_Tx1xB))
+    return (after[0], last), (after, kept, first, kernels, keep_Tx1xB)
 
 
-def _backward(specs: tuple[Spec, ...], saved: Any, gradients: Any) -> tuple[Any, ...]:
-    (out_TxUxB, *gates), places, values, probes, first_UxB, keep_Tx1xB = saved
-    before_TxUxB = jnp.concatenate([first_UxB[None], out_TxUxB[:-1]]) * keep_Tx1xB
+def _scan_backward(cell: _Cell, saved: Any, gradients: Any) -> tuple[Any, ...]:
+    after, kept, first, kernels, keep_Tx1xB = saved
+    before = tuple(
+        jnp.concatenate([start[None], part[:-1]]) * keep_Tx1xB
+        for start, part in zip(first, after, strict=True)
+    )
 
-    def through(d_UxB: jax.Array, gate: int) -> jax.Array:
-        spec, (rows, cols) = specs[gate], places[gate]
-        parts = blocked(d_UxB, spec.grid[1], spec.block.cols)
-        dh = _product.backward_input(values[gate], rows, cols, parts, spec.grid[0])
-        return flat(dh, spec.shape[-2]).astype(d_UxB.dtype)
+    def step(d_state: Arrays, now: Any) -> tuple[Arrays, Arrays]:
+        d_out, keep_1xB, *arrays = now
+        d_state = (d_state[0] + d_out, *d_state[1:])
+        (dh, *others), d_gates = cell.backward(d_state, *arrays)
+        for kernel, above in _by_kernel(kernels, d_gates):
+            dh = dh + _from_gates(kernel, above)
+        return tuple(part * keep_1xB for part in (dh, *others)), d_gates
 
-    def step(dh_UxB: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, Arrays]:
-        dout_UxB, h_UxB, keep_1xB, r, u, n, back_n = now
-        dh_UxB = dh_UxB + dout_UxB
-        du = dh_UxB * (h_UxB - n) * u * (1 - u)
-        dn = dh_UxB * (1 - u) * (1 - n * n)
-        dr = dn * back_n * r * (1 - r)
-        dback = (dr, du, dn * r)
-        below = through(dback[0], 0) + through(dback[1], 1) + through(dback[2], 2)
-        return (dh_UxB * u + below) * keep_1xB, (*dback, dn)
-
-    dout_TxUxB, dlast_UxB = gradients
-    now = (dout_TxUxB, before_TxUxB, keep_Tx1xB, *gates)
-    dfirst_UxB, (dr, du, dback_n, dn) = jax.lax.scan(step, dlast_UxB, now, reverse=True)
-    before_UxTB = _all_steps(before_TxUxB)
-    dvalues, dprobes = [], []
-    for gate, d_TxUxB in enumerate((dr, du, dback_n)):
-        spec, (rows, cols) = specs[gate], places[gate]
-        block, (inputs, outputs) = spec.block, spec.grid
-        below = blocked(before_UxTB, inputs, block.rows)
-        above = blocked(_all_steps(d_TxUxB), outputs, block.cols)
-        products = _product.backward_values(rows, cols, below, above, (block.rows, block.cols))
-        dvalues.append(products.astype(values[gate].dtype))
-        probe = probes[gate]
-        dprobes.append(None if probe is None else spec.scores(below, above).astype(probe.dtype))
-    return None, tuple(dvalues), tuple(dprobes), (dr, du, dn), dfirst_UxB, None
+    dout_TxUxB, dlast = gradients
+    now = (dout_TxUxB, keep_Tx1xB, before, after, kept)
+    dfirst, d_gates = jax.lax.scan(step, dlast, now, reverse=True)
+    below = _all_steps(before[0])
+    dkernels = tuple(
+        _of_kernel(kernel, below, above)
+        for kernel, above in _by_kernel(kernels, tuple(map(_all_steps, d_gates)))
+    )
+    return tuple(d_gates[i] for i in cell.below), dfirst, dkernels, None
 
 
-_gru.defvjp(_forward, _backward)
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _to_gates(kernel: BlockSparse, h_UxB: jax.Array) -> list[jax.Array]:
+    """The state times a kernel, (units, lanes) for each of its gates."""
+    topology, (inputs, outputs) = kernel.topology, kernel.topology.grid
+    parts = blocked(h_UxB, inputs, topology.block.rows)
+    y = _product.forward(kernel.values, topology.rows, topology.cols, parts, outputs)
+    return jnp.split(flat(y, kernel.shape[1]).astype(h_UxB.dtype), _gates(kernel))
+
+
+def _from_gates(kernel: BlockSparse, d_GxB: jax.Array) -> jax.Array:
+    """The gradient of its gates, one above the other, through a kernel: (units, lanes)."""
+    topology, (inputs, outputs) = kernel.topology, kernel.topology.grid
+    parts = blocked(d_GxB, outputs, topology.block.cols)
+    dh = _product.backward_input(kernel.values, topology.rows, topology.cols, parts, inputs)
+    return flat(dh, kernel.shape[0]).astype(d_GxB.dtype)
+
+
+def _of_kernel(kernel: BlockSparse, h_UxN: jax.Array, d_GxN: jax.Array) -> BlockSparse:
+    """The gradient of a kernel, and its scores where they are asked for, over all N."""
+    topology, (inputs, outputs) = kernel.topology, kernel.topology.grid
+    rows, cols = topology.block.rows, topology.block.cols
+    below, above = blocked(h_UxN, inputs, rows), blocked(d_GxN, outputs, cols)
+    values = _product.backward_values(topology.rows, topology.cols, below, above, (rows, cols))
+    probe = kernel.probe
+    if probe is not None:
+        spec = Spec(topology.block, topology.shape)
+        probe = spec.scores(below, above).astype(probe.dtype)
+    nothing: Any = None  # indices have no gradient
+    return BlockSparse(values.astype(kernel.values.dtype), nothing, probe)
+
+
+def _by_kernel(kernels: Kernels, d_gates: Arrays) -> list[tuple[BlockSparse, jax.Array]]:
+    """Each kernel with what belongs to its gates, one above the other."""
+    found, at = [], 0
+    for kernel in kernels:
+        end = at + _gates(kernel)
+        found.append((kernel, jnp.concatenate(d_gates[at:end])))
+        at = end
+    return found
+
+
+def _gates(kernel: BlockSparse) -> int:
+    return kernel.shape[1] // kernel.shape[0]
 
 
 def _all_steps(x_TxUxB: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Flax NNX layers with condensed kernels. Needs Flax; the rest of `condensed` does not."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import nnx
 
 from rigl_optax import _paths, _random
 from rigl_optax._structure import Block
-from rigl_optax.condensed import _topology
+from rigl_optax.condensed import _recurrence, _topology
 from rigl_optax.condensed._convolution import Padding, convolve
 from rigl_optax.condensed._kernel import BlockSparse
 from rigl_optax.condensed._topology import Topology
@@ -34,8 +34,9 @@ class _Condensed(nnx.Module):
         param_dtype: jax.typing.DTypeLike,
         seed: _random.Seed,
         rngs: nnx.Rngs,
+        position: int = 0,
     ) -> None:
-        topology = _topology.random_topology(shape, sparsity, block, seed=seed)
+        topology = _topology.random_topology(shape, sparsity, block, seed=seed, position=position)
         self.topology = Index(topology)
         self.kernel = nnx.Param(_topology.random_values(rngs.params(), topology, param_dtype))
         self.bias = nnx.Param(jnp.zeros(shape[-1], param_dtype)) if use_bias else None
@@ -161,11 +162,146 @@ class SparseConv(_Condensed):
         return self.add_bias(convolve(x, kernel, strides=self.strides, padding=self.padding))
 
 
+class _Recurrent(nnx.Module):
+    """A cell over sequences; what comes in is projected for all steps at once."""
+
+    gates: ClassVar[int]
+    parts: ClassVar[int]  # of the state
+    scan: ClassVar[Callable[..., tuple[jax.Array, jax.Array]]]
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        sparsity: float,
+        block: Block,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        seed: _random.Seed,
+        rngs: nnx.Rngs,
+    ) -> None:
+        width = self.gates * hidden_features
+        self.hidden_features = hidden_features
+        self.input = SparseLinear(
+            in_features,
+            width,
+            sparsity=sparsity,
+            block=block,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            seed=seed,
+            rngs=rngs,
+        )
+        self.recurrent = _Condensed(
+            (hidden_features, width), sparsity, block, False, dtype, param_dtype, seed, rngs, 1
+        )
+
+    def initial_carry(self, lanes: int, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
+        """The state before the first step: zeros (lanes, state)."""
+        return jnp.zeros((lanes, self.parts * self.hidden_features), dtype)
+
+    def __call__(
+        self,
+        x_BxTxI: jax.Array,
+        carry_BxS: jax.Array | None = None,
+        keep_BxT: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Outputs and the state after the last step.
+
+        Args:
+          x_BxTxI: What comes in, (lanes, time, in_features).
+          carry_BxS: The state before the first step; zeros if None.
+          keep_BxT: 0 where the state is forgotten before the step, as at the first byte of a
+            text, else 1; None for nowhere.
+
+        Returns:
+          (lanes, time, hidden_features), and the state (lanes, state).
+        """
+        projected_TxBxG = self.input(x_BxTxI.swapaxes(0, 1))
+        time, lanes, _ = projected_TxBxG.shape
+        dtype = projected_TxBxG.dtype
+        carry = self.initial_carry(lanes) if carry_BxS is None else carry_BxS
+        keep = jnp.ones((lanes, time), dtype) if keep_BxT is None else keep_BxT
+        out_TxBxU, last_BxS = type(self).scan(
+            tuple(jnp.split(projected_TxBxG, self.gates, axis=2)),
+            carry.astype(dtype),
+            (self.recurrent.bound(),),
+            keep.T[:, :, None].astype(dtype),
+        )
+        return out_TxBxU.swapaxes(0, 1), last_BxS
+
+
+class SparseGRU(_Recurrent):
+    """A GRU over sequences with condensed kernels: as `nnx.RNN(nnx.GRUCell(...))`.
+
+    Its kernels, `input/kernel` and `recurrent/kernel`, are each of the gates reset, update and
+    candidate side by side, which so compete for blocks. Initial values are normal: an orthogonal
+    kernel, as Flax draws, would have to be made dense.
+
+    Args:
+      in_features: Width of what comes in.
+      hidden_features: Width of the state.
+      sparsity: Fraction of blocks that are absent, of each kernel.
+      block: Their size.
+      dtype: Of the computation; None for that of the parameters and activations.
+      param_dtype: Of the parameters.
+      seed: Of the random blocks: another for each layer.
+      rngs: Random keys for the initial values (stream `params`).
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp, rigl_optax
+      >>> from rigl_optax.condensed.layers import SparseGRU, topologies
+      >>> block = rigl_optax.Block(16, 16)
+      >>> layer = SparseGRU(32, 64, sparsity=0.75, block=block, seed=1, rngs=nnx.Rngs(0))
+      >>> outputs, carry = layer(jnp.ones((8, 5, 32)))
+      >>> outputs.shape, carry.shape, list(topologies(layer))
+      ((8, 5, 64), (8, 64), ['input/kernel', 'recurrent/kernel'])
+    """
+
+    gates = 3
+    parts = 1
+    scan = _recurrence.gru
+
+
+class SparseLSTM(_Recurrent):
+    """An LSTM over sequences with condensed kernels: as `nnx.RNN(nnx.OptimizedLSTMCell(...))`.
+
+    As `SparseGRU`, with the gates input, forget, cell and output, and one bias in all, zero at
+    first. The carry is the output and the cell side by side, (lanes, 2 * hidden_features).
+
+    Args:
+      in_features: As in `SparseGRU`, and so the others.
+      hidden_features: Width of the output, and of the cell.
+      sparsity: As in `SparseGRU`.
+      block: As in `SparseGRU`.
+      dtype: As in `SparseGRU`.
+      param_dtype: As in `SparseGRU`.
+      seed: As in `SparseGRU`.
+      rngs: As in `SparseGRU`.
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp, rigl_optax
+      >>> from rigl_optax.condensed.layers import SparseLSTM
+      >>> block = rigl_optax.Block(16, 16)
+      >>> layer = SparseLSTM(32, 64, sparsity=0.75, block=block, seed=1, rngs=nnx.Rngs(0))
+      >>> outputs, carry = layer(jnp.ones((8, 5, 32)), layer.initial_carry(8))
+      >>> outputs.shape, carry.shape
+      ((8, 5, 64), (8, 128))
+    """
+
+    gates = 4
+    parts = 2
+    scan = _recurrence.lstm
+
+
 def topologies(model: nnx.Module) -> dict[str, Topology]:
     """Of all condensed kernels of a model: `{path of the parameter: topology}`.
 
     For `condensed.rigl(...).init(weights, topologies)`, with `weights` the model's parameters as
-    a pure tree. The model's own are then those of the start: `write_topologies` updates them.
+    a pure tree. The model's own are then those of the start: `write` updates them.
     """
     found = {}
     for path, module in nnx.iter_modules(model):

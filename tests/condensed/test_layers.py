@@ -10,6 +10,7 @@ from flax import nnx
 import rigl_optax
 from rigl_optax import Block, condensed
 from rigl_optax.condensed import layers
+from rigl_optax.models import recurrent
 
 pytestmark = pytest.mark.xdist_group("condensed_layers")  # they share what a fixture has trained
 
@@ -58,6 +59,89 @@ def test_dtype_of_the_computation():
     )  # fmt: skip
     assert layer(jnp.ones((2, 8))).dtype == jnp.bfloat16
     assert layer.kernel.dtype == jnp.float32 and layer.bias is None
+
+
+RECURRENT = {"gru": layers.SparseGRU, "lstm": layers.SparseLSTM}
+
+
+def recurrent_pair(cell):
+    """A layer, and the dense one of our models with the same weights."""
+    sparse = RECURRENT[cell](
+        7, 8, sparsity=0.5, block=Block(2, 3, pad=True), seed=3, rngs=nnx.Rngs(0)
+    )
+    dense = nnx.eval_shape(lambda: recurrent.Layer(cell, 7, 8, fused=True, rngs=nnx.Rngs(0)))
+    sparse.input.bias[...] = array(1, *sparse.input.bias.shape)
+    weights = nnx.to_pure_dict(nnx.state(sparse, nnx.Param))
+    nnx.update(dense, condensed.densify(weights, layers.topologies(sparse)))
+    return sparse, dense, weights
+
+
+@pytest.mark.parametrize("cell", RECURRENT)
+def test_recurrent_layers_compute_what_the_dense_ones_do(cell):
+    sparse, dense, weights = recurrent_pair(cell)
+    x, carry = array(2, 3, 5, 7), array(3, *sparse.initial_carry(3).shape)
+    keep = jnp.ones((3, 5)).at[1, 2].set(0)
+
+    def loss(layer, carry, keep):
+        out, last = layer(x, carry, keep)
+        return jnp.sum(jnp.sin(out)) + jnp.sum(last**2)
+
+    def dense_loss(layer, carry, keep):
+        out, last = layer(x.swapaxes(0, 1), carry, keep.T)
+        return jnp.sum(jnp.sin(out)) + jnp.sum(last**2)
+
+    # From nothing, and from a carry that one lane forgets.
+    start = sparse.initial_carry(3), jnp.ones((3, 5))
+    dense_step = nnx.jit(nnx.value_and_grad(dense_loss))
+    value, _ = dense_step(dense, *start)
+    np.testing.assert_allclose(nnx.jit(loss)(sparse, None, None), value, rtol=1e-5)
+    value, wanted = dense_step(dense, carry, keep)
+    # As a training step has it: kernels bound to topologies and probes, in the place of values.
+    topologies = layers.topologies(sparse)
+    assert list(topologies) == ["input/kernel", "recurrent/kernel"]
+    graphdef, _, rest = nnx.split(sparse, nnx.Param, ...)
+    step = condensed.value_grad_and_scores(
+        lambda kernels: loss(nnx.merge(graphdef, kernels, rest), carry, keep)
+    )
+    got, grads, scores = jax.jit(step)(weights, topologies)
+    np.testing.assert_allclose(got, value, rtol=1e-5)
+    wanted = nnx.to_pure_dict(wanted)
+    for name, topology in topologies.items():
+        part, gradient = name.split("/")[0], wanted[name.split("/")[0]]["kernel"]
+        masked = jnp.where(topology.block.expand(topology.mask(), topology.shape), gradient, 0)
+        found = condensed.BlockSparse(grads[part]["kernel"], topology).dense()
+        np.testing.assert_allclose(found, masked, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(scores[name], topology.block.pool(gradient), rtol=1e-4)
+    np.testing.assert_allclose(grads["input"]["bias"], wanted["input"]["bias"], rtol=1e-4)
+
+
+def test_recurrent_layers_take_trained_weights_back():
+    sparse, _, weights = recurrent_pair("gru")
+    x = array(2, 3, 5, 7)
+    others = {
+        name: condensed.random_topology(t.shape, 0.5, t.block, seed=9)
+        for name, t in layers.topologies(sparse).items()
+    }
+    call = nnx.jit(lambda layer, x: layer(x)[0])
+    before = call(sparse, x)
+    layers.write(sparse, jax.tree.map(lambda w: 2 * w, weights), others)
+    assert not np.allclose(call(sparse, x), before)
+    for name, topology in layers.topologies(sparse).items():
+        np.testing.assert_array_equal(topology.mask(), others[name].mask())
+    np.testing.assert_array_equal(sparse.recurrent.kernel[...], 2 * weights["recurrent"]["kernel"])
+
+
+def test_recurrent_layers_in_bfloat16():
+    layer = layers.SparseLSTM(
+        8, 4, sparsity=0.5, block=Block(2, 2), dtype=jnp.bfloat16, seed=1, rngs=nnx.Rngs(0)
+    )
+    out, carry = layer(jnp.ones((2, 3, 8)), keep_BxT=jnp.ones((2, 3)))
+    assert out.dtype == carry.dtype == jnp.bfloat16
+    assert layer.recurrent.kernel.dtype == jnp.float32
+    # The two kernels are drawn apart: of one shape, they have other blocks.
+    same = layers.SparseGRU(8, 8, sparsity=0.5, block=Block(2, 2), seed=1, rngs=nnx.Rngs(0))
+    masks = [t.mask() for t in layers.topologies(same).values()]
+    assert not np.array_equal(*masks)
 
 
 def targets(x):
