@@ -2,34 +2,37 @@
 
 import fractions
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_optax import _selection, _structure
+from rigl_optax import _explicit, _selection, _structure
 from rigl_optax._layout import SparseLeaf
 from rigl_optax._packing import Rows
 
+Arrays = list[jax.Array]
 
-def fan_ins(leaves: Sequence[SparseLeaf], salient: jax.Array, active: jax.Array) -> jax.Array:
-    """How many weights each ranking is to have, of as many in each layer as it has.
+
+def fan_ins(leaves: Sequence[SparseLeaf], salient: Arrays, active: Arrays) -> Arrays:
+    """How many weights each unit is to have, of as many in each layer as it has.
 
     Args:
       leaves: The sparse leaves.
-      salient: int32 [rankings], salient weights; at most as many in a layer as are active.
-      active: int32 [rankings], active weights; at least one in each layer.
+      salient: Of each leaf the salient weights of its rankings, int32; at most as many in a layer
+        as are active.
+      active: Active weights, in the same shapes; at least one in each layer.
 
     Returns:
-      int32 [rankings]: of units that may be ablated as `ConstantFanIn` says, 0 for those that
-      are; of all others as `active`.
+      int32 arrays of the same shapes: of leaves whose units may be ablated as `ConstantFanIn` says,
+      0 for those that are; of other leaves `active`.
     """
-    bounds = np.cumsum([leaf.rankings for leaf in leaves])[:-1]
-    found, before = (jnp.split(vector, bounds) for vector in (salient, active))
     which = [i for i, leaf in enumerate(leaves) if leaf.structure.min_salient]
-    scores = [found[i].reshape(leaves[i].layers, -1) for i in which]
-    totals = [before[i].reshape(leaves[i].layers, -1).sum(1) for i in which]
+    # Few numbers: all devices decide on all units, and agree.
+    scores = [_explicit.whole(salient[i]).reshape(leaves[i].layers, -1) for i in which]
+    totals = [_explicit.whole(active[i]).reshape(leaves[i].layers, -1).sum(1) for i in which]
     staying = [
         _staying(leaves[i], score, total)
         for i, score, total in zip(which, scores, totals, strict=True)
@@ -43,11 +46,12 @@ def fan_ins(leaves: Sequence[SparseLeaf], salient: jax.Array, active: jax.Array)
     total, number = jnp.concatenate(totals), jnp.concatenate(staying)
     stays = _selection.top_k(scores, rows, number)
     with_one_more = _selection.top_k(scores, rows, total % number)
-    after = list(before)
+    after = list(active)
     for i, row, stay, more in zip(which, rows, stays, with_one_more, strict=True):
         share = _selection.spread(total // number, stay, row)
-        after[i] = jnp.where(stay, share + more.astype(jnp.int32), 0).reshape(-1)
-    return jnp.concatenate(after)
+        fan_in = jnp.where(stay, share + more.astype(jnp.int32), 0)
+        after[i] = _explicit.like(fan_in.reshape(active[i].shape), active[i])
+    return after
 
 
 def _staying(leaf: SparseLeaf, salient: jax.Array, total: jax.Array) -> jax.Array:
@@ -56,7 +60,8 @@ def _staying(leaf: SparseLeaf, salient: jax.Array, total: jax.Array) -> jax.Arra
     Those with enough salient weights, but as many as it takes to hold `total` weights.
     """
     assert isinstance(leaf.structure, _structure.ConstantFanIn)
-    units, inputs = salient.shape[1], leaf.grid[1]
+    units = salient.shape[1]
+    inputs = math.prod(leaf.grid[leaf.leading :])
     least = _times(total // units, leaf.structure.salient_share)
     enough = jnp.sum(salient >= jnp.maximum(least, 1)[:, None], axis=1, dtype=jnp.int32)
     return jnp.maximum(enough, (total - 1) // inputs + 1)

@@ -92,16 +92,16 @@ def drop_and_grow_method(
         keep_scores = _topology.drop_scores(inputs.weights, inputs.masks)
         kept = _selection.top_k(keep_scores, layers, keep)
         grow_scores = scores(inputs)
-        wanted = _selection.counts(inputs.masks, rows)
+        wanted = _selection.counts_by_row(inputs.masks, rows)
         if any(leaf.structure.min_salient for leaf in inputs.leaves):
             would_grow = _selection.top_k(_without(kept, grow_scores), layers, active - keep)
-            held = _selection.counts(kept, rows)
-            salient = held + _selection.counts(would_grow, rows)
+            held = _selection.counts_by_row(kept, rows)
+            salient = jax.tree.map(jnp.add, held, _selection.counts_by_row(would_grow, rows))
             wanted = _ablation.fan_ins(inputs.leaves, salient, wanted)
             # A unit that others have come back beside may have kept more than it is to have.
             left = _without([~k for k in kept], keep_scores)
-            kept = _selection.top_k(left, rows, jnp.minimum(held, wanted))
-        lost = wanted - _selection.counts(kept, rows)
+            kept = _selection.top_k(left, rows, jax.tree.map(jnp.minimum, held, wanted))
+        lost = jax.tree.map(jnp.subtract, wanted, _selection.counts_by_row(kept, rows))
         grown = _selection.top_k(_without(kept, grow_scores), rows, lost)
         return Outcome([k | g for k, g in zip(kept, grown, strict=True)])
 
