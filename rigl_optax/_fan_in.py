@@ -90,16 +90,16 @@ def _raised(
     # Units come first, behind the layers: an axis that is cut stays cut, and nothing is gathered.
     leaves = [
         jnp.moveaxis(x, -1, int(stacked))
-        for x, stacked in zip(packing.unpack(scores), packing.stacked, strict=True)
+        for x, stacked in zip(packing.unpack(scores), packing.leading, strict=True)
     ]
-    rows = _unit_rows([x.shape[: 1 + s] for x, s in zip(leaves, packing.stacked, strict=True)])
+    rows = _unit_rows([x.shape[: 1 + s] for x, s in zip(leaves, packing.leading, strict=True)])
     inputs = [math.prod(x.shape[r.ids.ndim :]) for x, r in zip(leaves, rows, strict=True)]
     of_unit = np.repeat(np.asarray(inputs, np.int32), [r.ids.size for r in rows])
     k = how_many(_selection.counts([x >= 0 for x in leaves], rows), jnp.asarray(of_unit))
     best = _selection.top_k(leaves, rows, k)
     raised = [
         jnp.moveaxis(jnp.where(b, jnp.int32(_FIRST), x), int(stacked), -1)
-        for b, x, stacked in zip(best, leaves, packing.stacked, strict=True)
+        for b, x, stacked in zip(best, leaves, packing.leading, strict=True)
     ]
     return packing.pack(raised, _selection.EXCLUDED)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import _fan_in, _plan, _random, _selection, _topology
+from rigl_optax import _ablation, _fan_in, _plan, _random, _selection, _topology
 from rigl_optax._grown import Grown
 from rigl_optax._layout import Layout, check_total, layer_rows
 from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs
@@ -91,10 +91,18 @@ def drop_and_grow_method(
         keep = active - _topology.drop_counts(active, fraction)
         keep_scores = _topology.drop_scores(inputs.weights, inputs.masks)
         kept = _selection.top_k(keep_scores, layers, keep)
-        lost = _selection.counts(inputs.masks, rows) - _selection.counts(kept, rows)
-        pairs = zip(kept, scores(inputs), strict=True)
-        rest = [jnp.where(k, jnp.int32(_selection.EXCLUDED), s) for k, s in pairs]
-        grown = _selection.top_k(rest, rows, lost)
+        grow_scores = scores(inputs)
+        wanted = _selection.counts_by_row(inputs.masks, rows)
+        if any(leaf.structure.min_salient for leaf in inputs.leaves):
+            would_grow = _selection.top_k(_without(kept, grow_scores), layers, active - keep)
+            held = _selection.counts_by_row(kept, rows)
+            salient = jax.tree.map(jnp.add, held, _selection.counts_by_row(would_grow, rows))
+            wanted = _ablation.fan_ins(inputs.leaves, salient, wanted)
+            # A unit that others have come back beside may have kept more than it is to have.
+            left = _without([~k for k in kept], keep_scores)
+            kept = _selection.top_k(left, rows, jax.tree.map(jnp.minimum, held, wanted))
+        lost = jax.tree.map(jnp.subtract, wanted, _selection.counts_by_row(kept, rows))
+        grown = _selection.top_k(_without(kept, grow_scores), rows, lost)
         return Outcome([k | g for k, g in zip(kept, grown, strict=True)])
 
     def rule(inputs: RewiringInputs) -> Outcome:
@@ -125,4 +133,11 @@ def drop_and_grow_method(
         keeps_initial=grown.value == "initial",
         grown_state=grown.state,
         check=check,
+        ablates=True,
     )
+
+
+def _without(masks: Arrays, scores: Arrays) -> Arrays:
+    """Scores of what is not in the masks."""
+    excluded = jnp.int32(_selection.EXCLUDED)
+    return [jnp.where(m, excluded, s) for m, s in zip(masks, scores, strict=True)]

@@ -28,43 +28,41 @@ class SparseLeaf(NamedTuple):
     grid: tuple[int, ...]  # of its groups; what is ranked
 
     @property
+    def leading(self) -> int:
+        """Number of axes in front of the grid that count rankings: layers, and parts of them."""
+        return self.stacked + self.structure.parts(self.grid[self.stacked :])
+
+    @property
     def rankings(self) -> int:
         """Number of rankings: 1, or how many layers are stacked, or parts of layers."""
-        return self.grid[0] if self.is_split else 1
+        return math.prod(self.grid[: self.leading])
 
     @property
     def layers(self) -> int:
         """Number of layers: 1, or how many are stacked."""
         return self.shape[0] if self.stacked else 1
 
-    @property
-    def is_split(self) -> bool:
-        """Whether the leading axis of the grid counts rankings."""
-        return self.stacked or self.structure.has_parts
-
     def pool(self, x: jax.Array) -> jax.Array:
         """Scores of the groups, float32, in the shape of the grid."""
         pool = self.structure.pool
-        return (jax.vmap(pool)(x) if self.stacked else pool(x)).reshape(self.grid)
+        return jax.vmap(pool)(x) if self.stacked else pool(x)
 
     def mean(self, x: jax.Array) -> jax.Array:
         """Means of the groups, with their signs; float32, in the shape of the grid."""
         mean = self.structure.mean
-        return (jax.vmap(mean)(x) if self.stacked else mean(x)).reshape(self.grid)
+        return jax.vmap(mean)(x) if self.stacked else mean(x)
 
     def groups(self, mask: jax.Array) -> jax.Array:
         """From a mask of the weights to one of the groups."""
         groups = self.structure.groups
-        return (jax.vmap(groups)(mask) if self.stacked else groups(mask)).reshape(self.grid)
+        return jax.vmap(groups)(mask) if self.stacked else groups(mask)
 
     def expand(self, mask: jax.Array) -> jax.Array:
         """From a mask of the groups to one of the weights."""
         shape = self.shape[self.stacked :]
         if not self.stacked:
             return self.structure.expand(mask, shape)
-        grid = self.structure.grid(shape, self.path)
-        apart = mask.reshape(self.layers, *grid)
-        return jax.vmap(lambda m: self.structure.expand(m, shape))(apart)
+        return jax.vmap(lambda m: self.structure.expand(m, shape))(mask)
 
 
 def packing(sparse: Sequence[SparseLeaf]) -> Packing:
@@ -73,26 +71,20 @@ def packing(sparse: Sequence[SparseLeaf]) -> Packing:
     Parts of layers are many and small: padded to rows, as leaves side by side are, they would
     be far larger than the weights.
     """
-    found = _packing.packing([leaf.grid for leaf in sparse], [leaf.is_split for leaf in sparse])
+    found = _packing.packing([leaf.grid for leaf in sparse], [leaf.leading for leaf in sparse])
     if any(leaf.structure.has_parts for leaf in sparse):
-        return found._replace(is_packed=False)
+        return found._replace(is_packed=False, in_parts=True)
     return found
 
 
 def layer_rows(sparse: Sequence[SparseLeaf]) -> list[Rows]:
-    """For each leaf, laid out apart, which layer each of its rows belongs to."""
-    joined, first = [], 0
-    for leaf in sparse:
-        if not leaf.is_split:
-            joined.append(Rows(np.asarray(first, np.int32), np.zeros((), np.int32)))
-        else:
-            parts = leaf.rankings // leaf.layers
-            size = math.prod(leaf.grid[1:])
-            ids = first + np.repeat(np.arange(leaf.layers), parts)
-            starts = np.tile(np.arange(parts) * size, leaf.layers)
-            joined.append(Rows(ids.astype(np.int32), starts.astype(np.int32)))
-        first += leaf.layers
-    return joined
+    """For each leaf, laid out apart, the layers as rankings, whatever parts they have."""
+    ends = np.cumsum([leaf.layers for leaf in sparse])
+    found = []
+    for leaf, end in zip(sparse, ends, strict=True):
+        ids = np.arange(end - leaf.layers, end, dtype=np.int32).reshape(leaf.grid[: leaf.stacked])
+        found.append(Rows(ids, np.zeros_like(ids)))
+    return found
 
 
 class Layout(NamedTuple):
@@ -168,9 +160,7 @@ def layout(
         kind = structures[path]
         grid = kind.grid(layer, path)
         zeros = None if masked else kind.zeros(sparsities[path], grid, path)
-        joins = kind.has_parts and bool(slices)
-        grid = (slices[0] * grid[0], *grid[1:]) if joins else slices + grid
-        sparse.append(SparseLeaf(path, index, path in stacked, zeros, kind, shape, grid))
+        sparse.append(SparseLeaf(path, index, path in stacked, zeros, kind, shape, slices + grid))
     return Layout(treedef, paths, leaves, sparse)
 
 

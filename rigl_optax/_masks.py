@@ -41,7 +41,8 @@ def _draw_masks(
         seed, _random.Purpose.INITIAL_MASK, [s.position for s in sparse], packing
     )
     zeros = np.repeat(np.asarray([s.zeros for s in sparse], np.int32), packing.layers)
-    chosen = _selection.top_k(scores, packing.rows, jnp.asarray(packing.sizes() - zeros))
+    k = packing.per_row(jnp.asarray(packing.sizes() - zeros))
+    chosen = _selection.top_k(scores, packing.rows, k)
     for s, mask in zip(sparse, packing.unpack(chosen), strict=True):
         masks[s.position] = s.expand(mask)
     return masks

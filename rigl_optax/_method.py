@@ -97,6 +97,7 @@ class Method(NamedTuple):
       grown_state: What the optimizer state of new weights starts from; None for at rest.
       shadow: For methods whose weights live on while inactive.
       check: Raises at init if the layout does not suit the method.
+      ablates: Whether `rule` ablates units where the structure asks for it.
     """
 
     plan: RewiringPlan | None
@@ -109,6 +110,7 @@ class Method(NamedTuple):
     grown_state: "GrownState | None" = None
     shadow: Shadow | None = None
     check: Callable[[Layout], None] | None = None
+    ablates: bool = False
 
 
 class GrownState(NamedTuple):

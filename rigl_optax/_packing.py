@@ -25,10 +25,11 @@ class Rows(NamedTuple):
     """Which ranking each row of an array belongs to.
 
     Rows are the slices along the leading axes, as many as `ids` has; when it is a scalar, the
-    array is one row as a whole. A ranking is a layer: a leaf, or a slice of a stacked one.
+    array is one row as a whole. A ranking is a layer: a leaf, or a slice of a stacked one; or a
+    part of a layer.
     """
 
-    ids: np.ndarray  # int32 [] or [rows] or [layers, rows]: number of the ranking, ascending
+    ids: np.ndarray  # int32 [] or [rows] or [layers, rows, ...]: number of the ranking, ascending
     starts: np.ndarray  # int32, same shape: entries of that ranking in the rows before
 
 
@@ -36,23 +37,28 @@ class Packing(NamedTuple):
     """How the sparse leaves of a tree are laid out for ranking; static under jit."""
 
     shapes: tuple[tuple[int, ...], ...]
-    stacked: tuple[bool, ...]
+    leading: tuple[int, ...]  # axes in front that count rankings: 0, 1 of a stack, or parts
     is_packed: bool
+    in_parts: bool = False  # whether layers have so many rankings that each has to lie apart
 
     @property
     def layers(self) -> list[int]:
         """Number of rankings in each leaf."""
-        pairs = zip(self.shapes, self.stacked, strict=True)
-        return [shape[0] if stacked else 1 for shape, stacked in pairs]
+        return [
+            math.prod(shape[:leading])
+            for shape, leading in zip(self.shapes, self.leading, strict=True)
+        ]
 
     @property
     def rows(self) -> list[Rows]:
         """For each array that `pack` returns, the ranking of its rows."""
         first = np.cumsum([0, *self.layers]).astype(np.int32)
         if not self.is_packed:
-            spans = zip(first[:-1], self.layers, self.stacked, strict=True)
-            each = [np.arange(i, i + n, dtype=np.int32) if s else i for i, n, s in spans]
-            return [Rows(np.asarray(ids), np.zeros_like(ids)) for ids in each]
+            leaves = zip(self.shapes, self.leading, strict=True)
+            fronts = [shape[:leading] for shape, leading in leaves]
+            spans = zip(first[:-1], self.layers, fronts, strict=True)
+            each = [np.arange(i, i + n, dtype=np.int32).reshape(front) for i, n, front in spans]
+            return [Rows(ids, np.zeros_like(ids)) for ids in each]
         per_layer = [self._rows_of(i) for i in range(len(self.shapes))]
         repeats = np.repeat(per_layer, self.layers)
         ids = np.repeat(np.arange(first[-1], dtype=np.int32), repeats)
@@ -91,6 +97,15 @@ class Packing(NamedTuple):
         each = [math.prod(s) // n for s, n in zip(self.shapes, self.layers, strict=True)]
         return np.repeat(np.asarray(each, np.int32), self.layers)
 
+    def per_row(self, vector: jax.Array) -> jax.Array | list[jax.Array]:
+        """A vector with an entry for each ranking, in the form in which it is used for ranking."""
+        if not self.in_parts:
+            return vector
+        pieces = jnp.split(vector, np.cumsum(self.layers)[:-1])
+        return [
+            piece.reshape(rows.ids.shape) for piece, rows in zip(pieces, self.rows, strict=True)
+        ]
+
     def packed_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the arrays that `pack` returns."""
         if not self.is_packed:
@@ -128,12 +143,17 @@ class Packing(NamedTuple):
         return -(-size // _ENTRIES)
 
 
-def packing(shapes: Sequence[tuple[int, ...]], stacked: Sequence[bool]) -> Packing:
-    """How to lay out leaves of these shapes: side by side where nothing can be sharded."""
+def packing(shapes: Sequence[tuple[int, ...]], leading: Sequence[int]) -> Packing:
+    """How to lay out leaves of these shapes: side by side where nothing can be sharded.
+
+    Args:
+      shapes: Of the leaves.
+      leading: For each the number of axes in front that count rankings.
+    """
     # Shardings that come from `jit(in_shardings=...)` cannot be seen while tracing, so that
     # with more than one device nothing is known to be whole.
     is_packed = jax.device_count() == 1 and len(shapes) > 1
-    return Packing(tuple(tuple(s) for s in shapes), tuple(stacked), is_packed)
+    return Packing(tuple(tuple(s) for s in shapes), tuple(map(int, leading)), is_packed)
 
 
 def iota(shape: tuple[int, ...], leading: int) -> jax.Array:

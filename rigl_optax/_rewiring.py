@@ -117,7 +117,8 @@ def _rewire(method: Method, sparse: Sequence[SparseLeaf], sight: Sight) -> Rewir
 
     def expanded(masks: Arrays) -> Arrays:
         leaves = inputs.packing.unpack(masks)
-        return [leaf.expand(m) for leaf, m in zip(sparse, leaves, strict=True)]
+        each = zip(sparse, leaves, sight.masks, strict=True)
+        return [_explicit.like(leaf.expand(m), old) for leaf, m, old in each]
 
     def as_float(leaves: Arrays) -> Arrays:
         return single.packing.pack([x.astype(jnp.float32) for x in leaves], 0.0)

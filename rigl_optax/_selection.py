@@ -6,8 +6,9 @@ Reductions alone are needed: nothing of the size of a weight moves between devic
 k may be traced, and the result is the same integers everywhere.
 """
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,10 @@ import numpy as np
 from jax import lax
 
 from rigl_optax import _explicit, _packing
-from rigl_optax._packing import Rows
+from rigl_optax._packing import Packing, Rows
+
+# A number for each ranking, int32 [rankings]; or arrays with one for each row.
+PerRanking: TypeAlias = jax.Array | list[jax.Array]
 
 # Below every score: never among the k largest while k scores are 0 or above.
 EXCLUDED = -1
@@ -58,7 +62,17 @@ def counts(masks: Sequence[jax.Array], rows: Sequence[Rows]) -> jax.Array:
     return jax.ops.segment_sum(vector, jnp.asarray(ids), rankings, indices_are_sorted=True)
 
 
-def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: jax.Array) -> list[jax.Array]:
+def counts_by_row(masks: Sequence[jax.Array], rows: Sequence[Rows]) -> list[jax.Array]:
+    """Number of True entries in each row, int32; in parts where the masks are."""
+    return [count_true(m, r.ids.ndim) for m, r in zip(masks, rows, strict=True)]
+
+
+def counts_for(packing: Packing, masks: Sequence[jax.Array]) -> PerRanking:
+    """Number of True entries in each ranking of a packing, in the form that `top_k` takes."""
+    return (counts_by_row if packing.in_parts else counts)(masks, packing.rows)
+
+
+def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> list[jax.Array]:
     """Masks of the k largest scores of each ranking; ties go to the lower flat index.
 
     All rankings share one loop: a loop for each takes seconds to compile on a model with
@@ -67,33 +81,49 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: jax.Array) -> li
     Args:
       scores: int32 arrays, entries -1 or above.
       rows: For each array, the rankings its rows belong to.
-      k: int32 [rankings]. At least k scores of each ranking must be 0 or above.
+      k: int32 [rankings]; or, where each row is a ranking of its own, int32 arrays of a number
+        for each row, which may lie where the rows do. At least k scores of each ranking must be 0
+        or above.
 
     Returns:
       Bool arrays of the shapes of `scores`, with exactly k True entries a ranking.
     """
+    if isinstance(k, list):
+        found = counts_by_row([s >= 0 for s in scores], rows)
+        k = [_explicit.like(x, f) for x, f in zip(k, found, strict=True)]
 
-    def spread_all(vector: jax.Array) -> list[jax.Array]:
+    def count(masks: list[jax.Array]) -> PerRanking:
+        return (counts_by_row if isinstance(k, list) else counts)(masks, rows)
+
+    def spread_all(vector: PerRanking) -> list[jax.Array]:
+        if isinstance(vector, list):
+            each = zip(vector, scores, rows, strict=True)
+            return [lax.expand_dims(v, range(r.ids.ndim, s.ndim)) for v, s, r in each]
         return [spread(vector, s, r) for s, r in zip(scores, rows, strict=True)]
+
+    def differ(found: PerRanking, wanted: PerRanking) -> jax.Array:
+        pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+        return functools.reduce(jnp.logical_or, [jnp.any(f != w) for f, w in pairs])
 
     # The largest threshold with at least k scores at or above it, highest bit first. One
     # with exactly k is as good, and ends the search early. `above` counts the scores at
     # the lowest candidate that had too few: in the end, those above the threshold.
     def threshold_pass(carry: Any) -> Any:
         bit, threshold, at_least, above = carry
-        candidate = threshold | (jnp.int32(1) << bit)
-        found = counts([s >= c for s, c in zip(scores, spread_all(candidate), strict=True)], rows)
-        enough = found >= k
-        threshold = jnp.where(enough, candidate, threshold)
-        at_least = jnp.where(enough, found, at_least)
-        return bit - 1, threshold, at_least, jnp.where(enough, above, found)
+        candidate = jax.tree.map(lambda t: t | (jnp.int32(1) << bit), threshold)
+        found = count([s >= c for s, c in zip(scores, spread_all(candidate), strict=True)])
+        enough = jax.tree.map(jnp.greater_equal, found, k)
+        threshold = jax.tree.map(jnp.where, enough, candidate, threshold)
+        at_least = jax.tree.map(jnp.where, enough, found, at_least)
+        return bit - 1, threshold, at_least, jax.tree.map(jnp.where, enough, above, found)
 
     def threshold_open(carry: Any) -> jax.Array:
         bit, _, at_least, _ = carry
-        return (bit >= 0) & jnp.any(at_least != k)
+        return (bit >= 0) & differ(at_least, k)
 
-    zeros = jnp.zeros_like(k)
-    uncounted = jnp.full_like(k, jnp.iinfo(jnp.int32).max)
+    most = jnp.iinfo(jnp.int32).max
+    zeros = jax.tree.map(jnp.zeros_like, k)
+    uncounted = jax.tree.map(lambda x: jnp.full_like(x, most), k)
     _, threshold, at_least, above = lax.while_loop(
         threshold_open, threshold_pass, (jnp.int32(_HIGHEST_BIT), zeros, uncounted, zeros)
     )
@@ -102,19 +132,20 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: jax.Array) -> li
     # Of the scores equal to the threshold, the first few by index: the largest bound on
     # the index below which there are at most as many as are still wanted; again, one
     # with exactly as many is as good.
-    wanted = jnp.where(at_least == k, 0, k - above)
+    wanted = jax.tree.map(lambda n, x, a: jnp.where(n == x, 0, x - a), at_least, k, above)
 
     def index_pass(carry: Any) -> Any:
         bit, bound, taken = carry
-        candidate = bound | (jnp.int32(1) << bit)
+        candidate = jax.tree.map(lambda b: b | (jnp.int32(1) << bit), bound)
         below = zip(scores, thresholds, rows, spread_all(candidate), strict=True)
-        found = counts([(s == t) & _is_below(c, s, r) for s, t, r, c in below], rows)
-        fits = found <= wanted
-        return bit - 1, jnp.where(fits, candidate, bound), jnp.where(fits, found, taken)
+        found = count([(s == t) & _is_below(c, s, r) for s, t, r, c in below])
+        fits = jax.tree.map(jnp.less_equal, found, wanted)
+        bound = jax.tree.map(jnp.where, fits, candidate, bound)
+        return bit - 1, bound, jax.tree.map(jnp.where, fits, found, taken)
 
     def index_open(carry: Any) -> jax.Array:
         bit, _, taken = carry
-        return (bit >= 0) & jnp.any(taken != wanted)
+        return (bit >= 0) & differ(taken, wanted)
 
     largest = max(
         int(np.max(r.starts)) + int(np.prod(s.shape[r.ids.ndim :], dtype=np.int64))
@@ -123,7 +154,9 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: jax.Array) -> li
     highest = min(largest.bit_length() - 1, _HIGHEST_BIT)
     _, bound, _ = lax.while_loop(index_open, index_pass, (jnp.int32(highest), zeros, zeros))
     # Without a tie all that equal the threshold are taken.
-    bounds = spread_all(jnp.where(at_least == k, jnp.iinfo(jnp.int32).max, bound))
+    bounds = spread_all(
+        jax.tree.map(lambda n, x, b: jnp.where(n == x, most, b), at_least, k, bound)
+    )
     chosen = zip(scores, thresholds, rows, bounds, strict=True)
     return [(s > t) | ((s == t) & _is_below(b, s, r)) for s, t, r, b in chosen]
 
@@ -168,5 +201,6 @@ def _rows_shape(ids: np.ndarray, scores: jax.Array) -> tuple[int, ...]:
 
 def _is_below(bound: jax.Array, x: jax.Array, rows: Rows) -> jax.Array:
     """Whether the row-major index of each entry within its ranking is below `bound`."""
-    starts = jnp.asarray(rows.starts).reshape(_rows_shape(rows.ids, x))
-    return _packing.iota(x.shape, rows.ids.ndim) < bound - starts
+    if rows.starts.any():
+        bound = bound - jnp.asarray(rows.starts).reshape(_rows_shape(rows.ids, x))
+    return _packing.iota(x.shape, rows.ids.ndim) < bound

@@ -8,6 +8,7 @@ from jax import lax
 
 from rigl_optax import _selection
 from rigl_optax._packing import Rows
+from rigl_optax._selection import PerRanking
 
 Arrays = list[jax.Array]
 
@@ -41,8 +42,8 @@ def keep_and_grow(
     keep_scores: Sequence[jax.Array],
     grow_scores: Sequence[jax.Array],
     rows: Sequence[Rows],
-    keep: jax.Array,
-    grow: jax.Array,
+    keep: PerRanking,
+    grow: PerRanking,
     prefer: Callable[[Arrays], Arrays] | None = None,
 ) -> Arrays:
     """The `keep` entries of largest keep score, and the `grow` of largest grow score of the rest.
@@ -54,8 +55,8 @@ def keep_and_grow(
       keep_scores: int32 arrays, -1 for entries that cannot be kept.
       grow_scores: int32 arrays of the same shapes, -1 for no position.
       rows: Which rankings the rows of the arrays belong to.
-      keep: int32 [rankings].
-      grow: int32 [rankings].
+      keep: int32 [rankings], or a number for each row, as `top_k` takes it.
+      grow: As many numbers.
       prefer: From the masks of what is kept to the grow scores that hold then, instead of
         `grow_scores`.
 
@@ -74,7 +75,8 @@ def keep_and_grow(
     # compiles it once.
     def choose(round: jax.Array, carry: tuple[list, list]) -> tuple[list, list]:
         scores, chosen = carry
-        top = _selection.top_k(scores, rows, jnp.where(round == 0, keep, grow))
+        number = jax.tree.map(lambda a, b: jnp.where(round == 0, a, b), keep, grow)
+        top = _selection.top_k(scores, rows, number)
         chosen = [a | b for a, b in zip(chosen, top, strict=True)]
         pairs = zip(chosen, grow_scores, strict=True)
         return [jnp.where(c, excluded, g) for c, g in pairs], chosen

@@ -105,7 +105,7 @@ def sparse_transform(
     inner = optax.with_extra_args_support(inner)
     distribution = _layout.as_distribution(sparsity, initial_masks)
     _random.check_seed(seed)
-    _structure.check(structure)
+    _structure.check(structure, method.ablates)
     rewire_if = _rewiring.rewirer(method)
 
     def init_fn(params: PyTree) -> SparseState:

@@ -76,9 +76,9 @@ def dnw(
     """
 
     def rule(inputs: RewiringInputs) -> Outcome:
-        rows = inputs.packing.rows
         scores = [_selection.magnitude_scores(w) for w in inputs.weights]
-        return Outcome(_selection.top_k(scores, rows, _selection.counts(inputs.masks, rows)))
+        number = _selection.counts_for(inputs.packing, inputs.masks)
+        return Outcome(_selection.top_k(scores, inputs.packing.rows, number))
 
     method = Method(
         _plan.rewiring_plan(begin=begin, end=_last(end), every=every),
@@ -172,7 +172,7 @@ def top_kast(
         scores = [jnp.where(m, first, s) for m, s in zip(active, scores, strict=True)]
         k = jnp.asarray(packing.sizes() - zeros.astype(np.int32))
         k = jnp.maximum(k, _selection.counts(active, packing.rows))
-        marks = packing.unpack(_selection.top_k(scores, packing.rows, k))
+        marks = packing.unpack(_selection.top_k(scores, packing.rows, packing.per_row(k)))
         sizes = jnp.asarray(packing.sizes(), jnp.float32)
         return Started(marks, _selection.counts(active, packing.rows) / sizes)
 
@@ -192,10 +192,10 @@ def top_kast(
         return gradients
 
     def rule(inputs: RewiringInputs) -> Outcome:
-        rows = inputs.packing.rows
+        packing = inputs.packing
         scores = [_selection.magnitude_scores(w) for w in inputs.weights]
         sets = (
-            _selection.top_k(scores, rows, _selection.counts(current, rows))
+            _selection.top_k(scores, packing.rows, _selection.counts_for(packing, current))
             for current in (inputs.masks, inputs.marks)
         )
         return Outcome(*sets)

@@ -183,7 +183,8 @@ def granet(
         dropped = _topology.drop_counts(active, plan.default.drop_fraction(inputs.count))
         scores = _topology.drop_scores(inputs.weights, left)
         growth = _growth.gradient_scores(inputs)
-        return Outcome(_topology.keep_and_grow(scores, growth, rows, active - dropped, dropped))
+        keep, grow = (inputs.packing.per_row(x) for x in (active - dropped, dropped))
+        return Outcome(_topology.keep_and_grow(scores, growth, rows, keep, grow))
 
     method = Method(
         plan,
@@ -229,7 +230,8 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
         if scope == "global":
             rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True)
         keep = jnp.minimum(keep, _selection.counts(inputs.masks, rows))
-        return _selection.top_k(_topology.drop_scores(inputs.weights, inputs.masks), rows, keep)
+        scores = _topology.drop_scores(inputs.weights, inputs.masks)
+        return _selection.top_k(scores, rows, packing.per_row(keep))
 
     return prune
 

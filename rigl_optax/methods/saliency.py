@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_optax import _layout, _selection, _structure
+from rigl_optax import _explicit, _layout, _selection, _structure
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._packing import Packing
 from rigl_optax._structure import UNSTRUCTURED, Structures
@@ -331,8 +331,9 @@ def _top(
     integers = [as_integers(s, m) for s, m in zip(pooled, groups, strict=True)]
     packed = packing.pack(integers, _selection.EXCLUDED)
     rows = packing.one_ranking() if scope == "global" else packing.rows
-    chosen = packing.unpack(_selection.top_k(packed, rows, k))
-    return [leaf.expand(m) for leaf, m in zip(sparse, chosen, strict=True)]
+    chosen = packing.unpack(_selection.top_k(packed, rows, packing.per_row(k)))
+    each = zip(sparse, chosen, scores, strict=True)
+    return [_explicit.like(leaf.expand(m), score) for leaf, m, score in each]
 
 
 def _signed_scores(x: jax.Array) -> jax.Array:

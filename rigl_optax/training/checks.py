@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from rigl_optax import _paths, analysis
-from rigl_optax.training import methods
+from rigl_optax.training import methods, structures
 from rigl_optax.training.config import Config
 from rigl_optax.training.state import TrainState, masks, sizes, topologies
 
@@ -71,7 +71,7 @@ def training_record(
     if "drop_fraction" in methods.find(config).arguments(config):
         values["drop_fraction"] = float(methods.drop_fraction(config)(step))
     if methods.find(config).rewires:
-        warnings |= _dead(start.dead, dead_units(config, state))
+        warnings |= _dead(config, start.dead, dead_units(config, state))
     return values, warnings | _warnings(
         config, int(step), rewirings, healed, int(sums.blind), active, start.active
     )
@@ -107,14 +107,25 @@ def dead_units(config: Config, state: TrainState) -> dict[str, int]:
     return dead
 
 
-def _dead(start: dict[str, int], now: dict[str, int]) -> dict[str, str]:
-    died = [f"{path} {start[path]} -> {now[path]}" for path in now if now[path] > start[path]]
-    if not died:
-        return {}
-    return {
-        "dead": f"units have lost all their inputs: {', '.join(died)}; the option min_fan_in, of "
-        "methods that have it, keeps some"
-    }
+def _dead(config: Config, start: dict[str, int], now: dict[str, int]) -> dict[str, str]:
+    warnings: dict[str, str] = {}
+    died: list[str] = []
+    ablated: list[str] = []
+    for path in now:
+        if now[path] > start[path]:
+            meant = structures.ablates(config.structure, path)
+            (ablated if meant else died).append(f"{path} {start[path]} -> {now[path]}")
+    if died:
+        warnings["dead"] = (
+            f"units have lost all their inputs: {', '.join(died)}; the option min_fan_in, of "
+            "methods that have it, keeps some"
+        )
+    if ablated:
+        warnings["ablated"] = (
+            f"units are ablated, as config.structure asks: {', '.join(ablated)}; if these are "
+            "outputs of the network, give that layer another structure by its pattern"
+        )
+    return warnings
 
 
 def _warnings(

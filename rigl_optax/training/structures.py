@@ -1,10 +1,10 @@
 """Structures from the string of a config; literals only, nothing is executed."""
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from rigl_optax import NM, Block, ConstantFanIn, Unstructured
+from rigl_optax import NM, Block, ConstantFanIn, Unstructured, _paths
 from rigl_optax._structure import Structures
 
 STRUCTURES: dict[str, Callable[..., Any]] = {
@@ -35,6 +35,17 @@ def parse(words: str) -> Structures:
             f"config.structure={words!r}: must be like {_EXAMPLE}; structures are "
             f"{', '.join(STRUCTURES)}: {error}"
         ) from None
+
+
+def ablates(words: str, path: str) -> bool:
+    """Whether `config.structure` lets units of the sparse leaf at this path be ablated."""
+    structure = parse(words)
+    if not isinstance(structure, Mapping):
+        return structure.min_salient > 0
+    return any(
+        one.min_salient > 0 and _paths.compile_pattern(pattern, "structure").search(path)
+        for pattern, one in structure.items()
+    )
 
 
 def _structure(node: ast.expr) -> Any:

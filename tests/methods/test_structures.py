@@ -589,14 +589,14 @@ def rigl(structure, **keys):
         (
             lambda: rigl(ConstantFanIn(), min_fan_in=1).init({"a": np.ones((8, 8), np.float32)}),
             ValueError,
-            r"min_fan_in=1: 'a' has ConstantFanIn\(\)",
+            r"min_fan_in=1: 'a' has ConstantFanIn\(min_salient=0.0\)",
         ),
         (
             lambda: rigl_optax.granet(sgd(), 0.5, end=10, structure=ConstantFanIn()).init(
                 {"a": np.ones((8, 8), np.float32)}
             ),
             ValueError,
-            r"ConstantFanIn\(\), which fixes how many",
+            r"ConstantFanIn\(min_salient=0.0\), which fixes how many",
         ),
         (
             lambda: rigl(

@@ -209,6 +209,10 @@ def test_what_goes_silently_wrong_is_warned_of(small):
     assert warnings(tampered(run, rewirings=one, masks=masks)).keys() == {"active"}
     cut = jax.tree.map(lambda m: m.at[..., 0].set(False) if m.ndim > 1 else m, masks)
     assert "layers/1/kernel 0 -> 1" in warnings(tampered(run, rewirings=one, masks=cut))["dead"]
+    asked = dataclasses.replace(small, structure="{'layers/1': ConstantFanIn(min_salient=0.3)}")
+    found = checks.training_record(asked, tampered(run, rewirings=one, masks=cut), start)[1]
+    assert "layers/1/kernel 0 -> 1; if" in found["ablated"]
+    assert "layers/0" in found["dead"] and "layers/1" not in found["dead"]
     state = tampered(run, rewirings=one)
     blind = state._replace(sums=state.sums._replace(blind=one))
     assert warnings(blind).keys() == {"blind"}

@@ -68,8 +68,25 @@ def test_every_method_trains_and_does_what_its_entry_says(small, ticket, tmp_pat
 
 @pytest.mark.parametrize("name", ["gmp_global", "str", "deepr", "snfs_redistribute", "top_kast"])
 def test_a_run_that_is_resumed_ends_the_same(small, tmp_path, name):
+    resumed_and_whole(dataclasses.replace(small, method=name), tmp_path)
+
+
+def test_a_run_that_ablates_units_keeps_its_counts_and_can_be_resumed(small, tmp_path):
+    last = "'layers/2': ConstantFanIn()"
+    structure = "{'layers/[01]': ConstantFanIn(min_salient=0.7), " + last + "}"
+    config = dataclasses.replace(small, structure=structure, drop_fraction=0.5)
+    result, state = resumed_and_whole(config, tmp_path)
+    initial = setup.prepare(config).initial
+    assert checks.active_weights(config, state) == checks.active_weights(config, initial)
+    ablated = {p: n for p, n in checks.dead_units(config, state).items() if n}
+    assert ablated and ablated.keys() <= {"layers/0/kernel", "layers/1/kernel"}
+    assert any("units are ablated" in warning for warning in result["warnings"])
+    assert not any("have lost all their inputs" in warning for warning in result["warnings"])
+
+
+def resumed_and_whole(config, tmp_path):
+    """Result and state of a run that ends the same in one go and when it is resumed."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    config = dataclasses.replace(small, method=name)
     expected = finished(config, whole)
     finished(config, parts)
     with checkpoints.open_checkpoints(parts, 2) as saved:
@@ -84,6 +101,7 @@ def test_a_run_that_is_resumed_ends_the_same(small, tmp_path, name):
             states.append(checkpoints.restore_newest(saved, setup.prepare(config).initial, print))
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_array_equal(a, b)
+    return expected, states[0]
 
 
 def test_a_small_dense_network_takes_no_more_bytes(small):
@@ -142,6 +160,8 @@ def test_training_flops_follow_the_masks(small, tmp_path):
         ({"structure": "Blocks(2, 2)"}, "structures are Unstructured, Block.*no Blocks"),
         ({"structure": "Block(2, 0)"}, "cols=0: must be an integer"),
         ({"structure": "{'1': 3}"}, "not a structure"),
+        ({"structure": "ConstantFanIn(min_salient=2)"}, "min_salient=2: must be a number from 0"),
+        ({"method": "gmp", "structure": "ConstantFanIn(0.3)"}, "this method ablates no units"),
         ({"structure": "Block(2, 3)"}, "'layers/0/kernel' of 64 inputs x 20 outputs"),
         ({"method": "deepr", "structure": "Block(2, 2)"}, "deepr decides on single.*static, snip"),
         ({"ticket": "somewhere"}, "rigl takes none"),
