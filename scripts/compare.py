@@ -32,6 +32,9 @@ _METHODS = flags.DEFINE_list(
     "methods", ["dense", "static", "set", "rigl"], "What to compare, or all."
 )
 _SPARSITIES = flags.DEFINE_list("sparsities", None, "At which sparsities; the config's if none.")
+_STRUCTURES = flags.DEFINE_multi_string(
+    "structure", None, "What to prune together, as 'Block(16, 16)'; may be given several times."
+)
 _RECORDS = flags.DEFINE_string("records", None, "Folder for a small JSON of each finished run.")
 _TRAIN = flags.DEFINE_bool("train", True, "Train what is missing; or show what is there.")
 _CURVES = flags.DEFINE_bool("curves", True, "Draw learning curves and input connections.")
@@ -50,7 +53,7 @@ def main(argv: list[str]) -> None:
     sparsities = [float(s) for s in _SPARSITIES.value or [base.sparsity]]
     console = display.make_console()
     names = list(methods.METHODS) if _METHODS.value == ["all"] else _METHODS.value
-    compared = comparison.arms(names, sparsities)
+    compared = comparison.arms(names, sparsities, _STRUCTURES.value or [base.structure])
     records_dir = None if _RECORDS.value is None else pathlib.Path(_RECORDS.value)
     results = comparison.run_all(
         base, compared, _SEEDS.value, workdir, console, records_dir, _TRAIN.value

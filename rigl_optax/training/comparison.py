@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,15 +21,26 @@ TICKETS = "rigl"  # the method whose final masks are lottery tickets
 
 
 class Arm(NamedTuple):
-    """One line of the table: a method at a sparsity (None: one to which it means nothing)."""
+    """One line of the table: a method at a sparsity (None: one to which it means nothing).
+
+    Of a structure, as in `config.structure`; empty for single weights.
+    """
 
     method: str
     sparsity: float | None
+    structure: str = ""
 
     @property
     def folder(self) -> str:
         """Its folder below the workdir."""
-        return self.method if self.sparsity is None else f"{self.method}-{self.sparsity}"
+        parts = [self.method, "" if self.sparsity is None else str(self.sparsity)]
+        parts += re.findall(r"\w+", self.structure)
+        return "-".join(filter(None, parts))
+
+    @property
+    def label(self) -> str:
+        """The method and its structure, for people."""
+        return f"{self.method} {self.structure}".rstrip()
 
 
 # Of a run's result, what is kept in a repository.
@@ -46,8 +58,15 @@ RECORDED = (
 Results = dict[Arm, list[dict[str, Any]]]  # of each seed, in order
 
 
-def arms(names: Sequence[str], sparsities: Sequence[float]) -> list[Arm]:
+def arms(
+    names: Sequence[str], sparsities: Sequence[float], structures: Sequence[str] = ("",)
+) -> list[Arm]:
     """Every method at every sparsity, those to which it means nothing once, in front.
+
+    Args:
+      names: Of methods.
+      sparsities: In [0, 1).
+      structures: As in `config.structure`; a method that takes none is compared without.
 
     Raises:
       ValueError: If there is no method of a name; it lists those there are.
@@ -58,7 +77,11 @@ def arms(names: Sequence[str], sparsities: Sequence[float]) -> list[Arm]:
     found = {name: methods.METHODS[name] for name in names}
     sparse = [name for name, method in found.items() if method.masked or method.narrow]
     return [Arm(name, None) for name in names if name not in sparse] + [
-        Arm(name, sparsity) for sparsity in sparsities for name in sparse
+        Arm(name, sparsity, structure)
+        for sparsity in sparsities
+        for structure in structures
+        for name in sparse
+        if not structure or methods.takes_structure(found[name])
     ]
 
 
@@ -70,9 +93,18 @@ def runs(
         for arm in compared:
             config = dataclasses.replace(base, method=arm.method, seed=base.seed + seed)
             if arm.sparsity is not None:
-                config = dataclasses.replace(config, sparsity=arm.sparsity)
+                is_stored = config.condensed and methods.can_be_stored(config, arm.structure)
+                config = dataclasses.replace(
+                    config, sparsity=arm.sparsity, structure=arm.structure, condensed=is_stored
+                )
+            else:
+                config = dataclasses.replace(config, structure="", condensed=False)
             if methods.find(config).start == "ticket":
-                ticket = workdir / Arm(TICKETS, arm.sparsity).folder / f"seed{config.seed}"
+                ticket = (
+                    workdir
+                    / Arm(TICKETS, arm.sparsity, arm.structure).folder
+                    / f"seed{config.seed}"
+                )
                 config = dataclasses.replace(config, ticket=str(ticket))
             yield arm, config, workdir / arm.folder / f"seed{config.seed}"
 
@@ -89,7 +121,8 @@ def run_all(
     """Trains what is not yet finished, and reads what is.
 
     Args:
-      base: The config; method, sparsity and seed are replaced.
+      base: The config; method, sparsity, structure and seed are replaced. `condensed` stands for
+        stored blocks where there can be some.
       compared: From `arms`.
       seeds: Runs of each arm, with the base's seed and those after it. All arms of a seed have
         the same initial weights and the same batches, and the same initial masks.
@@ -120,7 +153,7 @@ def run_all(
             record.parent.mkdir(parents=True, exist_ok=True)
             files.write(record, {key: result[key] for key in RECORDED if key in result})
         results[arm].append(result)
-        label = arm.method + ("" if arm.sparsity is None else f" {arm.sparsity:g}")
+        label = arm.label + ("" if arm.sparsity is None else f" {arm.sparsity:g}")
         console.print(
             f"[{number}/{len(todo)}] {label:12} seed {config.seed}: "
             f"test {score.of(result['test']).text(result['test'])}",
@@ -174,7 +207,7 @@ def _curve(arm: Arm, found: list[dict[str, Any]]) -> figures.Curve:
     judged = score.of(found[0]["test"])
     seeds = [[(m["step"], judged.value(m), m["loss"]) for m in result["curve"]] for result in found]
     steps, values, loss = np.moveaxis(np.array(seeds), -1, 0)
-    return figures.Curve(arm.method, steps[0], values, loss)
+    return figures.Curve(arm.label, steps[0], values, loss)
 
 
 def connections(

@@ -1,7 +1,7 @@
 """From a config to the optimizer: the one place of training that knows methods by name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -318,8 +318,8 @@ def build(
         return inner
     arguments = method.arguments(config) | {"seed": config.seed} | options(config)
     if config.structure:
-        if not _takes_structure(method):
-            able = [name for name, m in METHODS.items() if _takes_structure(m)]
+        if not takes_structure(method):
+            able = [name for name, m in METHODS.items() if takes_structure(m)]
             raise ValueError(
                 f"config.structure={config.structure!r}: {config.method} decides on single "
                 f"weights; methods that rank groups are {', '.join(able)}"
@@ -390,9 +390,17 @@ def options(config: Config) -> dict[str, Any]:
     return found
 
 
-def _takes_structure(method: Method) -> bool:
+def takes_structure(method: Method) -> bool:
+    """Whether the method ranks groups of weights."""
     transform = method.transform
     return transform is not None and "structure" in inspect.signature(transform).parameters
+
+
+def can_be_stored(config: Config, structure: str) -> bool:
+    """Whether the method has a form for stored blocks, and these are blocks."""
+    found = structures.parse(structure)
+    kinds = found.values() if isinstance(found, Mapping) else [found]
+    return find(config).stored is not None and all(isinstance(x, rigl_optax.Block) for x in kinds)
 
 
 def learning_rate(config: Config) -> optax.Schedule:

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from rigl_optax.training import score
-from rigl_optax.training.comparison import Arm, Results
+from rigl_optax.training.comparison import Results
 
 BASELINE = "static"  # what the others are compared with, seed by seed
 
@@ -16,8 +16,8 @@ BASELINE = "static"  # what the others are compared with, seed by seed
 def summary(results: Results) -> list[dict[str, Any]]:
     """One record per arm: accuracies in percent, or bits per byte; of costs the means, of dense.
 
-    `difference` is of the test score to that of the baseline at the same sparsity with the
-    same seed, in percentage points or bits per byte, seed by seed.
+    `difference` is of the test score to that of the baseline at the same sparsity and structure
+    with the same seed, in percentage points or bits per byte, seed by seed.
     """
     records = []
     for arm, found in results.items():
@@ -27,6 +27,7 @@ def summary(results: Results) -> list[dict[str, Any]]:
         values = [judged.value(result["test"]) for result in found]
         record: dict[str, Any] = {
             "method": arm.method,
+            **({"structure": arm.structure} if arm.structure else {}),
             "sparsity": arm.sparsity,
             f"test_{judged.key}": values,
             "mean": statistics.mean(values),
@@ -42,7 +43,7 @@ def summary(results: Results) -> list[dict[str, Any]]:
         coverage = [result["coverage"] for result in found if result.get("coverage") is not None]
         if coverage:
             record["coverage"] = statistics.mean(coverage)
-        baseline = results.get(Arm(BASELINE, arm.sparsity))
+        baseline = results.get(arm._replace(method=BASELINE))
         if baseline and arm.method != BASELINE:
             others = {b["config"]["seed"]: judged.value(b["test"]) for b in baseline}
             pairs = zip(found, values, strict=True)
@@ -77,7 +78,7 @@ def table(records: Sequence[dict[str, Any]], title: str) -> Table:
             ahead = f"{sum(judged.better(d) > 0 for d in difference)}/{len(difference)}"
         grid.add_row(
             "" if record["sparsity"] is None else f"{record['sparsity']:g}",
-            record["method"],
+            f"{record['method']} {record.get('structure', '')}".rstrip(),
             f"{judged.number(record['mean'])} ± {judged.number(record['std'])}",
             str(len(record[f"test_{judged.key}"])),
             paired,
