@@ -2,6 +2,8 @@
 
     make bench-condensed
     python benchmarks/condensed.py --sparsities=.9,.95,.98 --blocks=32x32,16x16
+    python benchmarks/condensed.py --widths=512,1024,2048,4096 --sparsities=.5,.8,.9,.95,.98 \
+        --blocks=32x32 --steps=5 --figure=docs/images/condensed_cost.png
 
 An MLP 784-2048-2048-2048-10 with Adam at batch 256, forward, backward and update; every kernel
 but the last is condensed. Steps of both are timed in turn, so that a busy machine slows both;
@@ -11,10 +13,11 @@ optimizer state, batch) and temporaries. A rewiring is one step with scores, dro
 
 import argparse
 import itertools
+import pathlib
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,16 +125,22 @@ def milliseconds(step: Step, state: Any, batch: tuple[Any, ...]) -> tuple[float,
     return 1e3 * (time.perf_counter() - start), state
 
 
-def main() -> None:
-    """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sparsities", default=".9,.95,.98")
-    parser.add_argument("--blocks", default="32x32,16x16")
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=15)
-    options = parser.parse_args()
-    layers = shapes(784, options.width, 3, 10)
+class Row(NamedTuple):
+    """Medians of one network: milliseconds of a step, and its bytes."""
+
+    width: int
+    block: str
+    sparsity: float
+    dense: float
+    condensed: float
+    rewiring: float
+    dense_bytes: int
+    bytes: int
+
+
+def measured(width: int, options: argparse.Namespace) -> Iterator[Row]:
+    """Of one width, at each block and sparsity."""
+    layers = shapes(784, width, 3, 10)
     rng = np.random.default_rng(1)
     batch = (
         jnp.asarray(rng.standard_normal((options.batch, 784)), jnp.float32),
@@ -139,10 +148,6 @@ def main() -> None:
     )
     inner = optax.adam(1e-4)
     dense, dense_bytes, dense_state = dense_model(layers, inner, batch)
-    print(f"MLP 784-{options.width}x3-10, Adam, batch {options.batch}, {jax.devices()[0].platform}")
-    print(
-        "block   sparsity   dense ms   condensed ms   ratio   rewiring ms   dense MB   MB   ratio"
-    )
     for name in options.blocks.split(","):
         rows, cols = map(int, name.split("x"))
         for sparsity in map(float, options.sparsities.split(",")):
@@ -158,12 +163,65 @@ def main() -> None:
                 if i >= 2:
                     times["dense"].append(one)
                     times["condensed"].append(two)
-            d, c, r = (statistics.median(x) for x in times.values())
+            medians = (statistics.median(x) for x in times.values())
+            yield Row(width, name, sparsity, *medians, dense_bytes, size)
+
+
+def draw(rows: Sequence[Row], batch: int, path: pathlib.Path) -> None:
+    """How many times faster and smaller, against sparsity, a line for each width and block."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, (speed, memory) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    for width, block in dict.fromkeys((row.width, row.block) for row in rows):
+        own = [row for row in rows if (row.width, row.block) == (width, block)]
+        densities = [100 * (1 - row.sparsity) for row in own]
+        label = f"{width} units, {block}"
+        speed.plot(densities, [r.dense / r.condensed for r in own], marker="o", label=label)
+        memory.plot(densities, [r.dense_bytes / r.bytes for r in own], marker="o", label=label)
+    for axes, what in ((speed, "times as fast as dense"), (memory, "times smaller than dense")):
+        axes.axhline(1, color="0.6", linewidth=0.8)
+        axes.set(xscale="log", yscale="log", xlabel="density, percent", ylabel=what)
+        ticks = sorted({100 * (1 - row.sparsity) for row in rows})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in np.round(ticks, 6)], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_yticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"], minor=False)
+        axes.set_yticks([], minor=True)
+    speed.legend(fontsize=8)
+    figure.suptitle(f"A step of an MLP of three hidden layers, Adam, batch {batch}", fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sparsities", default=".9,.95,.98")
+    parser.add_argument("--blocks", default="32x32,16x16")
+    parser.add_argument("--widths", default="2048")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--figure", type=pathlib.Path, help="also draws them")
+    options = parser.parse_args()
+    print(f"MLP 784-width x3-10, Adam, batch {options.batch}, {jax.devices()[0].platform}")
+    print(
+        "width  block   sparsity   dense ms   condensed ms   ratio   rewiring ms   dense MB   MB  "
+        " ratio"
+    )
+    rows = []
+    for width in map(int, options.widths.split(",")):
+        for row in measured(width, options):
+            rows.append(row)
+            d, c, big, small = row.dense, row.condensed, row.dense_bytes, row.bytes
             print(
-                f"{name:8}{sparsity:8.2f}{d:11.1f}{c:15.1f}{d / c:8.1f}{r:14.1f}"
-                f"{dense_bytes / 1e6:11.0f}{size / 1e6:5.0f}{dense_bytes / size:8.1f}",
+                f"{width:<7}{row.block:8}{row.sparsity:8.2f}{d:11.1f}{c:15.1f}{d / c:8.1f}"
+                f"{row.rewiring:14.1f}{big / 1e6:11.0f}{small / 1e6:5.0f}{big / small:8.1f}",
                 flush=True,
             )
+    if options.figure is not None:
+        draw(rows, options.batch, options.figure)
+        print(f"wrote {options.figure}")
 
 
 if __name__ == "__main__":
