@@ -1,5 +1,7 @@
 """Really sparse weights: stored blocks, their products, and training without dense arrays."""
 
+from rigl_optax.condensed._choice import Choice as Choice
+from rigl_optax.condensed._choice import choose as choose
 from rigl_optax.condensed._conversion import bind as bind
 from rigl_optax.condensed._conversion import condense as condense
 from rigl_optax.condensed._conversion import condense_state as condense_state

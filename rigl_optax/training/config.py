@@ -94,7 +94,8 @@ class Config:
         for none.
       ticket: Workdir of the finished run whose masks `lottery` methods start from; else empty.
       structure: What lives and dies together, as `Block(16, 16)`, or by patterns of paths as
-        `{'layers/0': Block(16, 16)}`; empty for single weights.
+        `{'layers/0': Block(16, 16)}`; empty for single weights. With `condensed` also `measured`:
+        the quickest blocks of each layer, and dense where that is quicker (`condensed.choose`).
       condensed: Whether sparse kernels are kept as their blocks alone, so that time and memory
         follow the density (`rigl_optax.condensed`); for methods `static`, `set` and `rigl` with
         blocks. Same masks and weights, up to rounding.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import rigl_optax
-from rigl_optax import _paths, _structure, condensed
+from rigl_optax import _paths, condensed
 from rigl_optax.training import losses, methods, structures, tasks
 from rigl_optax.training.config import Config
 
@@ -87,7 +87,8 @@ def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
       ValueError: If a sparse layer has no blocks.
     """
     sparsities = methods.distribution(config)(params)
-    found = _structure.by_path(structures.parse(config.structure), list(sparsities))
+    shapes = {path: tuple(leaf.shape) for path, leaf in _paths.flatten_with_paths(params)}
+    found = structures.of_layers(config.structure, shapes, sparsities)
     topologies = {}
     for position, (path, leaf) in enumerate(_paths.flatten_with_paths(params)):
         if not sparsities.get(path):

@@ -1,6 +1,7 @@
 """One run from a config to its result, from wherever it was interrupted."""
 
 import functools
+import math
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -147,6 +148,11 @@ def _explain(config: Config, run: setup.Run, workdir: pathlib.Path, console: Con
         return
     text = explained.to_text(rich=console.is_terminal)
     console.print(Text.from_ansi(text), soft_wrap=True)
+    for path, stored in state.topologies(run.initial).items():
+        block, groups = stored.block, math.prod(stored.grid)
+        console.print(
+            f"{path}: {stored.blocks:,} of {groups:,} blocks of {block.rows}x{block.cols} stored"
+        )
     hosts.first_does(lambda: files.write(workdir / EXPLANATION_FILE, explained.to_dict()))
 
 

@@ -272,7 +272,10 @@ def distribution(config: Config) -> Any:
         raise ValueError(
             f"config.distribution: {name} has no {', '.join(unknown)}; it has {', '.join(allowed)}"
         )
-    return DISTRIBUTIONS[name](config.sparsity, dense=architectures.dense_layers(config), **found)
+    dense = architectures.dense_layers(config)
+    if config.structure == structures.MEASURED:
+        dense = structures.DenseWhereQuicker({}, sparsity=config.sparsity, others=dense)
+    return DISTRIBUTIONS[name](config.sparsity, dense=dense, **found)
 
 
 def build(
@@ -347,7 +350,8 @@ def _condensed(
             "config.condensed=True: config.structure says what is stored, and is empty; give "
             "blocks, as 'Block(16, 16)'"
         )
-    structures.parse(config.structure)
+    if config.structure != structures.MEASURED:
+        structures.parse(config.structure)
     for key, only in {"mesh_params": 1, "mesh_axes": "auto"}.items():
         if getattr(config, key) != only:
             raise ValueError(
@@ -398,6 +402,8 @@ def takes_structure(method: Method) -> bool:
 
 def can_be_stored(config: Config, structure: str) -> bool:
     """Whether the method has a form for stored blocks, and these are blocks."""
+    if structure == structures.MEASURED:
+        return find(config).stored is not None
     found = structures.parse(structure)
     kinds = found.values() if isinstance(found, Mapping) else [found]
     return find(config).stored is not None and all(isinstance(x, rigl_optax.Block) for x in kinds)
