@@ -1,13 +1,21 @@
 """Linear maps and convolutions whose kernel may be the stored blocks of a condensed one."""
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 from flax import nnx
 
 from rigl_optax.condensed import BlockSparse, convolve
 from rigl_optax.condensed._convolution import Padding
+
+
+@runtime_checkable
+class TakesBlocks(Protocol):
+    """A module that can multiply by stored blocks."""
+
+    def kernels_of_blocks(self) -> dict[str, str]:
+        """`{path within the module: why that kernel cannot be blocks, empty if it can}`."""
 
 
 class Linear(nnx.Linear):
@@ -22,23 +30,58 @@ class Linear(nnx.Linear):
         y = x @ kernel
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
+    def kernels_of_blocks(self) -> dict[str, str]:
+        """As `refused` asks for it."""
+        return {"kernel": ""}
+
 
 class Conv(nnx.Conv):
-    """`nnx.Conv` of images without bias; also with a `BlockSparse` in the place of its kernel."""
+    """`nnx.Conv` of images; also with a `BlockSparse` in the place of its kernel.
+
+    It then takes what `models.convolution.conv` gives, one group of channels at that: no bias, no
+    dilation.
+    """
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """[batch, height, width, in_features] to [..., out_features]."""
         kernel = self.kernel.get_value()
         if not isinstance(kernel, BlockSparse):
             return super().__call__(x, out_sharding)
-        if self.feature_group_count != 1:
-            raise ValueError(
-                f"{self.feature_group_count} groups of channels: keep that layer dense"
-            )
         x, kernel = _in_dtype(x, kernel, self.dtype)
-        # Of what Flax takes, `models.convolution.conv` gives these kinds alone.
         strides, padding = cast(Sequence[int], self.strides), cast(Padding, self.padding)
         return convolve(x, kernel, strides=strides, padding=padding)
+
+    def kernels_of_blocks(self) -> dict[str, str]:
+        """As `refused` asks for it."""
+        groups = self.feature_group_count
+        return {"kernel": "" if groups == 1 else f"its channels are in {groups} groups"}
+
+
+def refused(model: nnx.Module, kernels: Collection[str]) -> dict[str, str]:
+    """Which of the kernels that are to be `BlockSparse` cannot be, and why.
+
+    Modules answer for their own: `kernels_of_blocks` gives reasons by path within the module,
+    empty where there is none. Of all others an array is expected.
+
+    Args:
+      model: Of arrays, or of their shapes.
+      kernels: Paths of parameters.
+
+    Returns:
+      `{path: reason}`.
+
+    Example:
+      >>> model = nnx.eval_shape(lambda: nnx.List([Linear(4, 4, rngs=nnx.Rngs(0))]))
+      >>> refused(model, ["0/kernel", "0/bias"])
+      {'0/bias': 'its layer takes arrays alone'}
+    """
+    reasons = dict.fromkeys(kernels, "its layer takes arrays alone")
+    for at, module in nnx.iter_modules(model):
+        if isinstance(module, TakesBlocks):
+            own = module.kernels_of_blocks()
+            found = {"/".join(map(str, (*at, name))): why for name, why in own.items()}
+            reasons |= {path: why for path, why in found.items() if path in reasons}
+    return {path: why for path, why in reasons.items() if why}
 
 
 def _in_dtype(x: jax.Array, kernel: BlockSparse, dtype: Any) -> tuple[jax.Array, BlockSparse]:

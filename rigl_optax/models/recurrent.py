@@ -68,17 +68,16 @@ class Gates(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((len(gates) * units,))) if bias else None
 
     def kernels(self) -> tuple[Any, ...]:
-        """The kernel of each gate (inputs, units): arrays, or `condensed.BlockSparse`.
+        """The kernel of each gate (inputs, units): arrays, or `condensed.BlockSparse` each."""
+        if self.fused:
+            return tuple(jnp.split(self.kernel[...], len(self.names), axis=1))
+        return tuple(getattr(self, name)["kernel"].get_value() for name in self.names)
 
-        Raises:
-          ValueError: If it is a fused one of stored blocks, which cannot be cut up.
-        """
-        if not self.fused:
-            return tuple(getattr(self, name)["kernel"].get_value() for name in self.names)
-        kernel = self.kernel.get_value()
-        if isinstance(kernel, condensed.BlockSparse):
-            raise ValueError("a condensed kernel of all gates: give the model fused=False")
-        return tuple(jnp.split(kernel, len(self.names), axis=1))
+    def kernels_of_blocks(self) -> dict[str, str]:
+        """As `layers.refused` asks for it."""
+        if self.fused:
+            return {"kernel": "it is of all gates; the model's option fused=False separates them"}
+        return {f"{name}/kernel": "" for name in self.names}
 
 
 class Layer(nnx.Module):
@@ -136,7 +135,9 @@ class Layer(nnx.Module):
         projected = tuple(x_TxBxI @ kernel_IxU + bias_U for kernel_IxU, bias_U in gates)
         keep_TxBx1 = keep_TxB[:, :, None].astype(carry_BxS.dtype)
         kernels = self.recurrent.kernels()
-        scans = recurrence if isinstance(kernels[0], jax.Array) else condensed
+        scans: Any = recurrence
+        if any(isinstance(kernel, condensed.BlockSparse) for kernel in kernels):
+            scans, kernels = condensed, tuple(map(condensed.as_blocks, kernels))
         scan = scans.gru if self.cell == "gru" else scans.lstm
         return scan(projected, carry_BxS, kernels, keep_TxBx1)
 

@@ -28,6 +28,7 @@ SMALL = config_lib.Config(
     method_options="",
     ticket="",
     structure="",
+    condensed=False,
     rewire_every=10,
     rewire_until=0.75,
     drop_fraction=0.3,
