@@ -12,6 +12,7 @@ from rigl_optax.condensed._conversion import masks_of as masks_of
 from rigl_optax.condensed._conversion import probes as probes
 from rigl_optax.condensed._convolution import convolve as convolve
 from rigl_optax.condensed._kernel import BlockSparse as BlockSparse
+from rigl_optax.condensed._kernel import as_blocks as as_blocks
 from rigl_optax.condensed._kernel import matmul as matmul
 from rigl_optax.condensed._recurrence import gru as gru
 from rigl_optax.condensed._recurrence import lstm as lstm

@@ -76,6 +76,22 @@ class BlockSparse:
         return whole[..., : topology.shape[-2], : topology.shape[-1]]
 
 
+def as_blocks(kernel: jax.Array | BlockSparse) -> BlockSparse:
+    """A kernel as stored blocks: a dense one is a single block, of its own size.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> as_blocks(jnp.ones((8, 6))).values.shape
+      (1, 8, 6)
+    """
+    if isinstance(kernel, BlockSparse):
+        return kernel
+    first = jnp.zeros(1, jnp.int32)
+    *_, inputs, outputs = kernel.shape
+    topology = Topology(first, first, tuple(kernel.shape), Block(inputs, outputs))
+    return BlockSparse(kernel[None], topology)
+
+
 def matmul(x: jax.Array, kernel: BlockSparse, *, features_first: bool = False) -> jax.Array:
     """Activations times a condensed kernel.
 

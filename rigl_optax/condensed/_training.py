@@ -80,8 +80,8 @@ def rigl(
              \text{ of largest } \mathrm{pool}(\nabla_\theta L)
 
     and values and optimizer state are moved to where their blocks are now; new blocks start at
-    0 with a state at rest. If scores are not finite, the topology stays. All shapes are
-    static: `update` and `rewire` are for `jax.jit`, best one function each, called as
+    0 with a state at rest. If scores or gradients are not finite, the topology stays. All shapes
+    are static: `update` and `rewire` are for `jax.jit`, best one function each, called as
     `is_rewiring_step` says.
 
     Args:
@@ -280,7 +280,10 @@ def _transformation(
             raise ValueError("rewire: the topologies of static_sparse never change")
         layout = _layout(weights, state.topologies)
         inputs = _inputs(layout, scores, state)
-        is_finite = _rewiring.total([~jnp.isfinite(s) for s in scores.values()]) == 0
+        # Where scores are zeros that nobody has asked for, the gradients of what is stored tell.
+        named = zip(layout.paths, jax.tree.leaves(grads), strict=True)
+        judged = [*scores.values(), *(g for path, g in named if path in state.topologies)]
+        is_finite = _rewiring.total([~jnp.isfinite(x) for x in judged]) == 0
         chosen = inputs.packing.unpack(method.rule(inputs).masks)
         moved = {
             leaf.path: _move(state.topologies[leaf.path], mask, is_finite)

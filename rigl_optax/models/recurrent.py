@@ -68,7 +68,7 @@ class Gates(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((len(gates) * units,))) if bias else None
 
     def kernels(self) -> tuple[Any, ...]:
-        """The kernel of each gate (inputs, units): arrays, or `condensed.BlockSparse`.
+        """The kernel of each gate (inputs, units): arrays, or `condensed.BlockSparse` each.
 
         A fused one of stored blocks stays what it is: (inputs, gates * units).
         """
@@ -78,6 +78,10 @@ class Gates(nnx.Module):
         if isinstance(kernel, condensed.BlockSparse):
             return (kernel,)
         return tuple(jnp.split(kernel, len(self.names), axis=1))
+
+    def kernels_of_blocks(self) -> dict[str, str]:
+        """As `layers.refused` asks for it."""
+        return {"kernel": ""} if self.fused else {f"{name}/kernel": "" for name in self.names}
 
     def project(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """Products of [..., inputs] with each gate's kernel, and the bias: [..., units] each."""
@@ -141,7 +145,9 @@ class Layer(nnx.Module):
         projected = self.input.project(x_TxBxI)
         keep_TxBx1 = keep_TxB[:, :, None].astype(carry_BxS.dtype)
         kernels = self.recurrent.kernels()
-        scans = recurrence if isinstance(kernels[0], jax.Array) else condensed
+        scans: Any = recurrence
+        if any(isinstance(kernel, condensed.BlockSparse) for kernel in kernels):
+            scans, kernels = condensed, tuple(map(condensed.as_blocks, kernels))
         scan = scans.gru if self.cell == "gru" else scans.lstm
         return scan(projected, carry_BxS, kernels, keep_TxBx1)
 

@@ -1,17 +1,14 @@
 """What a training record says, and what can go silently wrong with sparse training."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from rigl_optax import _paths, analysis
 from rigl_optax.training import methods, structures
 from rigl_optax.training.config import Config
-from rigl_optax.training.state import TrainState, masks, sizes, topologies
+from rigl_optax.training.state import Entries, TrainState, count, entries, masks, sizes
 
 PyTree = Any
 
@@ -81,14 +78,16 @@ def active_weights(config: Config, state: TrainState) -> dict[str, int]:
     """`{path: active weights}` for all leaves, dense ones in full; exact integers."""
     if not methods.find(config).masked:
         return sizes(state)
-    counts = dict(_paths.flatten_with_paths(jax.device_get(_count(masks(state)))))
-    blocks = jax.device_get({path: t.sizes() for path, t in topologies(state).items()})
-    counts |= {path: sizes.sum(dtype=np.int64) for path, sizes in blocks.items()}
-    return {path: int(count) for path, count in counts.items()}
+    named = dict(_paths.flatten_with_paths(masks(state)))
+    counts = jax.device_get(_active(named, entries(state)))
+    return {path: int(counts[path]) for path in named}
 
 
 def counters(state: TrainState) -> tuple[int, int]:
-    """`(rewirings, healed)` from the optimizer's state, wherever it holds them."""
+    """`(rewirings, healed)` from the optimizer's state, wherever it holds them.
+
+    Of stored blocks nothing can be written elsewhere, and nothing healed.
+    """
     found = [optax.tree.get(state.opt_state, name, 0) for name in ("rewirings", "healed")]
     rewirings, healed = jax.device_get(found)
     return int(rewirings), int(healed)
@@ -98,13 +97,9 @@ def dead_units(config: Config, state: TrainState) -> dict[str, int]:
     """`{path: output units that no active weight leads to}` of layers with units."""
     if not methods.find(config).masked:
         return {}
-    found = jax.device_get(analysis.dead_units(masks(state)))
-    dead = {path: int(units.outputs) for path, units in found.items()}
-    for path, topology in topologies(state).items():
-        # An output block that is missing may be a narrower one, at the edge.
-        widths = topology.block.group_sizes(topology.shape).sum(0) // math.prod(topology.shape[:-1])
-        dead[path] = int(widths[~np.asarray(topology.mask()).any(0)].sum())
-    return dead
+    named = {path: m for path, m in _paths.flatten_with_paths(masks(state)) if m.ndim >= 2}
+    counts = jax.device_get(_dead_outputs(named, entries(state)))
+    return {path: int(counts[path]) for path in named}
 
 
 def _dead(config: Config, start: dict[str, int], now: dict[str, int]) -> dict[str, str]:
@@ -163,5 +158,12 @@ def _warnings(
 
 
 @jax.jit
-def _count(masks: PyTree) -> PyTree:
-    return jax.tree.map(lambda mask: jnp.sum(mask, dtype=jnp.int32), masks)
+def _active(named: dict[str, jax.Array], of: dict[str, Entries]) -> dict[str, jax.Array]:
+    return {path: count(mask, of[path].weights) for path, mask in named.items()}
+
+
+@jax.jit
+def _dead_outputs(named: dict[str, jax.Array], of: dict[str, Entries]) -> dict[str, jax.Array]:
+    return {
+        path: count(analysis.fan_in(mask) == 0, of[path].outputs) for path, mask in named.items()
+    }

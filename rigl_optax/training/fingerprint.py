@@ -38,7 +38,8 @@ def comparer(config: Config, placement: Placement) -> Compare:
     """A function that compares step and masks across devices and hosts.
 
     All processes call it. It returns `{"step": ..., path of a mask: ...}`, integers from 0 to
-    2**32 - 1 that do not depend on the mesh.
+    2**32 - 1 that do not depend on the mesh; of condensed kernels it compares the indices of
+    their blocks, `path/rows` and `path/cols`, in place of masks.
 
     Raises:
       DivergenceError: From that function, on every process, if devices disagree.
@@ -48,9 +49,10 @@ def comparer(config: Config, placement: Placement) -> Compare:
 
     def compare(state: TrainState) -> Fingerprints:
         leaves = {STEP: state.step}
-        for path, topology in state_lib.topologies(state).items():
-            leaves |= {f"{path}/rows": topology.rows, f"{path}/cols": topology.cols}
-        if is_masked and len(leaves) == 1:
+        if topologies := state_lib.topologies(state):
+            for path, topology in topologies.items():
+                leaves |= {f"{path}/rows": topology.rows, f"{path}/cols": topology.cols}
+        elif is_masked:
             leaves |= dict(_paths.flatten_with_paths(state_lib.masks(state)))
         cut = {path: axis_of(placement, leaf) is not None for path, leaf in leaves.items()}
         return agreed(np.asarray(compiled(list(leaves.values()))), cut, placement)

@@ -83,10 +83,18 @@ def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
       config: The run's.
       params: Dense parameters, or their shapes.
 
+    Returns:
+      `{path: topology}` of the layers that are sparse at all.
+
     Raises:
-      ValueError: If a sparse layer has no blocks.
+      ValueError: If none is, or one has no blocks.
     """
     sparsities = methods.distribution(config)(params)
+    if not any(sparsities.values()):
+        raise ValueError(
+            f"config.sparsity={config.sparsity}, config.dense_layers={config.dense_layers!r}: must "
+            "leave some layer sparse with config.condensed=True"
+        )
     shapes = {path: tuple(leaf.shape) for path, leaf in _paths.flatten_with_paths(params)}
     found = structures.of_layers(config.structure, shapes, sparsities)
     topologies = {}
@@ -96,8 +104,9 @@ def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
         block = found[path]
         if not isinstance(block, rigl_optax.Block):
             raise ValueError(
-                f"config.structure={config.structure!r}: {path!r} is sparse without blocks, which "
-                "config.condensed needs; give it some by its pattern, or keep it dense"
+                f"config.structure={config.structure!r}: must be blocks for {path!r} with "
+                f"config.condensed=True, not {block}; give it some by its pattern, or keep it "
+                "dense by config.dense_layers"
             )
         topologies[path] = condensed.random_topology(
             leaf.shape, sparsities[path], block, seed=config.seed, position=position

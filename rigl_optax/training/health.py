@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rigl_optax import _paths, analysis
-from rigl_optax.training.state import History, TrainState, masks
+from rigl_optax.training.state import Entries, History, TrainState, count, entries, masks
 
 PyTree = Any
 Observe = Callable[[PyTree, TrainState], tuple[TrainState, dict[str, float]]]
@@ -42,14 +42,13 @@ def observer(initial: TrainState, sparse: Collection[str]) -> Observe:
     And per layer, in units, `dead_inputs/path` (no active weight out of them; in a layer after
     the first, these are hidden units) and `dead_outputs/path` (no active weight into them).
 
-    Of condensed layers all this counts blocks, not weights and units.
-
     Args:
       initial: The state at step 0.
       sparse: Paths of the leaves whose masks may change.
     """
     first = masks(initial)
     is_sparse = {path: path in sparse for path, _ in _paths.flatten_with_paths(first)}
+    of = entries(initial)
 
     def observe(before: PyTree, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         after = masks(state)
@@ -59,7 +58,7 @@ def observer(initial: TrainState, sparse: Collection[str]) -> Observe:
         layers, updated = {}, []
         for path, *each in zip(is_sparse, *map(jax.tree.leaves, trees), strict=True):
             if is_sparse[path]:
-                layers[path], *new = _measure(*each)
+                layers[path], *new = _measure(*each, of[path])
                 updated.append(new)
             else:
                 updated.append(each[3:])
@@ -80,29 +79,55 @@ def coverage(state: TrainState) -> float | None:
     """
     if state.history is None:
         return None
-    return float(analysis.coverage(state.history.explored, masks(state)).total)
+    explored = dict(_paths.flatten_with_paths(state.history.explored))
+    now = dict(_paths.flatten_with_paths(masks(state)))
+    counted = jax.device_get(_explored(explored, now, entries(state)))
+    pairs = [(int(n), int(of)) for is_dense, n, of in counted.values() if not is_dense]
+    part, whole = (sum(column) for column in zip(*pairs, strict=True)) if pairs else (1, 1)
+    return part / whole
 
 
 # One layer at a time: layers of one shape share a program. For ResNet-50 that takes half the time
 # to compile that one program for all layers does.
 @jax.jit
 def _measure(
-    first: jax.Array, before: jax.Array, after: jax.Array, explored: jax.Array, grown: jax.Array
+    first: jax.Array,
+    before: jax.Array,
+    after: jax.Array,
+    explored: jax.Array,
+    grown: jax.Array,
+    of: Entries,
 ) -> tuple[_Layer, jax.Array, jax.Array]:
     """Counts of a layer; then the masks of what has ever been active, and of what has grown."""
 
-    def count(mask: jax.Array) -> jax.Array:
-        return jnp.sum(mask, dtype=jnp.int32)
+    def weights(mask: jax.Array) -> jax.Array:
+        return count(mask, of.weights)
 
     explored = explored | after
     fractions = {
-        "churn": (count(before & ~after), count(before)),
-        "overlap": (count(first & after), count(first)),
-        "coverage": (count(explored), jnp.int32(after.size)),
-        "survival": (count(grown & after), count(grown)),
+        "churn": (weights(before & ~after), weights(before)),
+        "overlap": (weights(first & after), weights(first)),
+        "coverage": (weights(explored), weights(jnp.ones_like(after))),
+        "survival": (weights(grown & after), weights(grown)),
     }
-    dead = (count(analysis.fan_out(after) == 0), count(analysis.fan_in(after) == 0))
+    dead = (
+        count(analysis.fan_out(after) == 0, of.inputs),
+        count(analysis.fan_in(after) == 0, of.outputs),
+    )
     return _Layer(fractions, *dead), explored, after & ~before
+
+
+@jax.jit
+def _explored(
+    explored: dict[str, jax.Array], now: dict[str, jax.Array], of: dict[str, Entries]
+) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Of each layer whether it is dense, weights that have ever been active, and all weights."""
+
+    def counted(path: str, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        each = of[path].weights
+        return jnp.all(mask), count(explored[path], each), count(jnp.ones_like(mask), each)
+
+    return {path: counted(path, mask) for path, mask in now.items()}
 
 
 def _values(layers: Mapping[str, _Layer]) -> dict[str, float]:

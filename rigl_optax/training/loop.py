@@ -256,13 +256,15 @@ def _run_steps(
     watch.warn(start, _left_out(run), warned)
     rate = measured_before = checkpoints.steps_per_second(saved, start)
     began = time.monotonic()
+    called: set[step.TrainStep] = set()
 
     def speed(done: int) -> float:
-        # The first step of a launch compiles, and is not counted.
-        timed = done - start - 1
+        # The first step of each program compiles, and is not counted.
+        timed = done - start - len(called)
         return timed / (time.monotonic() - began) if timed > 0 else measured_before
 
     current = jax.tree.map(lambda x: x.copy(), current)
+    behind = state.skipped(current)
     shown: dict[str, str] = {}
 
     def make_batch(at: int) -> Any:
@@ -277,8 +279,14 @@ def _run_steps(
             before = health.masks_before(current) if looks else None
             # The history stays outside: an ordinary step would pay for passing it through.
             programs = careful_steps if done <= careful_until else steps
-            take = programs[methods.is_rewiring(config, done - 1)]
+            take = programs[methods.is_rewiring(config, done - 1 - behind)]
+            is_new = take not in called
+            if is_new:
+                jax.block_until_ready(current)
+                stopped = time.monotonic() if called else began
             current = take(current._replace(history=None), batch)._replace(history=current.history)
+            if skips or done <= careful_until:
+                behind = state.skipped(current)
             if observe is not None and before is not None:
                 current, values = observe(before, current)
                 if not methods.find(config).keeps_counts:
@@ -286,9 +294,10 @@ def _run_steps(
                 write("rewiring", done, values)
                 if config.compare_at_rewirings:
                     compare(current)
-            if done == start + 1:
-                jax.block_until_ready(current)  # compiled by now: the clock starts here
-                began = time.monotonic()
+            if is_new:
+                called.add(take)
+                jax.block_until_ready(current)  # compiled by now: the clock goes on
+                began += time.monotonic() - stopped
             is_last = done == config.steps
             if is_last or done % config.log_every == 0:
                 recovery.check(current)

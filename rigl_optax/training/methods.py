@@ -342,25 +342,23 @@ def _condensed(
     if method.stored is None:
         able = [name for name, m in METHODS.items() if m.stored is not None]
         raise ValueError(
-            f"config.condensed=True: {config.method} needs dense arrays; methods of stored blocks "
-            f"are {', '.join(able)}"
+            f"config.method={config.method!r}: methods of stored blocks, for "
+            f"config.condensed=True, are {', '.join(able)}"
         )
     if not config.structure:
         raise ValueError(
-            "config.condensed=True: config.structure says what is stored, and is empty; give "
-            "blocks, as 'Block(16, 16)'"
+            "config.structure='': must be blocks, as 'Block(16, 16)', with config.condensed=True"
         )
     if config.structure != structures.MEASURED:
         structures.parse(config.structure)
     for key, only in {"mesh_params": 1, "mesh_axes": "auto"}.items():
         if getattr(config, key) != only:
             raise ValueError(
-                f"config.{key}={getattr(config, key)!r}: stored blocks are for {only!r} alone, and "
-                "whole on every device"
+                f"config.{key}={getattr(config, key)!r}: must be {only!r} with "
+                "config.condensed=True: stored blocks are whole on every device"
             )
-    arguments = method.arguments(config) | {"seed": config.seed} | options(config)
-    named = inspect.signature(method.stored).parameters
-    return method.stored(inner, **{key: x for key, x in arguments.items() if key in named})
+    seed = {"seed": config.seed} if "seed" in inspect.signature(method.stored).parameters else {}
+    return method.stored(inner, **(method.arguments(config) | seed | options(config)))
 
 
 def options(config: Config) -> dict[str, Any]:
@@ -380,9 +378,10 @@ def options(config: Config) -> dict[str, Any]:
         allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name != "initial_masks"]
     unknown = sorted(set(found) - set(allowed))
     if unknown:
+        form = " of stored blocks (config.condensed=True)" * config.condensed
         raise ValueError(
-            f"config.method_options: {config.method} has no {', '.join(unknown)}; it has "
-            f"{', '.join(allowed)}"
+            f"config.method_options: {config.method}{form} has no {', '.join(unknown)}; it has "
+            f"{', '.join(allowed) or 'none'}"
         )
     # What the loop is to know as well has a key of its own.
     scheduled = sorted(set(found) & {"begin", "end", "every", "seed", "structure"})

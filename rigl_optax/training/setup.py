@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from rigl_optax import _paths, condensed
+from rigl_optax.models import layers
 from rigl_optax.training import checkpoints, first_masks, mesh, methods, state, tasks
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
@@ -61,8 +62,11 @@ def prepare(config: Config) -> Run:
         return task.model(config, width)
 
     make_model = functools.partial(model_of, first_masks.width(config, model_of))
-    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_model), nnx.Param))
+    abstract = nnx.eval_shape(make_model)
+    shapes = nnx.to_pure_dict(nnx.state(abstract, nnx.Param))
     _check_dense_layers(config, shapes)
+    if config.condensed:
+        _check_condensed(config, abstract, shapes)
     method = methods.find(config)
     masks = None
     if method.start == "ticket":
@@ -96,6 +100,19 @@ def _check_dense_layers(config: Config, shapes: PyTree) -> None:
         )
 
 
+def _check_condensed(config: Config, model: nnx.Module, shapes: PyTree) -> None:
+    """Refuses layers that cannot be stored as blocks, before anything is traced or made."""
+    topologies = jax.eval_shape(lambda: first_masks.blocks(config, shapes))
+    reasons = layers.refused(model, topologies)
+    if reasons:
+        raise ValueError(
+            "config.condensed=True: these kernels cannot be stored as blocks: "
+            + "; ".join(f"{path!r}, since {why}" for path, why in reasons.items())
+            + f". Change config.model_options={config.model_options!r} where that helps, or keep "
+            f"them dense by config.dense_layers={config.dense_layers!r}"
+        )
+
+
 def _ticket(config: Config) -> Any:
     """The masks at the end of the run in `config.ticket`: a bool tree like params.
 
@@ -110,6 +127,8 @@ def _ticket(config: Config) -> Any:
         )
     found = config_lib.from_saved(checkpoints.read_config(folder))
     here = {key: getattr(config, key) for key in ("mesh_data", "mesh_params", "mesh_axes")}
+    if found.condensed:  # the only kind of mesh that it can be on
+        here = {"mesh_data": 0, "mesh_params": 1, "mesh_axes": "auto"}
     run = prepare(dataclasses.replace(found, **here))
     with checkpoints.read_checkpoints(folder) as saved:
         ended = checkpoints.restore_newest(saved, run.initial, print, found)

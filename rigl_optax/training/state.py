@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -50,6 +51,20 @@ class History(NamedTuple):
     grown: PyTree
 
 
+class Entries(NamedTuple):
+    """What one entry of a mask stands for: a weight, or the weights of a block.
+
+    Attributes:
+      weights: int32: how many weights; of the shape of the mask, or a scalar for all entries.
+      inputs: int32 vector, or a scalar: inputs of the layer along the mask's last axis but one.
+      outputs: int32 vector, or a scalar: outputs of the layer along its last axis.
+    """
+
+    weights: np.ndarray
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+
 class TrainState(NamedTuple):
     """The state of a run; checkpoints hold this and nothing else.
 
@@ -91,6 +106,23 @@ def masks(state: TrainState) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(state.params), leaves)
 
 
+def entries(state: TrainState) -> dict[str, Entries]:
+    """`{path: what an entry of its mask stands for}`: counts of `masks` are then of weights."""
+    one = np.ones((), np.int32)
+    found = {path: Entries(one, one, one) for path, _ in _paths.flatten_with_paths(state.params)}
+    for path, topology in topologies(state).items():
+        sizes, (inputs, outputs) = topology.block.group_sizes, topology.shape[-2:]
+        # Blocks at the edges may be smaller ones.
+        each = sizes(topology.shape), sizes((inputs, 1))[:, 0], sizes((1, outputs))[0]
+        found[path] = Entries(*(x.astype(np.int32) for x in each))
+    return found
+
+
+def count(mask: jax.Array, each: jax.typing.ArrayLike) -> jax.Array:
+    """int32 scalar: the sum of `each`, how much an entry counts, over the entries that are True."""
+    return jnp.sum(jnp.where(mask, each, 0), dtype=jnp.int32)
+
+
 def weight_masks(state: TrainState) -> PyTree:
     """Bool tree like the dense parameters: for pictures and files, when a run is over."""
     if not topologies(state):
@@ -103,6 +135,14 @@ def sizes(state: TrainState) -> dict[str, int]:
     found = topologies(state)
     named = _paths.flatten_with_paths(state.params)
     return {p: math.prod(found[p].shape if p in found else leaf.shape) for p, leaf in named}
+
+
+def skipped(state: TrainState) -> int:
+    """Steps that the optimizer of condensed kernels has not seen, by which its schedule is late.
+
+    Waits for the state. 0 for masked ones, which keep to their schedule themselves.
+    """
+    return int(state.step) - int(state.opt_state.count) if topologies(state) else 0
 
 
 def zero_sums() -> Sums:
