@@ -163,7 +163,9 @@ def test_only_the_first_process_prints_and_writes(runs):
     workdir, _, said = runs["two processes"]
     (_, (first, _)), (_, (second, _)) = said
     # Gloo greets from several threads at once, so its line may be cut and mixed anywhere.
-    greeting = r"\[Gloo\]|Rank|is connected to|peer ranks\.?|Expected number of connected|is :|\d|\s"
+    greeting = (
+        r"\[Gloo\]|Rank|is connected to|peer ranks\.?|Expected number of connected|is :|\d|\s"
+    )
     assert "test accuracy" in first and re.sub(greeting, "", second) == ""
     records = metrics.read(workdir / metrics.FILE)
     assert [r["step"] for r in records if r["kind"] == "validation"] == [20, 40, 60]
