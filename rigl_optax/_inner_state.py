@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rigl_optax import _paths
+from rigl_optax import _blend, _paths
 
 PyTree = Any
 # From a leaf's key path, its old value, its value at rest and the index of its owner to
@@ -36,8 +36,8 @@ class Kept(NamedTuple):
         self, on_kept: jax.Array, elsewhere: jax.Array, on_grown: jax.Array | None = None
     ) -> jax.Array:
         """`on_kept` where the weight is kept, `on_grown` where it is new, else `elsewhere`."""
-        new = elsewhere if on_grown is None else lax.select(self.new, on_grown, elsewhere)
-        return lax.select(self.old, lax.select(self.new, on_kept, elsewhere), new)
+        new = elsewhere if on_grown is None else _blend.select(self.new, on_grown, elsewhere)
+        return _blend.select(self.old, _blend.select(self.new, on_kept, elsewhere), new)
 
 
 def owners(state: PyTree, params: PyTree) -> list[int | None]:

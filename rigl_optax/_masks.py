@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
-from rigl_optax import _explicit, _layout, _paths, _random, _selection
+from rigl_optax import _blend, _explicit, _layout, _paths, _random, _selection
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._state import SparseState
 
@@ -193,21 +192,9 @@ def apply_masks(params: PyTree, opt_state: PyTree) -> PyTree:
 
     def apply(path: _paths.KeyPath, param: jax.Array) -> jax.Array:
         mask = masks.get(_paths.path_string(path))
-        return param if mask is None else masked(mask, param)
+        return param if mask is None else _blend.masked(mask, param)
 
     return jax.tree_util.tree_map_with_path(apply, params)
-
-
-def masked(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """`x` where the mask is True, 0 elsewhere: a selection, so NaN and inf don't survive.
-
-    Args:
-      mask: Bool array of the shape of `x`, or a scalar.
-      x: Any array.
-    """
-    # `jnp.where` is a jitted function of its own: on hundreds of leaves it takes a while to trace.
-    x = jnp.asarray(x)
-    return lax.select(mask, x, lax.full_like(x, 0))
 
 
 def _shardings(leaves: list[Any]) -> tuple[Any, ...]:

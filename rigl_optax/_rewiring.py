@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rigl_optax import _explicit, _layout, _packing, _selection, _structure
+from rigl_optax import _bits, _explicit, _layout, _packing, _selection, _structure
 from rigl_optax._layout import SparseLeaf
 from rigl_optax._method import Arrays, Method, RewiringInputs
 from rigl_optax._packing import Packing
@@ -34,6 +34,7 @@ class Rewired(NamedTuple):
     """What comes out of a rewiring, in the shapes of the leaves."""
 
     masks: Arrays
+    before: Arrays  # the masks until now
     marks: Arrays
     carry: PyTree
     grown: Arrays | None  # float32: values of new weights; None for 0
@@ -52,21 +53,41 @@ def rewirer(method: Method) -> Rewire:
 
     @functools.partial(jax.jit, static_argnums=0)
     def rewire_if(sparse: Sequence[SparseLeaf], is_rewiring: jax.Array, sight: Sight) -> Rewired:
-        return lax.cond(
+        # Of the weights; the method ranks groups of them.
+        whole = _packing.packing([leaf.shape for leaf in sparse], [leaf.stacked for leaf in sparse])
+        rewired, changed = lax.cond(
             is_rewiring,
-            lambda: _rewire(method, sparse, sight),
-            lambda: _stay(method, sight),
+            lambda: _rewire(method, sparse, sight, whole),
+            lambda: _stay(method, sight, whole),
         )
+        return rewired._replace(before=_before(is_rewiring, sight.masks, rewired.masks, changed))
 
     return rewire_if
 
 
-def _stay(method: Method, sight: Sight) -> Rewired:
+def _before(is_rewiring: jax.Array, old: Arrays, new: Arrays, changed: Arrays) -> Arrays:
+    """The masks until now, so that XLA need not keep them.
+
+    New masks are written over the old ones. Whoever looks at the old ones after that makes XLA
+    copy them first, at every step, into memory that is new to the process. What changed takes a
+    bit a weight instead, and as on an ordinary step that is nothing, loops do not read it then.
+    """
+    if not changed:
+        return old
+    pairs = zip(new, changed, strict=True)
+    return [lax.select(is_rewiring, n ^ _bits.unpack(c, n.shape), n) for n, c in pairs]
+
+
+def _stay(method: Method, sight: Sight, whole: Packing) -> tuple[Rewired, Arrays]:
     grown = None
     if method.grown_values is not None:
         grown = [jnp.zeros_like(w, jnp.float32) for w in sight.weights]
     zero = jnp.zeros((), jnp.int32)
-    return Rewired(sight.masks, sight.marks, sight.carry, grown, zero, jnp.array(True))
+    changed = []
+    if whole.is_packed:
+        changed = [jnp.zeros(_bits.shape_of(m.shape), jnp.uint8) for m in sight.masks]
+    rewired = Rewired(sight.masks, [], sight.marks, sight.carry, grown, zero, jnp.array(True))
+    return rewired, changed
 
 
 def _inputs(sparse: Sequence[SparseLeaf], sight: Sight, packing: Packing) -> RewiringInputs:
@@ -107,10 +128,11 @@ def _pooled(sparse: Sequence[SparseLeaf], sight: Sight) -> Sight:
     )
 
 
-def _rewire(method: Method, sparse: Sequence[SparseLeaf], sight: Sight) -> Rewired:
+def _rewire(
+    method: Method, sparse: Sequence[SparseLeaf], sight: Sight, whole: Packing
+) -> tuple[Rewired, Arrays]:
+    """What comes out of a rewiring, and the bits of what changed where leaves are packed."""
     # The method ranks groups; values of single weights are looked at only for what is new.
-    shapes = [leaf.shape for leaf in sparse]
-    whole = _packing.packing(shapes, [leaf.stacked for leaf in sparse])
     single = inputs = _inputs(sparse, sight, whole)
     if any(leaf.structure != _structure.UNSTRUCTURED for leaf in sparse):
         inputs = _inputs(sparse, _pooled(sparse, sight), _layout.packing(sparse))
@@ -144,7 +166,12 @@ def _rewire(method: Method, sparse: Sequence[SparseLeaf], sight: Sight) -> Rewir
     visible = single.weights if sight.visible is None else as_float(sight.visible)
     alive = zip(visible, single.masks, strict=True)
     healed = total([~mask & (weight != 0) for weight, mask in alive])
-    return Rewired(expanded(masks), marks, carry, grown, healed, is_finite)
+    changed = []
+    if whole.is_packed:
+        # From the packed masks, which are copies: the leaves are overwritten by the new ones.
+        pairs = zip(masks, inputs.masks, strict=True)
+        changed = [_bits.pack(c) for c in expanded([new ^ old for new, old in pairs])]
+    return Rewired(expanded(masks), [], marks, carry, grown, healed, is_finite), changed
 
 
 def total(masks: Sequence[jax.Array]) -> jax.Array:

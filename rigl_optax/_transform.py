@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from rigl_optax import (
+    _blend,
     _inner_state,
     _layout,
     _masks,
@@ -58,8 +59,9 @@ class _Call(NamedTuple):
         """For each leaf its old and new mask; None for dense leaves."""
         kept: list[Kept | None] = [None] * len(self.weights)
         for i, leaf in enumerate(self.layout.sparse):
-            old = self.masks[leaf.position]
-            kept[leaf.position] = Kept(old, old if rewired is None else rewired.masks[i])
+            mask = self.masks[leaf.position]
+            pair = (mask, mask) if rewired is None else (rewired.before[i], rewired.masks[i])
+            kept[leaf.position] = Kept(*pair)
         return kept
 
 
@@ -132,7 +134,7 @@ def sparse_transform(
             for leaf in layout.sparse:
                 if not isinstance(started[leaf.position], jax.ShapeDtypeStruct):
                     mask = masks[leaf.position]
-                    started[leaf.position] = _masks.masked(mask, started[leaf.position])
+                    started[leaf.position] = _blend.masked(mask, started[leaf.position])
         memory, shadow = _memory.start(method, layout, masks)
         return SparseState(
             count=jnp.zeros((), jnp.int32),
@@ -237,15 +239,15 @@ def _move_weights(method: Method, rewire_if: Rewire, call: _Call) -> _Moved:
     # Only masks came out of the cond: the rest is elementwise and fuses with `inner`.
     kept = call.kept(rewired)
     seen, gradients = list(call.weights), list(call.gradients)
-    for leaf in layout.sparse:
-        mask = call.masks[leaf.position]
-        seen[leaf.position] = _masks.masked(mask, seen[leaf.position])
-        gradients[leaf.position] = _masks.masked(mask, gradients[leaf.position])
+    for position, where in enumerate(kept):
+        if where is not None:
+            seen[position] = _blend.masked(where.old, seen[position])
+            gradients[position] = _blend.masked(where.old, gradients[position])
     # One NaN would poison for good what an optimizer averages over a layer. Where nothing can fail
     # the selection stays, by what is always so: with it XLA repeats the masking in each kernel that
     # uses the gradient, without it writes the masked gradient out first, which takes longer.
     is_usable = state.count >= 0 if has_failed is None else ~has_failed
-    gradients = [_masks.masked(is_usable, g) for g in gradients]
+    gradients = [_blend.masked(is_usable, g) for g in gradients]
 
     def inner_update() -> tuple[Leaves, PyTree]:
         return call.inner(gradients, seen)
@@ -300,7 +302,7 @@ def _move_shadow(shadow: Shadow, rewire_if: Rewire, call: _Call) -> _Moved:
     pairs = zip(layout.sparse, view.shadow, shadow.backward(view), strict=True)
     for leaf, hidden, gradient in pairs:
         weights[leaf.position], gradients[leaf.position] = hidden, gradient
-    gradients = [_masks.masked(~has_failed, g) for g in gradients]
+    gradients = [_blend.masked(~has_failed, g) for g in gradients]
     steps, inner_state = call.inner(gradients, weights)
     stepped = optax.apply_updates(weights, steps)
 
@@ -328,7 +330,7 @@ def _move_shadow(shadow: Shadow, rewire_if: Rewire, call: _Call) -> _Moved:
         )
         inner_state = _inner_state.replace_leaves(inner_state, held)
     updates = [
-        _masks.masked(~has_failed, jnp.asarray(step).astype(_step_dtype(step, weight)))
+        _blend.masked(~has_failed, jnp.asarray(step).astype(_step_dtype(step, weight)))
         for step, weight in zip(steps, call.weights, strict=True)
     ]
     forward = shadow.forward(settled, rewired.masks, rewired.carry)
@@ -353,7 +355,7 @@ def _land(
     dtype = _step_dtype(step, weight)
     step = jnp.asarray(step).astype(dtype)
     if is_taken is not None:  # a rewiring replaces the gradient step
-        step = _masks.masked(is_taken, step)
+        step = _blend.masked(is_taken, step)
     if kept is None:
         return step
     away = -jnp.asarray(weight).astype(dtype)

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _masks, _paths, analysis
+from rigl_optax import _blend, _paths, analysis
 
 PyTree = Any
 Mode = Literal["unit", "layer"]
@@ -68,6 +68,6 @@ def sparse_aware_init(params: PyTree, masks: PyTree, *, mode: Mode = "unit") -> 
         if mode == "layer":
             active = jnp.broadcast_to(jnp.mean(active), active.shape)
         factor = jnp.sqrt(inputs / jnp.where(active > 0, active, inputs))
-        return _masks.masked(mask, (leaf * factor).astype(leaf.dtype))
+        return _blend.masked(mask, (leaf * factor).astype(leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(scale, params)

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 
 from rigl_optax import (
+    _blend,
     _explicit,
     _growth,
     _layout,
-    _masks,
     _packing,
     _plan,
     _random,
@@ -108,7 +108,7 @@ def deep_rewiring(
         return Started(signs, ())
 
     def backward(view: ShadowView) -> Arrays:
-        return [_masks.masked(m, g) for m, g in zip(view.masks, view.gradients, strict=True)]
+        return [_blend.masked(m, g) for m, g in zip(view.masks, view.gradients, strict=True)]
 
     def settle(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:
         eta = jnp.asarray(rate(view.count), jnp.float32)
@@ -126,12 +126,12 @@ def deep_rewiring(
             direction = jnp.where(sign, jnp.float32(1), jnp.float32(-1))
             size = direction * weight.astype(jnp.float32) - eta * jnp.float32(l1) + shake
             shown = direction * jnp.maximum(size, 0)
-            settled.append(_masks.masked(mask, shown.astype(weight.dtype)))
+            settled.append(_blend.masked(mask, shown.astype(weight.dtype)))
         return settled, view.carry
 
     def forward(shadow: Arrays, masks: Arrays, carry: PyTree) -> Arrays:
         del carry
-        return [_masks.masked(m, w) for m, w in zip(masks, shadow, strict=True)]
+        return [_blend.masked(m, w) for m, w in zip(masks, shadow, strict=True)]
 
     def rule(inputs: RewiringInputs) -> Outcome:
         rows = inputs.packing.rows

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _layout, _masks, _plan, _random, _selection, _transform
+from rigl_optax import _blend, _layout, _plan, _random, _selection, _transform
 from rigl_optax._method import (
     Arrays,
     Method,
@@ -188,7 +188,7 @@ def top_kast(
                 density = of_layers.reshape((1,) * gradient.ndim)
             penalty = jnp.float32(exploration) * jnp.where(mask, 1, 1 / density)
             total = gradient + (penalty * shadow.astype(jnp.float32)).astype(gradient.dtype)
-            gradients.append(_masks.masked(mark, total))
+            gradients.append(_blend.masked(mark, total))
         return gradients
 
     def rule(inputs: RewiringInputs) -> Outcome:
@@ -217,7 +217,7 @@ def _settled(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:
 
 def _shown(shadow: Arrays, masks: Arrays, carry: PyTree) -> Arrays:
     del carry
-    return [_masks.masked(m, w) for m, w in zip(masks, shadow, strict=True)]
+    return [_blend.masked(m, w) for m, w in zip(masks, shadow, strict=True)]
 
 
 def _last(end: int | None) -> int:

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from rigl_optax import _masks, _paths
+from rigl_optax import _blend, _paths
 
 PyTree = Any
 
@@ -47,5 +47,5 @@ def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:
             f"masks of {_paths.listing(sorted(found))} do not fit params of "
             f"{_paths.listing(sorted(shapes))}"
         )
-    leaves = [_masks.masked(found[path], leaf) for path, leaf in named]
+    leaves = [_blend.masked(found[path], leaf) for path, leaf in named]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

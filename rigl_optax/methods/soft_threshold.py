@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _distributions, _layout, _masks, _plan, _random, _selection, _transform
+from rigl_optax import _blend, _distributions, _layout, _plan, _random, _selection, _transform
 from rigl_optax._method import (
     Arrays,
     Method,
@@ -91,14 +91,14 @@ def soft_thresholding(
         return Started([], (values, mover.init(values)))
 
     def backward(view: ShadowView) -> Arrays:
-        return [_masks.masked(m, g) for m, g in zip(view.masks, view.gradients, strict=True)]
+        return [_blend.masked(m, g) for m, g in zip(view.masks, view.gradients, strict=True)]
 
     def settle(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:
         values, state = view.carry
         slopes = []
         for i, value in enumerate(values):
             gradient, shadow = view.gradients[i].astype(jnp.float32), view.shadow[i]
-            along = _masks.masked(view.masks[i], gradient * jnp.sign(shadow.astype(jnp.float32)))
+            along = _blend.masked(view.masks[i], gradient * jnp.sign(shadow.astype(jnp.float32)))
             total = jnp.sum(along, axis=tuple(range(value.ndim, along.ndim)))
             threshold = jax.nn.sigmoid(value)
             slope = -threshold * (1 - threshold) * total
@@ -112,7 +112,7 @@ def soft_thresholding(
             threshold = jax.nn.sigmoid(value).reshape(value.shape + (1,) * (mask.ndim - value.ndim))
             w = weight.astype(jnp.float32)
             shrunk = jnp.sign(w) * (jnp.abs(w) - threshold)
-            shown.append(_masks.masked(mask, shrunk.astype(weight.dtype)))
+            shown.append(_blend.masked(mask, shrunk.astype(weight.dtype)))
         return shown
 
     def rule(inputs: RewiringInputs) -> Outcome:
