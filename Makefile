@@ -5,6 +5,7 @@
 # make compare-text  methods at 75, 90 % on a recurrent language model (two hours); likewise
 # make compare-text-quick (ten minutes, one seed, a fifth of the steps)
 # make compare-vision  dense, static, RigL at 90, 95 % of a WRN on Fashion-MNIST (an hour); likewise
+# make compare-structures  blocks and constant fan-in against single weights, with seconds; likewise
 # make bench   what sparse training costs, against plain Optax in the same run
 # make bench-vision  whole steps of ResNet-50 and MobileNet-v1, sparse against dense
 # make bench-input  images a second, beside tf.data (puts TensorFlow into .venv-tf)
@@ -25,7 +26,7 @@ TEXT_METHODS := --methods=dense,small_dense,static,set,snfs,rigl,gmp --sparsitie
 
 .PHONY: train test test-fast test-core lint bench soak fuzz compare compare-fashion-mnist docs lock clean
 .PHONY: compare-text compare-text-quick bench-recurrent compare-vision bench-vision bench-input
-.PHONY: bench-condensed bigger-than-dense
+.PHONY: compare-structures bench-condensed bigger-than-dense
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits
@@ -56,6 +57,22 @@ compare-vision: $(VENV)/.train
 	cp runs/fashion_mnist_wrn/learning_curves.png docs/images/fashion_mnist_wrn_learning_curves.png
 	cp runs/fashion_mnist_wrn/accuracy_against_cost.png \
 	  docs/images/fashion_mnist_wrn_accuracy_against_cost.png
+
+# 67 runs, and then seconds of a step of each form: half an hour and more on 2 quiet cores.
+compare-structures: $(VENV)/.train
+	$(BIN)/python scripts/compare.py --config=configs/fashion_mnist_lenet.py \
+	  --methods=dense,static,rigl --sparsities=.95 --seeds=5 --structure="" \
+	  --structure="ConstantFanIn()" --structure="Block(16, 16, pad=True)" \
+	  --structure="Block(32, 32, pad=True)" --structure="Block(8, 64, pad=True)" \
+	  --config.hidden=1024,1024 --config.condensed=True --config.checkpoint_every=0 \
+	  --workdir=runs/fashion_mnist_mlp --records=results/fashion_mnist_mlp --nocurves
+	$(BIN)/python scripts/compare.py --config=configs/tdavid_gru.py --methods=static,rigl \
+	  --sparsities=.9 --seeds=3 --structure="Block(16, 16)" --structure="Block(32, 32)" \
+	  --config.condensed=True --config.checkpoint_every=0 \
+	  --workdir=runs/tdavid_gru_structures --records=results/tdavid_gru --nocurves
+	$(BIN)/python benchmarks/structures.py results/fashion_mnist_mlp
+	$(BIN)/python benchmarks/structures.py results/tdavid_gru --match='dense|(static|rigl)-0.9'
+	$(BIN)/python docs/structured.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup

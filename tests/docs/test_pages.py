@@ -16,12 +16,13 @@ def test_the_page_on_optimizers_is_what_the_tests_run():
     assert module.PAGE.read_text() == module.page(), "run python docs/optimizers.py"
 
 
-def test_the_table_of_vision_models_is_that_of_the_records():
-    path = ROOT / "docs" / "vision.py"
-    spec = importlib.util.spec_from_file_location("vision", path)
+@pytest.mark.parametrize("name", ["vision", "structured"])
+def test_tables_are_those_of_the_records(name):
+    path = ROOT / "docs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.PAGE.read_text() == module.page(), "run python docs/vision.py"
+    assert module.PAGE.read_text() == module.page(), f"run python docs/{name}.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

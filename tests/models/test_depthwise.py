@@ -1,0 +1,75 @@
+"""Depthwise convolutions as sums of shifted images are XLA's grouped ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rigl_optax.accounting import count_flops
+from rigl_optax.models import convolution
+from rigl_optax.models.depthwise import depthwise
+
+
+def grouped(x, kernel, strides, padding):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+@pytest.mark.parametrize(
+    "window, strides, padding",
+    [
+        ((3, 3), (1, 1), ((1, 1), (1, 1))),
+        ((3, 3), (2, 2), ((0, 1), (0, 1))),
+        ((3, 2), (1, 2), ((0, 0), (2, 1))),
+        ((1, 1), (2, 1), ((0, 0), (0, 0))),
+        ((5, 5), (2, 2), ((2, 2), (2, 2))),
+    ],
+)
+def test_values_and_gradients(window, strides, padding):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.standard_normal((2, 7, 6, 4)))
+        kernel = jnp.asarray(rng.standard_normal((*window, 1, 4)))
+        found, pull = jax.vjp(lambda x, k: depthwise(x, k, strides, padding), x, kernel)
+        wanted, pull_wanted = jax.vjp(lambda x, k: grouped(x, k, strides, padding), x, kernel)
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+        dy = jnp.asarray(rng.standard_normal(found.shape))
+        for a, b in zip(pull(dy), pull_wanted(dy), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", [None, "SAME", "VALID"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_layer_is_that_of_flax(padding, dtype):
+    layer = convolution.conv(6, 6, 3, 2, groups=6, padding=padding, dtype=dtype, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 6))
+    y, wanted = layer(x), nnx.Conv.__call__(layer, x)
+    assert y.shape == wanted.shape and y.dtype == dtype
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == jnp.float32 else {"rtol": 0.05, "atol": 0.05}
+    np.testing.assert_allclose(y.astype(jnp.float32), wanted.astype(jnp.float32), **close)
+
+
+def test_its_flops_are_counted_as_of_a_convolution():
+    kernel = jax.ShapeDtypeStruct((3, 3, 1, 4), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 6, 6, 4), jnp.float32)
+    ones = ((1, 1), (1, 1))
+    cost = count_flops(lambda p, x: depthwise(x, p["kernel"], (1, 1), ones), {"kernel": kernel}, x)
+    wanted = count_flops(lambda p, x: grouped(x, p["kernel"], (1, 1), ones), {"kernel": kernel}, x)
+    assert cost.by_parameter == wanted.by_parameter and not cost.notes
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_on_accelerators_it_is_a_convolution(platform):
+    x, kernel = jnp.ones((1, 6, 6, 4)), jnp.ones((3, 3, 1, 4))
+    function = jax.jit(lambda x, k: depthwise(x, k, (1, 1), ((1, 1), (1, 1))))
+    assert (
+        "convolution" in jax.export.export(function, platforms=[platform])(x, kernel).mlir_module()
+    )
+    assert "convolution" not in function.lower(x, kernel).as_text()
