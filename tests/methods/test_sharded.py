@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_optax
-from rigl_optax import Grown
+from rigl_optax import NM, Block, ConstantFanIn, Grown
 from tests.core.test_no_gather import collectives
 from tests.methods.test_properties import CASES, ERK, PLAN, sgd
 
@@ -25,6 +25,7 @@ ON_ONE = {name: PartitionSpec() for name in SPECS}
 # The entries of the smallest part of a sparse leaf: what is weight-sized has a byte for each.
 PART = 3 * 3 * 16 * 16 // 8
 STEPS = 5  # rewirings at 1 and 3, or at each
+HALF = rigl_optax.uniform(0.5)
 STACKED = rigl_optax.uniform(0.5, stacked=("conv",))
 
 
@@ -40,8 +41,27 @@ ALL = {name: make for name, make in CASES.items() if name != "static"} | {
         ERK, optax.adam(0.1), grown=Grown("normal", optimizer_state="mean_second_moment")
     ),
     "grown initial": lambda: rigl(ERK, grown=Grown("initial", gradient_scale=0.5)),
+    "blocks": lambda: rigl(STACKED, structure=Block(4, 2)),
+    "blocks over devices": lambda: rigl(HALF, structure=Block(16, 16)),
+    "blocks at edges": lambda: rigl(HALF, structure=Block(5, 7, pool_by="max", pad=True)),
+    "n:m": lambda: rigl(HALF, structure=NM(2, 4), grown=Grown("gradient")),
+    "fan-in and n:m": lambda: rigl_optax.sparse_evolutionary_training(
+        sgd(), HALF, structure={"a": ConstantFanIn(), "conv": NM(2, 4)}, **PLAN
+    ),
+    "ablation": lambda: rigl(STACKED, structure=ConstantFanIn(0.8)),
+    "top_kast in parts": lambda: rigl_optax.top_kast(
+        sgd(),
+        HALF,
+        backward_sparsity=rigl_optax.uniform(0.5, overrides={"conv": 0.25}),
+        every=2,
+        structure={"a": NM(2, 4), "conv": ConstantFanIn()},
+    ),
+    "granet in parts": lambda: rigl_optax.granet(
+        sgd(), 0.7, scope="layer", structure=ConstantFanIn(), **PLAN
+    ),
 }
-MIXES = {"grown initial"}  # weights change places: docs/scale.md says that this one gathers
+# Weights change places, or groups lie on several devices: docs/scale.md says that these gather.
+MIXES = {"grown initial", "blocks over devices", "blocks at edges"}
 SUMS_OF_FLOATS = {"grown normal", "str"}  # in another order on another number of devices
 
 
@@ -111,6 +131,9 @@ def test_as_on_one_device_and_no_weight_travels(name, axes):
 CHOSEN = {
     "magnitude": lambda p: rigl_optax.magnitude_masks(p, 0.5),
     "magnitude global": lambda p: rigl_optax.magnitude_masks(p, 0.5, scope="global"),
+    "magnitude in parts": lambda p: rigl_optax.magnitude_masks(
+        p, HALF, structure={"a": NM(2, 4), "conv": Block(4, 4)}
+    ),
 }
 
 
