@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from rigl_optax.condensed import _product
+from rigl_optax.condensed import _devices, _product
 from rigl_optax.condensed._kernel import BlockSparse, Spec, common_dtype, matmul
 
 Padding = str | Sequence[tuple[int, int]]
@@ -53,13 +54,17 @@ def convolve(
     pads = tuple((int(low), int(high)) for low, high in pads)
     if shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
         return matmul(x[:, :: strides[0], :: strides[1]], kernel)
-    dtype = common_dtype(x, kernel.values)
-    spec = _Window(Spec(kernel.topology.block, shape), tuple(strides), pads)
-    topology = kernel.topology
-    return _convolve(
-        spec, kernel.values.astype(dtype), topology.rows, topology.cols, x.astype(dtype),
-        kernel.probe,
-    )  # fmt: skip
+    window = _Window(Spec(kernel.topology.block, shape), tuple(strides), pads)
+
+    def product(x: jax.Array, kernel: BlockSparse) -> jax.Array:
+        dtype, topology = common_dtype(x, kernel.values), kernel.topology
+        values, x = kernel.values.astype(dtype), x.astype(dtype)
+        return _convolve(window, values, topology.rows, topology.cols, x, kernel.probe)
+
+    cut = _devices.examples(x, 1, 2, 3)
+    if cut is not None:
+        product = _devices.by_parts(product, (cut, PartitionSpec()), cut)
+    return product(x, kernel)
 
 
 class _Window(NamedTuple):
@@ -102,7 +107,8 @@ def _convolve(
     if not values.shape[0]:
         spec = window.spec
         dense = jax.ShapeDtypeStruct(spec.shape, x.dtype)
-        return jnp.zeros(jax.eval_shape(window.apply, x, dense).shape, x.dtype)
+        shape = jax.eval_shape(window.apply, x, dense).shape
+        return _devices.zeros(shape, x.dtype, x, values)
     return lax.platform_dependent(
         values,
         rows,
@@ -130,7 +136,7 @@ def _backward(window: _Window, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
             cpu=functools.partial(_backward_loop, window),
             default=functools.partial(_backward_grouped, window),
         )
-    dprobe = None if probe is None else _scores(window, x, dy).astype(probe.dtype)
+    dprobe = None if probe is None else _scores(window, x, dy, probe).astype(probe.dtype)
     return dvalues, None, None, dx, dprobe
 
 
@@ -259,7 +265,7 @@ def _forward_loop(
             )
             return y_OxCxT.at[cols[k]].add(part, mode="promise_in_bounds")
 
-        y = jnp.zeros((spec.grid[1], spec.block.cols, _TILE), dtype)
+        y = _devices.zeros((spec.grid[1], spec.block.cols, _TILE), dtype, values, x)
         return lax.fori_loop(0, values.shape[0], add, y)
 
     firsts = jnp.arange(0, pixels.shape[-1] - shifts.halo, _TILE)
@@ -293,7 +299,8 @@ def _backward_loop(
 
         return total + lax.map(one, (rows, cols)), None
 
-    nothing = jnp.zeros((values.shape[0], math.prod(values.shape[1:4]), block.cols), dtype)
+    shape = (values.shape[0], math.prod(values.shape[1:4]), block.cols)
+    nothing = _devices.zeros(shape, dtype, x, dy)
     dvalues = lax.scan(add_tile, nothing, firsts)[0].reshape(values.shape).astype(values.dtype)
 
     # A pixel of the input is seen from as far before it as a tap looks ahead.
@@ -320,11 +327,12 @@ def _backward_loop(
                 dx = dx.at[phase, rows[k]].add(part, mode="promise_in_bounds")
             return dx
 
-        dx = jnp.zeros((len(by_phase), spec.grid[0], block.rows, _TILE), dtype)
+        shape = (len(by_phase), spec.grid[0], block.rows, _TILE)
+        dx = _devices.zeros(shape, dtype, values, dy)
         return lax.fori_loop(0, values.shape[0], add, dx)
 
-    dx = _untiled(lax.map(of_tile, firsts))
-    return dvalues, _from_phases(window, shifts, dx, x).astype(x.dtype)
+    dx = _from_phases(window, shifts, _untiled(lax.map(of_tile, firsts)), x).astype(x.dtype)
+    return _devices.summed(dvalues, values), _devices.summed(dx, x)
 
 
 def _untiled(x: jax.Array) -> jax.Array:
@@ -356,12 +364,13 @@ def _backward_grouped(
     x: jax.Array,
     dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
+    # JAX's own derivative sums over devices by itself, as the loop does.
     _, pull = jax.vjp(lambda v, a: _forward_grouped(window, v, rows, cols, a), values, x)
     dvalues, dx = pull(dy)
     return dvalues, dx
 
 
-def _scores(window: _Window, x: jax.Array, dy: jax.Array) -> jax.Array:
+def _scores(window: _Window, x: jax.Array, dy: jax.Array, probe: jax.Array) -> jax.Array:
     """Scores of all blocks of the dense gradient, a column of blocks at a time."""
     spec = window.spec
     block, (inputs, _) = spec.block, spec.grid
@@ -374,6 +383,7 @@ def _scores(window: _Window, x: jax.Array, dy: jax.Array) -> jax.Array:
         (gradient,) = jax.linear_transpose(lambda v: window.apply(x, v), column)(
             dy_BxHxWxC.astype(dtype)
         )
+        gradient = _devices.summed(gradient, probe)
         missing = inputs * block.rows - channels
         padded = jnp.pad(gradient, ((0, 0), (0, 0), (0, missing), (0, 0)))
         tiles = padded.reshape(height * width, inputs, block.rows, block.cols)
