@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from rigl_optax.condensed import _product
+from rigl_optax.condensed import _devices, _product
 from rigl_optax.condensed._kernel import BlockSparse, Spec, common_dtype, matmul
 
 Padding = str | Sequence[tuple[int, int]]
@@ -69,11 +70,18 @@ def _windowed(
     x: jax.Array,
     kernel: BlockSparse,
 ) -> jax.Array:
-    dtype, topology = common_dtype(x, kernel.values), kernel.topology
+    topology = kernel.topology
     window = _Window(Spec(topology.block, topology.shape), strides, padding)
-    values = kernel.values.astype(dtype)
-    rows, cols = topology.rows, topology.cols
-    return _convolve(window, values, rows, cols, x.astype(dtype), kernel.probe)
+
+    def product(x: jax.Array, kernel: BlockSparse) -> jax.Array:
+        dtype, topology = common_dtype(x, kernel.values), kernel.topology
+        values, x = kernel.values.astype(dtype), x.astype(dtype)
+        return _convolve(window, values, topology.rows, topology.cols, x, kernel.probe)
+
+    cut = _devices.examples(x, 1, 2, 3)
+    if cut is not None:
+        product = _devices.by_parts(product, (cut, PartitionSpec()), cut)
+    return product(x, kernel)
 
 
 class _Window(NamedTuple):
@@ -116,7 +124,8 @@ def _convolve(
     if not values.shape[0]:
         spec = window.spec
         dense = jax.ShapeDtypeStruct(spec.shape, x.dtype)
-        return jnp.zeros(jax.eval_shape(window.apply, x, dense).shape, x.dtype)
+        shape = jax.eval_shape(window.apply, x, dense).shape
+        return _devices.zeros(shape, x.dtype, x, values)
     return lax.platform_dependent(
         values,
         rows,
@@ -149,6 +158,7 @@ def _backward(window: _Window, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
         dprobe = lax.platform_dependent(
             x,
             dy,
+            probe,
             cpu=functools.partial(_scores_loop, window),
             default=functools.partial(_scores_grouped, window),
         ).astype(probe.dtype)
@@ -280,7 +290,7 @@ def _forward_loop(
             )
             return y_OxCxT.at[cols[k]].add(part, mode="promise_in_bounds")
 
-        y = jnp.zeros((spec.grid[1], spec.block.cols, _TILE), dtype)
+        y = _devices.zeros((spec.grid[1], spec.block.cols, _TILE), dtype, values, x)
         return lax.fori_loop(0, values.shape[0], add, y)
 
     firsts = jnp.arange(0, pixels.shape[-1] - shifts.halo, _TILE)
@@ -314,7 +324,8 @@ def _backward_loop(
 
         return total + lax.map(one, (rows, cols)), None
 
-    nothing = jnp.zeros((values.shape[0], math.prod(values.shape[1:4]), block.cols), dtype)
+    shape = (values.shape[0], math.prod(values.shape[1:4]), block.cols)
+    nothing = _devices.zeros(shape, dtype, x, dy)
     dvalues = lax.scan(add_tile, nothing, firsts)[0].reshape(values.shape).astype(values.dtype)
 
     # A pixel of the input is seen from as far before it as a tap looks ahead.
@@ -341,14 +352,15 @@ def _backward_loop(
                 dx = dx.at[phase, rows[k]].add(part, mode="promise_in_bounds")
             return dx
 
-        dx = jnp.zeros((len(by_phase), spec.grid[0], block.rows, _TILE), dtype)
+        shape = (len(by_phase), spec.grid[0], block.rows, _TILE)
+        dx = _devices.zeros(shape, dtype, values, dy)
         return lax.fori_loop(0, values.shape[0], add, dx)
 
-    dx = _untiled(lax.map(of_tile, firsts))
-    return dvalues, _from_phases(window, shifts, dx, x).astype(x.dtype)
+    dx = _from_phases(window, shifts, _untiled(lax.map(of_tile, firsts)), x).astype(x.dtype)
+    return _devices.summed(dvalues, values), _devices.summed(dx, x)
 
 
-def _scores_loop(window: _Window, x: jax.Array, dy: jax.Array) -> jax.Array:
+def _scores_loop(window: _Window, x: jax.Array, dy: jax.Array, probe: jax.Array) -> jax.Array:
     """Scores of all blocks of the dense gradient, a row of blocks at a time."""
     spec, shifts = window.spec, _shifts(window, x.shape)
     block, (inputs, outputs) = spec.block, spec.grid
@@ -371,8 +383,9 @@ def _scores_loop(window: _Window, x: jax.Array, dy: jax.Array) -> jax.Array:
             )
             return total + product, None
 
-        nothing = jnp.zeros((len(shifts.offsets) * block.rows, outputs * block.cols), dtype)
-        gradient = lax.scan(add_tile, nothing, firsts)[0]
+        shape = (len(shifts.offsets) * block.rows, outputs * block.cols)
+        nothing = _devices.zeros(shape, dtype, x, dy)
+        gradient = _devices.summed(lax.scan(add_tile, nothing, firsts)[0], probe)
         return block.score(gradient.reshape(-1, outputs, block.cols), (0, 2), sizes_O)
 
     return lax.map(score, (jnp.arange(inputs), spec.sizes()))
@@ -407,12 +420,13 @@ def _backward_grouped(
     x: jax.Array,
     dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
+    # JAX's own derivative sums over devices by itself, as the loop does.
     _, pull = jax.vjp(lambda v, a: _forward_grouped(window, v, rows, cols, a), values, x)
     dvalues, dx = pull(dy)
     return dvalues, dx
 
 
-def _scores_grouped(window: _Window, x: jax.Array, dy: jax.Array) -> jax.Array:
+def _scores_grouped(window: _Window, x: jax.Array, dy: jax.Array, probe: jax.Array) -> jax.Array:
     """Scores of all blocks of the dense gradient, a column of blocks at a time."""
     spec = window.spec
     block, (inputs, _) = spec.block, spec.grid
@@ -425,6 +439,7 @@ def _scores_grouped(window: _Window, x: jax.Array, dy: jax.Array) -> jax.Array:
         (gradient,) = jax.linear_transpose(lambda v: window.apply(x, v), column)(
             dy_BxHxWxC.astype(dtype)
         )
+        gradient = _devices.summed(gradient, probe)
         missing = inputs * block.rows - channels
         padded = jnp.pad(gradient, ((0, 0), (0, 0), (0, missing), (0, 0)))
         tiles = padded.reshape(height * width, inputs, block.rows, block.cols)

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from rigl_optax import _explicit
 from rigl_optax._structure import Block
-from rigl_optax.condensed import _product
+from rigl_optax.condensed import _devices, _product
 from rigl_optax.condensed._topology import Topology
 
 
@@ -68,7 +70,7 @@ class BlockSparse:
         (inputs, outputs), block = topology.grid, topology.block
         window = topology.shape[:-2]
         grid = jnp.zeros((inputs, outputs, *self.values.shape[1:]), self.values.dtype)
-        grid = grid.at[topology.rows, topology.cols].set(self.values)
+        grid = grid.at[topology.rows, topology.cols].set(_explicit.whole(self.values))
         # [in, out, *window, r, c] -> [*window, in, r, out, c]
         taps = tuple(range(2, 2 + len(window)))
         wide = grid.transpose(*taps, 0, 2 + len(window), 1, 3 + len(window))
@@ -115,13 +117,19 @@ def matmul(x: jax.Array, kernel: BlockSparse, *, features_first: bool = False) -
         raise ValueError(f"a kernel of shape {topology.shape} is a convolution's: use convolve")
     if x.ndim < 1 or (features_first and x.ndim != 2) or x.shape[axis] != inputs:
         raise ValueError(f"activations of shape {x.shape} do not fit a kernel of {topology.shape}")
-    dtype = common_dtype(x, kernel.values)
-    values = kernel.values.astype(dtype).reshape(-1, topology.block.rows, topology.block.cols)
-    x = x.astype(dtype)
-    x_IxB = x if features_first else x.reshape(-1, inputs).T
-    spec = Spec(topology.block, topology.shape)
-    y_OxB = _multiply(spec, values, topology.rows, topology.cols, x_IxB, kernel.probe)
-    return y_OxB if features_first else y_OxB.T.reshape(*x.shape[:-1], outputs)
+
+    def product(x: jax.Array, kernel: BlockSparse) -> jax.Array:
+        dtype, (topology, block) = common_dtype(x, kernel.values), (kernel.topology, spec.block)
+        values = kernel.values.astype(dtype).reshape(-1, block.rows, block.cols)
+        x = x.astype(dtype)
+        x_IxB = x if features_first else x.reshape(-1, inputs).T
+        y_OxB = _multiply(spec, values, topology.rows, topology.cols, x_IxB, kernel.probe)
+        return y_OxB if features_first else y_OxB.T.reshape(*x.shape[:-1], outputs)
+
+    spec, cut = Spec(topology.block, topology.shape), _devices.examples(x, axis)
+    if cut is not None:
+        product = _devices.by_parts(product, (cut, PartitionSpec()), cut)
+    return product(x, kernel)
 
 
 class Spec(NamedTuple):
@@ -140,13 +148,13 @@ class Spec(NamedTuple):
         """Number of weights of each block of the grid."""
         return jnp.asarray(self.block.group_sizes(self.shape), jnp.int32)
 
-    def scores(self, x_IxRxB: jax.Array, dy_OxCxB: jax.Array) -> jax.Array:
-        """Scores of all blocks of the dense gradient of a product."""
+    def scores(self, x_IxRxB: jax.Array, dy_OxCxB: jax.Array, probe: jax.Array) -> jax.Array:
+        """Scores of all blocks of the dense gradient of a product: the gradient of `probe`."""
 
         def score(column: jax.Array, sizes: jax.Array) -> jax.Array:
             return self.block.score(column, (1, 2), sizes)
 
-        return _product.scores(x_IxRxB, dy_OxCxB, self.sizes(), score)
+        return _product.scores(x_IxRxB, dy_OxCxB, self.sizes(), score, probe).astype(probe.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -174,8 +182,9 @@ def _multiply_backward(spec: Spec, saved: Any, dy: jax.Array) -> tuple[Any, ...]
     x_IxRxB, dy_OxCxB = blocked(x, inputs, block.rows), blocked(dy, outputs, block.cols)
     dx = _product.backward_input(values, rows, cols, dy_OxCxB, inputs)
     dvalues = _product.backward_values(rows, cols, x_IxRxB, dy_OxCxB, (block.rows, block.cols))
-    dprobe = None if probe is None else spec.scores(x_IxRxB, dy_OxCxB).astype(probe.dtype)
+    dprobe = None if probe is None else spec.scores(x_IxRxB, dy_OxCxB, probe)
     dx = flat(dx, spec.shape[-2]).astype(x.dtype)
+    dvalues, dx = _devices.summed(dvalues, values), _devices.summed(dx, x)
     return dvalues.astype(values.dtype), None, None, dx, dprobe
 
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rigl_optax.condensed import _devices
+
 # A slice of so many columns, 32 features high, and its product stay in the first cache levels.
 TILE = 512
 # What is gathered may take so many bytes on the CPU; a step of a recurrent network is below it.
@@ -51,12 +53,14 @@ def backward_values(
 ) -> jax.Array:
     """The gradient of the stored values alone, [blocks, r, c]."""
     if not rows.size:
-        return jnp.zeros((0, *block), accumulator(x, dy))
+        return _devices.zeros((0, *block), accumulator(x, dy), x, dy)
     on_cpu = _values_gathered if _is_small(rows, x, dy) else _values_loop
     return lax.platform_dependent(rows, cols, x, dy, cpu=on_cpu, default=_values_gathered)
 
 
-def scores(x: jax.Array, dy: jax.Array, sizes: jax.Array, score: Score) -> jax.Array:
+def scores(
+    x: jax.Array, dy: jax.Array, sizes: jax.Array, score: Score, probe: jax.Array
+) -> jax.Array:
     """Scores of all blocks of the dense gradient, a column of blocks at a time.
 
     Args:
@@ -64,6 +68,7 @@ def scores(x: jax.Array, dy: jax.Array, sizes: jax.Array, score: Score) -> jax.A
       dy: [output blocks, c, batch].
       sizes: [input blocks, output blocks]: number of weights in each block.
       score: From a column of blocks [input blocks, r, c] and their sizes to [input blocks].
+      probe: What the scores are the gradient of.
 
     Returns:
       [input blocks, output blocks].
@@ -76,6 +81,7 @@ def scores(x: jax.Array, dy: jax.Array, sizes: jax.Array, score: Score) -> jax.A
         product = lax.dot_general(
             flat, dy_CxB, (((1,), (1,)), ((), ())), preferred_element_type=dtype
         )
+        product = _devices.summed(product, probe)
         return score(product.reshape(inputs, r, -1), sizes_I)
 
     return lax.map(column, (dy, sizes.T)).T
@@ -97,7 +103,8 @@ def _spread(
     x: jax.Array,
 ) -> jax.Array:
     if not values.shape[0]:
-        return jnp.zeros((outputs, values.shape[2], x.shape[2]), accumulator(values, x))
+        shape = (outputs, values.shape[2], x.shape[2])
+        return _devices.zeros(shape, accumulator(values, x), values, x)
     on_cpu = gathered if _is_small(rows, x) else loop
     return lax.platform_dependent(
         values,
@@ -127,7 +134,8 @@ def _forward_loop(
             )
             return y.at[cols[k]].add(part, mode="promise_in_bounds")
 
-        y = jnp.zeros((outputs, values.shape[2], x_IxRxB.shape[2]), dtype)
+        shape = (outputs, values.shape[2], x_IxRxB.shape[2])
+        y = _devices.zeros(shape, dtype, values, x_IxRxB)
         return lax.fori_loop(0, values.shape[0], add, y)
 
     if batch <= 2 * TILE:
@@ -161,7 +169,7 @@ def _values_loop(rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array) 
     def add(total: jax.Array, tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + products(*tile), None
 
-    total = jnp.zeros((rows.shape[0], x.shape[1], dy.shape[1]), dtype)
+    total = _devices.zeros((rows.shape[0], x.shape[1], dy.shape[1]), dtype, x, dy)
     return lax.scan(add, total, (_tiles(x), _tiles(dy)))[0]
 
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from rigl_optax.condensed import _product
+from rigl_optax.condensed import _devices, _product
 from rigl_optax.condensed._kernel import BlockSparse, Spec, blocked, flat
 
 Arrays: TypeAlias = tuple[jax.Array, ...]  # one of each gate, or of each part of a state
@@ -158,15 +159,25 @@ def _run(
             f"kernels of shapes {shapes}: must be {cell.gates} of {(units, units)}, or fewer of "
             "several gates side by side"
         )
-    # Features first, as blocks are multiplied.
-    out_TxUxB, last = _scan(
-        cell,
-        tuple(gate.swapaxes(1, 2) for gate in x),
-        tuple(part.T for part in first),
-        tuple(BlockSparse(k.values.astype(dtype), k.topology, k.probe) for k in kernels),
-        keep_TxBx1.swapaxes(1, 2),
-    )
-    return out_TxUxB.swapaxes(1, 2), tuple(part.T for part in last)
+
+    def scan(
+        x: Arrays, first: Arrays, kernels: Kernels, keep_TxBx1: jax.Array
+    ) -> tuple[jax.Array, Arrays]:
+        # Features first, as blocks are multiplied.
+        out_TxUxB, last = _scan(
+            cell,
+            tuple(gate.swapaxes(1, 2) for gate in x),
+            tuple(part.T for part in first),
+            tuple(BlockSparse(k.values.astype(dtype), k.topology, k.probe) for k in kernels),
+            keep_TxBx1.swapaxes(1, 2),
+        )
+        return out_TxUxB.swapaxes(1, 2), tuple(part.T for part in last)
+
+    cut = _devices.examples(x[0], 0, 2)
+    if cut is not None:
+        lanes = PartitionSpec(cut[1])
+        scan = _devices.by_parts(scan, (cut, lanes, PartitionSpec(), cut), (cut, lanes))
+    return scan(x, first, kernels, keep_TxBx1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -241,12 +252,10 @@ def _of_kernel(kernel: BlockSparse, h_UxN: jax.Array, d_GxN: jax.Array) -> Block
     rows, cols = topology.block.rows, topology.block.cols
     below, above = blocked(h_UxN, inputs, rows), blocked(d_GxN, outputs, cols)
     values = _product.backward_values(topology.rows, topology.cols, below, above, (rows, cols))
-    probe = kernel.probe
-    if probe is not None:
-        spec = Spec(topology.block, topology.shape)
-        probe = spec.scores(below, above).astype(probe.dtype)
+    values = _devices.summed(values, kernel.values).astype(kernel.values.dtype)
+    spec, probe = Spec(topology.block, topology.shape), kernel.probe
     nothing: Any = None  # indices have no gradient
-    return BlockSparse(values.astype(kernel.values.dtype), nothing, probe)
+    return BlockSparse(values, nothing, None if probe is None else spec.scores(below, above, probe))
 
 
 def _by_kernel(kernels: Kernels, d_gates: Arrays) -> list[tuple[BlockSparse, jax.Array]]:

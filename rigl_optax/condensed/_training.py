@@ -3,6 +3,7 @@
 The same rule as in the masked form decides, on grids of blocks: the same masks come of it.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from rigl_optax import _growth, _inner_state, _packing, _paths, _random, _rewiri
 from rigl_optax._grown import AT_REST
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._method import Method, RewiringInputs
-from rigl_optax.condensed import _conversion, _topology
+from rigl_optax.condensed import _conversion, _devices, _topology
 from rigl_optax.condensed._conversion import Topologies
 from rigl_optax.condensed._topology import Topology
 
@@ -278,6 +279,18 @@ def _transformation(
     ) -> tuple[PyTree, CondensedState]:
         if method is None:
             raise ValueError("rewire: the topologies of static_sparse never change")
+        # Blocks change places, and with them devices: no types can follow that.
+        rewired = functools.partial(_rewired, method, extra_args)
+        return _devices.by_compiler(rewired, (weights, state))(grads, scores, state, weights)
+
+    def _rewired(
+        method: Method,
+        extra_args: Mapping[str, Any],
+        grads: PyTree,
+        scores: Mapping[str, jax.Array],
+        state: CondensedState,
+        weights: PyTree,
+    ) -> tuple[PyTree, CondensedState]:
         layout = _layout(weights, state.topologies)
         inputs = _inputs(layout, scores, state)
         # Where scores are zeros that nobody has asked for, the gradients of what is stored tell.

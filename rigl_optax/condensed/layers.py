@@ -218,7 +218,7 @@ class _Recurrent(nnx.Module):
         Returns:
           (lanes, time, hidden_features), and the state (lanes, state).
         """
-        projected_TxBxG = self.input(x_BxTxI.swapaxes(0, 1))
+        projected_TxBxG = self.input(x_BxTxI).swapaxes(0, 1)
         time, lanes, _ = projected_TxBxG.shape
         dtype = projected_TxBxG.dtype
         carry = self.initial_carry(lanes) if carry_BxS is None else carry_BxS

@@ -186,23 +186,6 @@ def test_vmap_and_checkpoint():
     close(jax.jit(per_example)(kernel.values, x).sum(0), gradient)
 
 
-def test_a_batch_over_eight_devices():
-    shape, block = DENSE["even"]
-    kernel, x = kernel_of(shape, block), array(1, (16, shape[0]))
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P("x")))
-    whole = jax.device_put(kernel, jax.NamedSharding(mesh, jax.P()))
-    loss = lambda k, x: jnp.sum((x @ k) ** 2)
-
-    def gradients(k, x):
-        return jax.grad(lambda v, p: loss(BlockSparse(v, k.topology, p), x), (0, 1))(
-            k.values, k.probe
-        )
-
-    for got, wanted in zip(jax.jit(gradients)(whole, spread), gradients(kernel, x), strict=True):
-        close(got, wanted)
-
-
 def test_nobody_pays_for_scores_without_asking():
     """Without a gradient with respect to the probe nothing of the dense gradient is computed."""
     topology = random_topology((64, 64), 0.9, Block(8, 8))
