@@ -90,7 +90,8 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
             raise ValueError(f"initial_masks: nothing is active in {path!r}")
         if path in sparse:
             layers = np.asarray(mask) if sparse[path].stacked else np.asarray(mask)[None]
-            wrong = {sparse[path].structure.misfit(layer) for layer in layers} - {""}
+            with jax.ensure_compile_time_eval():  # `init` may be traced; the mask is not
+                wrong = {sparse[path].structure.misfit(layer) for layer in layers} - {""}
             if wrong:
                 raise ValueError(
                     f"initial_masks: {path!r} does not fit {sparse[path].structure}: {wrong.pop()}"

@@ -392,6 +392,17 @@ def test_saliency_of_groups(name, scope):
     np.testing.assert_array_equal(tx.init({"w": w}).masks["w"], masks["w"])
 
 
+@pytest.mark.parametrize("structure", [Block(2, 2), NM(1, 2), ConstantFanIn()])
+def test_masks_that_are_given_are_checked_when_init_is_traced_too(structure):
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((4, 4)), jnp.float32)
+    masks = rigl_optax.magnitude_masks({"w": w}, 0.5, structure=structure)
+    static = functools.partial(rigl_optax.static_sparse, sgd(), 0.5, structure=structure)
+    found = jax.jit(static(initial_masks=masks).init)({"w": w}).masks["w"]
+    np.testing.assert_array_equal(found, masks["w"])
+    with pytest.raises(ValueError, match="does not fit"):
+        jax.jit(static(initial_masks={"w": np.tri(4, dtype=bool)}).init)({"w": w})
+
+
 def test_saliency_with_a_constant_fan_in():
     w = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
     mask = rigl_optax.magnitude_masks({"w": w}, 0.5, structure=ConstantFanIn())["w"]
