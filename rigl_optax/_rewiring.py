@@ -1,4 +1,4 @@
-"""The rewiring of all sparse leaves at once, under `lax.cond`: only masks come out of it."""
+"""The rewiring of all sparse leaves at once, under `lax.cond`: masks come out, and what changed."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -236,7 +236,7 @@ def _move_weights(method: Method, rewire_if: Rewire, call: _Call) -> _Moved:
         rewired = rewire_if(tuple(layout.sparse), is_rewiring, sight)
         has_failed = is_rewiring & ~rewired.is_finite
 
-    # Only masks came out of the cond: the rest is elementwise and fuses with `inner`.
+    # Only masks came out of the cond, in place: the rest is elementwise and fuses with `inner`.
     kept = call.kept(rewired)
     seen, gradients = list(call.weights), list(call.gradients)
     for position, where in enumerate(kept):
