@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_optax
 from rigl_optax import Block, condensed
+from rigl_optax.condensed import _product
 from tests.core.test_no_gather import collectives
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -229,11 +230,18 @@ def test_in_a_shard_map_gradients_and_scores_are_those_of_the_whole_batch():
     assert crossing == stored + dense
 
 
-def test_under_auto_axes_what_the_page_says_crosses_devices():
-    """On the CPU: a sum for each block of a matmul; the images of a convolution are gathered."""
+def test_under_auto_axes_what_the_page_says_crosses_devices(monkeypatch):
+    """On the CPU: a sum for each block of a matmul, or one for all where they are gathered.
+
+    The images of a convolution are gathered on every device.
+    """
+    loss, arguments, stored, _ = kernel_case("matmul")
+    blocks = arguments[0].shape[0]
+    ordinary, _, _ = compiled_gradients(loss, arguments, AxisType.Auto)
+    assert collectives(ordinary.as_text()) == [("all-reduce", stored, 1)]
+    monkeypatch.setattr(_product, "GATHERED", 0)
     loss, arguments, stored, _ = kernel_case("matmul")
     ordinary, _, _ = compiled_gradients(loss, arguments, AxisType.Auto)
-    blocks = arguments[0].shape[0]
     assert collectives(ordinary.as_text()) == [("all-reduce", stored // blocks, blocks)]
     loss, arguments, _, _ = kernel_case("convolution")
     ordinary, _, _ = compiled_gradients(loss, arguments, AxisType.Auto)
