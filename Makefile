@@ -107,6 +107,7 @@ bench-recurrent: $(VENV)/.train
 bench-condensed: $(VENV)/.train
 	$(BIN)/python benchmarks/condensed.py
 	$(BIN)/python benchmarks/condensed_layers.py
+	$(BIN)/python benchmarks/condensed_csr.py
 
 bigger-than-dense: $(VENV)/.train
 	$(BIN)/python benchmarks/bigger_than_dense.py --figure=docs/images/bigger_than_dense.png

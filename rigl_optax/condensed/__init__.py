@@ -4,6 +4,7 @@ from rigl_optax.condensed._choice import Choice as Choice
 from rigl_optax.condensed._choice import choose as choose
 from rigl_optax.condensed._conversion import bind as bind
 from rigl_optax.condensed._conversion import condense as condense
+from rigl_optax.condensed._conversion import condense_csr as condense_csr
 from rigl_optax.condensed._conversion import condense_state as condense_state
 from rigl_optax.condensed._conversion import densify as densify
 from rigl_optax.condensed._conversion import densify_state as densify_state
@@ -11,6 +12,9 @@ from rigl_optax.condensed._conversion import extract as extract
 from rigl_optax.condensed._conversion import masks_of as masks_of
 from rigl_optax.condensed._conversion import probes as probes
 from rigl_optax.condensed._convolution import convolve as convolve
+from rigl_optax.condensed._csr import CSR as CSR
+from rigl_optax.condensed._csr import CSRTopology as CSRTopology
+from rigl_optax.condensed._csr import csr_topology as csr_topology
 from rigl_optax.condensed._kernel import BlockSparse as BlockSparse
 from rigl_optax.condensed._kernel import as_blocks as as_blocks
 from rigl_optax.condensed._kernel import matmul as matmul

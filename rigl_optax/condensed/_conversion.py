@@ -16,11 +16,13 @@ import optax
 from rigl_optax import _inner_state, _paths, _structure
 from rigl_optax._structure import Block, Structures
 from rigl_optax.condensed import _topology
+from rigl_optax.condensed._csr import CSR, CSRTopology, csr_topology
 from rigl_optax.condensed._kernel import BlockSparse
 from rigl_optax.condensed._topology import Topology
 
 PyTree = Any
 Topologies = Mapping[str, Topology]
+AnyTopologies = Mapping[str, Topology | CSRTopology]
 
 
 def condense(
@@ -50,6 +52,55 @@ def condense(
       ((2, 2, 3), 12.0)
     """
     _structure.check(structure)
+    partial = _partial(params, masks)
+    structures = _structure.by_path(structure, list(partial)) if partial else {}
+    topologies: dict[str, Topology] = {}
+    for path, (mask, shape) in partial.items():
+        block = structures[path]
+        if not isinstance(block, Block):
+            raise ValueError(
+                f"{path!r} is sparse without blocks; give its structure, or use condense_csr"
+            )
+        grid = _topology.check_grid(mask, shape, block, path)
+        cols, rows = (jnp.asarray(i, jnp.int32) for i in np.nonzero(grid.T))
+        topologies[path] = Topology(rows, cols, shape, block)
+    return extract(params, topologies), topologies
+
+
+def condense_csr(params: PyTree, masks: PyTree) -> tuple[PyTree, dict[str, CSRTopology]]:
+    """Single weights of dense parameters, whatever their masks: to deploy, or to train as they are.
+
+    Args:
+      params: Parameters, dense.
+      masks: Bool tree like params (`get_masks`). What has a full mask stays dense.
+
+    Returns:
+      Weights: a tree like params with a vector of values for each kernel that is sparse; and
+      `{path: topology}` of these.
+
+    Raises:
+      ValueError: If masks do not belong to params, or one of a leaf without two axes is not full.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from rigl_optax.condensed import bind, condense_csr
+      >>> params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+      >>> masks = {"kernel": np.eye(4, dtype=bool), "bias": np.ones(4, bool)}
+      >>> weights, topologies = condense_csr(params, masks)
+      >>> kernels = bind(weights, topologies)
+      >>> weights["kernel"].shape, (jnp.ones((2, 4)) @ kernels["kernel"] + kernels["bias"]).shape
+      ((4,), (2, 4))
+    """
+    topologies = {}
+    for path, (mask, shape) in _partial(params, masks).items():
+        if len(shape) != 2:
+            raise ValueError(f"{path!r} has shape {shape}: single weights need two axes")
+        topologies[path] = csr_topology(mask)
+    return extract(params, topologies), topologies
+
+
+def _partial(params: PyTree, masks: PyTree) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """The masks that are not full, with the shapes of their leaves."""
     named = _paths.flatten_with_paths(params)
     found = dict(_paths.flatten_with_paths(masks))
     wrong = [p for p, x in named if p not in found or found[p].shape != x.shape]
@@ -58,22 +109,11 @@ def condense(
             f"masks do not fit params: {_paths.listing(wrong or sorted(found))}; params have "
             f"{_paths.listing([path for path, _ in named])}"
         )
-    partial = [path for path, _ in named if not np.all(np.asarray(found[path]))]
-    structures = _structure.by_path(structure, partial) if partial else {}
-    topologies: dict[str, Topology] = {}
-    for path, leaf in named:
-        if path in structures:
-            block = structures[path]
-            if not isinstance(block, Block):
-                raise ValueError(f"{path!r} is sparse without blocks; give its structure")
-            grid = _topology.check_grid(found[path], leaf.shape, block, path)
-            cols, rows = (jnp.asarray(i, jnp.int32) for i in np.nonzero(grid.T))
-            topologies[path] = Topology(rows, cols, tuple(leaf.shape), block)
-    return extract(params, topologies), topologies
+    return {p: (found[p], tuple(x.shape)) for p, x in named if not np.all(np.asarray(found[p]))}
 
 
-def extract(params: PyTree, topologies: Topologies) -> PyTree:
-    """The stored blocks of dense parameters, which need not be zero elsewhere.
+def extract(params: PyTree, topologies: AnyTopologies) -> PyTree:
+    """What is stored of dense parameters, which need not be zero elsewhere.
 
     Args:
       params: Parameters, dense.
@@ -93,11 +133,11 @@ def extract(params: PyTree, topologies: Topologies) -> PyTree:
                 f"topology of {path!r}, of shape {topology.shape}, has no such leaf; leaves are "
                 f"{', '.join(f'{p} {shape}' for p, shape in shapes.items())}"
             )
-    leaves = [_topology.extract(x, topologies[p]) if p in topologies else x for p, x in named]
+    leaves = [_extract(x, topologies[p]) if p in topologies else x for p, x in named]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def densify(weights: PyTree, topologies: Topologies) -> PyTree:
+def densify(weights: PyTree, topologies: AnyTopologies) -> PyTree:
     """Dense parameters, zero where there is no block.
 
     Args:
@@ -111,27 +151,23 @@ def densify(weights: PyTree, topologies: Topologies) -> PyTree:
       ValueError: If a topology has no leaf of its shape.
     """
     kernels = bind(weights, topologies)
-    return jax.tree.map(
-        lambda x: x.dense() if isinstance(x, BlockSparse) else x, kernels, is_leaf=_is_kernel
-    )
+    return jax.tree.map(lambda x: x.dense() if _is_kernel(x) else x, kernels, is_leaf=_is_kernel)
 
 
-def masks_of(weights: PyTree, topologies: Topologies) -> PyTree:
+def masks_of(weights: PyTree, topologies: AnyTopologies) -> PyTree:
     """Masks of the dense parameters: bool arrays, all True for leaves that are dense."""
     kernels = bind(weights, topologies)
 
     def mask(x: Any) -> jax.Array:
-        if not isinstance(x, BlockSparse):
-            return jnp.ones(jnp.shape(x), bool)
-        return x.topology.block.expand(x.topology.mask(), x.shape)
+        return _mask(x.topology) if _is_kernel(x) else jnp.ones(jnp.shape(x), bool)
 
     return jax.tree.map(mask, kernels, is_leaf=_is_kernel)
 
 
 def bind(
-    weights: PyTree, topologies: Topologies, probes: Mapping[str, jax.Array] | None = None
+    weights: PyTree, topologies: AnyTopologies, probes: Mapping[str, jax.Array] | None = None
 ) -> PyTree:
-    """Weights with a `BlockSparse` for each kernel that is condensed: what models multiply by.
+    """Weights with a `BlockSparse` or `CSR` for each condensed kernel: what models multiply by.
 
     Args:
       weights: Condensed weights.
@@ -150,17 +186,32 @@ def bind(
         name = _paths.path_string(path)
         if name not in topologies:
             return leaf
-        return BlockSparse(leaf, topologies[name], None if probes is None else probes[name])
+        return _kernel(leaf, topologies[name], None if probes is None else probes[name])
 
     return jax.tree_util.tree_map_with_path(kernel, weights)
 
 
 def probes(topologies: Topologies) -> dict[str, jax.Array]:
-    """Zeros whose gradients are the scores of all blocks: see `BlockSparse`."""
+    """Zeros whose gradients are the scores of all blocks: see `BlockSparse`.
+
+    Raises:
+      ValueError: If a kernel is stored as single weights.
+    """
+    check_blocks(topologies)
     return {path: jnp.zeros(t.grid, jnp.float32) for path, t in topologies.items()}
 
 
-def check(weights: PyTree, topologies: Topologies) -> None:
+def check_blocks(topologies: AnyTopologies) -> None:
+    """Raises a ValueError unless all are of blocks, which alone are rewired."""
+    for path, topology in topologies.items():
+        if isinstance(topology, CSRTopology):
+            raise ValueError(
+                f"{path!r} is stored as single weights, which have no scores and are not rewired; "
+                "use value_and_grad and an optimizer"
+            )
+
+
+def check(weights: PyTree, topologies: AnyTopologies) -> None:
     """Raises a ValueError if a topology has no leaf of its shape."""
     named = dict(_paths.flatten_with_paths(weights))
     for path, topology in topologies.items():
@@ -170,11 +221,12 @@ def check(weights: PyTree, topologies: Topologies) -> None:
             )
         if tuple(named[path].shape) != topology.values_shape:
             raise ValueError(
-                f"{path!r} has shape {tuple(named[path].shape)}, its blocks {topology.values_shape}"
+                f"{path!r} has shape {tuple(named[path].shape)}, its topology is for values of "
+                f"{topology.values_shape}"
             )
 
 
-def condense_state(inner_state: PyTree, params: PyTree, topologies: Topologies) -> PyTree:
+def condense_state(inner_state: PyTree, params: PyTree, topologies: AnyTopologies) -> PyTree:
     """The state of an optimizer for condensed weights, from that for dense parameters.
 
     What mirrors a sparse kernel (moments, averages) becomes the blocks of it; counters and what
@@ -183,7 +235,7 @@ def condense_state(inner_state: PyTree, params: PyTree, topologies: Topologies) 
     Args:
       inner_state: Of the wrapped optimizer (`SparseState.inner_state`).
       params: The dense parameters, or their shapes.
-      topologies: From `condense`.
+      topologies: From `condense` or `condense_csr`.
 
     Returns:
       A tree like `inner_state`.
@@ -192,14 +244,14 @@ def condense_state(inner_state: PyTree, params: PyTree, topologies: Topologies) 
     leaves, treedef = jax.tree.flatten(inner_state)
     for i, owner in enumerate(_inner_state.owners(inner_state, params)):
         if owner is not None and paths[owner] in topologies:
-            leaves[i] = _topology.extract(leaves[i], topologies[paths[owner]])
+            leaves[i] = _extract(leaves[i], topologies[paths[owner]])
     return jax.tree.unflatten(treedef, leaves)
 
 
 def densify_state(
     inner_state: PyTree,
     weights: PyTree,
-    topologies: Topologies,
+    topologies: AnyTopologies,
     inner: optax.GradientTransformation,
 ) -> PyTree:
     """The state of an optimizer for dense parameters, from that for condensed weights.
@@ -219,10 +271,30 @@ def densify_state(
     for i, owner in enumerate(_inner_state.owners(inner_state, weights)):
         if owner is not None and paths[owner] in topologies:
             topology = topologies[paths[owner]]
-            mask = topology.block.expand(topology.mask(), topology.shape)
-            leaves[i] = jnp.where(mask, BlockSparse(leaves[i], topology).dense(), rest[i])
+            leaves[i] = jnp.where(_mask(topology), _kernel(leaves[i], topology).dense(), rest[i])
     return jax.tree.unflatten(treedef, leaves)
 
 
+def _kernel(
+    values: jax.Array, topology: Topology | CSRTopology, probe: jax.Array | None = None
+) -> BlockSparse | CSR:
+    if isinstance(topology, CSRTopology):
+        return CSR(values, topology)
+    return BlockSparse(values, topology, probe)
+
+
+def _extract(dense: jax.Array, topology: Topology | CSRTopology) -> jax.Array:
+    if isinstance(topology, CSRTopology):
+        return topology.extract(dense)
+    return _topology.extract(dense, topology)
+
+
+def _mask(topology: Topology | CSRTopology) -> jax.Array:
+    """Of the weights of the dense kernel."""
+    if isinstance(topology, CSRTopology):
+        return topology.mask()
+    return topology.block.expand(topology.mask(), topology.shape)
+
+
 def _is_kernel(x: Any) -> bool:
-    return isinstance(x, BlockSparse)
+    return isinstance(x, BlockSparse | CSR)

@@ -24,6 +24,12 @@ def zeros(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *like: jax.Array)
     return functools.reduce(lax.add, [lax.full_like(x, 0, dtype, shape) for x in like])
 
 
+def differing(x: jax.Array, *like: jax.Array) -> jax.Array:
+    """An array that differs over devices as far as the others do."""
+    missing = frozenset().union(*map(_varying, like)) - _varying(x)
+    return x + zeros((), x.dtype, *like) if missing else x
+
+
 def summed(gradient: jax.Array, of: jax.Array) -> jax.Array:
     """A gradient added up over the devices on which it differs, but what it is of does not."""
     axes = _varying(gradient) - _varying(of)

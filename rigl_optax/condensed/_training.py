@@ -17,7 +17,7 @@ from rigl_optax._grown import AT_REST
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._method import Method, RewiringInputs
 from rigl_optax.condensed import _conversion, _devices, _topology
-from rigl_optax.condensed._conversion import Topologies
+from rigl_optax.condensed._conversion import AnyTopologies, Topologies
 from rigl_optax.condensed._topology import Topology
 
 PyTree = Any
@@ -214,7 +214,9 @@ def value_and_grad(loss: Loss) -> Callable[..., tuple[jax.Array, PyTree]]:
       A function of weights, topologies and those arguments to `(value, gradients)`.
     """
 
-    def function(weights: PyTree, topologies: Topologies, *args: Any) -> tuple[jax.Array, PyTree]:
+    def function(
+        weights: PyTree, topologies: AnyTopologies, *args: Any
+    ) -> tuple[jax.Array, PyTree]:
         def of_weights(weights: PyTree) -> jax.Array:
             return loss(_conversion.bind(weights, topologies), *args)
 
@@ -250,6 +252,7 @@ def _transformation(
     def init(weights: PyTree, topologies: Topologies) -> CondensedState:
         if not topologies:
             raise ValueError("topologies is empty: nothing is condensed")
+        _conversion.check_blocks(topologies)
         _conversion.check(weights, topologies)
         layout = _layout(weights, topologies)
         if plan is not None:

@@ -340,7 +340,7 @@ def test_nothing_dense_in_a_step_or_a_rewiring():
         ),
         (
             lambda w, t: condensed.bind({"w": jnp.ones((8, 6)), "b": w["b"]}, t),
-            r"'w' has shape \(8, 6\), its blocks \(6, 2, 2\)",
+            r"'w' has shape \(8, 6\), its topology is for values of \(6, 2, 2\)",
         ),
         (lambda w, t: condensed.rigl(optax.sgd(1), end=0), "end=0"),
         (
