@@ -97,8 +97,9 @@ class Config:
         `{'layers/0': Block(16, 16)}`; empty for single weights. With `condensed` also `measured`:
         the quickest blocks of each layer, and dense where that is quicker (`condensed.choose`).
       condensed: Whether sparse kernels are kept as their blocks alone, so that time and memory
-        follow the density (`rigl_optax.condensed`); for methods `static`, `set` and `rigl` with
-        blocks. Same masks and weights, up to rounding.
+        follow the density (`rigl_optax.condensed`): same masks and weights as without, up to
+        rounding. For methods `static`, `set` and `rigl`, with a `Block` in `structure` for each
+        sparse layer, and `mesh_params` of 1.
       rewire_every: Steps between rewirings (Delta T).
       rewire_until: The fraction of the training steps after which rewiring ends (T_end).
       drop_fraction: Fraction of active weights replaced at the first rewiring; cosine to 0.

@@ -76,6 +76,40 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
     return score(params, layers, loss, [first], structure=structure)
 
 
+def stored(config: Config, params: PyTree) -> dict[str, tuple[float, rigl_optax.Block]]:
+    """Which kernels are stored as blocks: `{path: (sparsity, block)}`.
+
+    Args:
+      config: The run's, with `condensed`.
+      params: Dense parameters, or their shapes.
+
+    Raises:
+      ValueError: If no layer is sparse, or one has no blocks, or some that do not divide it.
+    """
+    sparsities = methods.distribution(config)(params)
+    if not any(sparsities.values()):
+        raise ValueError(
+            f"config.sparsity={config.sparsity}: must leave some layer sparse with "
+            "config.condensed=True"
+        )
+    shapes = {path: tuple(leaf.shape) for path, leaf in _paths.flatten_with_paths(params)}
+    structure = structures.of_layers(config.structure, shapes, sparsities)
+    found = {}
+    for path, sparsity in sparsities.items():
+        block = structure[path]
+        if not sparsity:
+            continue  # all of it is there
+        if not isinstance(block, rigl_optax.Block):
+            raise ValueError(
+                f"config.structure={config.structure!r}: must be blocks for {path!r} with "
+                f"config.condensed=True, not {block}; give it some by its pattern, or keep it "
+                "dense by config.dense_layers"
+            )
+        block.grid(shapes[path], path)
+        found[path] = sparsity, block
+    return found
+
+
 def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
     """Where the blocks of condensed kernels are at first: as the masks of the masked form.
 
@@ -84,33 +118,15 @@ def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
       params: Dense parameters, or their shapes.
 
     Returns:
-      `{path: topology}` of the layers that are sparse at all.
-
-    Raises:
-      ValueError: If none is, or one has no blocks.
+      `{path: topology}` of the kernels that are `stored` as blocks.
     """
-    sparsities = methods.distribution(config)(params)
-    if not any(sparsities.values()):
-        raise ValueError(
-            f"config.sparsity={config.sparsity}, config.dense_layers={config.dense_layers!r}: must "
-            "leave some layer sparse with config.condensed=True"
-        )
-    shapes = {path: tuple(leaf.shape) for path, leaf in _paths.flatten_with_paths(params)}
-    found = structures.of_layers(config.structure, shapes, sparsities)
-    topologies = {}
+    of, topologies = stored(config, params), {}
     for position, (path, leaf) in enumerate(_paths.flatten_with_paths(params)):
-        if not sparsities.get(path):
-            continue
-        block = found[path]
-        if not isinstance(block, rigl_optax.Block):
-            raise ValueError(
-                f"config.structure={config.structure!r}: must be blocks for {path!r} with "
-                f"config.condensed=True, not {block}; give it some by its pattern, or keep it "
-                "dense by config.dense_layers"
+        if path in of:
+            sparsity, block = of[path]
+            topologies[path] = condensed.random_topology(
+                leaf.shape, sparsity, block, seed=config.seed, position=position
             )
-        topologies[path] = condensed.random_topology(
-            leaf.shape, sparsities[path], block, seed=config.seed, position=position
-        )
     return topologies
 
 

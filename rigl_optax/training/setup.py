@@ -102,8 +102,7 @@ def _check_dense_layers(config: Config, shapes: PyTree) -> None:
 
 def _check_condensed(config: Config, model: nnx.Module, shapes: PyTree) -> None:
     """Refuses layers that cannot be stored as blocks, before anything is traced or made."""
-    topologies = jax.eval_shape(lambda: first_masks.blocks(config, shapes))
-    reasons = layers.refused(model, topologies)
+    reasons = layers.refused(model, first_masks.stored(config, shapes))
     if reasons:
         raise ValueError(
             "config.condensed=True: these kernels cannot be stored as blocks: "

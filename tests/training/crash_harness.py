@@ -25,6 +25,11 @@ SMALL = {
     "checkpoint_every": "20",
     "rewire_every": "7",
 }
+CONDENSED = {
+    "condensed": "True",
+    "structure": "{'layers/[01]/kernel': Block(4, 4, pad=True)}",
+    "dense_layers": "layers/2",
+}
 
 
 def command(workdir, **keys):
@@ -127,19 +132,24 @@ def kill_often(workdir, times, seed=0, **keys):
 
 
 def final_leaves(workdir):
-    """All arrays of the newest checkpoint."""
+    """All arrays of the newest checkpoint, by their places in the state."""
     config = config_lib.from_saved(checkpoints.read_config(workdir))
     like = setup.prepare(mesh.fitting(config)).initial
     with checkpoints.read_checkpoints(workdir) as saved:
-        return [
-            np.asarray(x) for x in jax.tree.leaves(checkpoints.restore_newest(saved, like, print))
-        ]
+        state = checkpoints.restore_newest(saved, like, print)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 def assert_same(workdir, whole):
-    """Weights, masks, optimizer state, records and results, bit for bit."""
-    for a, b in zip(final_leaves(workdir), final_leaves(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
+    """Weights, masks or topologies, optimizer state, records and results, bit for bit."""
+    found, expected = final_leaves(workdir), final_leaves(whole)
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert found[path].dtype == leaf.dtype
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
     assert metrics.read(workdir / metrics.FILE) == metrics.read(whole / metrics.FILE)
     results = [json.loads((d / checkpoints.RESULT_FILE).read_text()) for d in (workdir, whole)]
     for key in ("test", "validation", "active_weights", "coverage", "fingerprints"):

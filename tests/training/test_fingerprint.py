@@ -106,12 +106,38 @@ def test_one_device_that_differs_is_named_with_the_leaf(small, bad):
     assert told.count("(process 0)") == agreeing + 1
 
 
+def spoil_mask(state):
+    layer = state.opt_state.masks["layers"][2]
+    layer["kernel"] = with_a_flip(layer["kernel"], jax.devices()[1])
+
+
+def spoil_topology(state):
+    topologies = state.opt_state.topologies
+    old = topologies["layers/0/kernel"]
+    rows = with_a_flip(old.rows, jax.devices()[1])
+    topologies["layers/0/kernel"] = dataclasses.replace(old, rows=rows)
+
+
 @needs_eight
 @pytest.mark.parametrize(("at_rewirings", "saved"), [(True, []), (False, ["10"])])
-def test_a_run_with_a_replica_that_differs_stops(small, tmp_path, monkeypatch, at_rewirings, saved):
+@pytest.mark.parametrize(
+    ("keys", "spoil", "culprit"),
+    [
+        ({}, spoil_mask, "layers/2/kernel"),
+        (
+            {"condensed": True, "structure": "Block(4, 4)", "dense_layers": "layers/[12]"},
+            spoil_topology,
+            "layers/0/kernel/rows",
+        ),
+    ],
+    ids=["masked", "condensed"],
+)
+def test_a_run_with_a_replica_that_differs_stops(
+    small, tmp_path, monkeypatch, at_rewirings, saved, keys, spoil, culprit
+):
     # Rewirings are updates 0, 7, 14; checkpoints come after 10 and 20 of them.
     config = dataclasses.replace(small, mesh_data=2, steps=25, rewire_every=7, checkpoint_every=10)
-    config = dataclasses.replace(config, compare_at_rewirings=at_rewirings)
+    config = dataclasses.replace(config, compare_at_rewirings=at_rewirings, **keys)
     spoil_at = 3 if at_rewirings else 12
     make_train_step = step.make_train_step
 
@@ -122,14 +148,13 @@ def test_a_run_with_a_replica_that_differs_stops(small, tmp_path, monkeypatch, a
             at = int(state.step)
             state = train_step(state, batch)
             if at == spoil_at:
-                layer = state.opt_state.masks["layers"][2]
-                layer["kernel"] = with_a_flip(layer["kernel"], jax.devices()[1])
+                spoil(state)
             return state
 
         return spoiled
 
     monkeypatch.setattr(step, "make_train_step", make_spoiled)
-    with pytest.raises(fingerprint.DivergenceError, match="the mask of 'layers/2/kernel'"):
+    with pytest.raises(fingerprint.DivergenceError, match=f"the mask of '{culprit}'"):
         loop.train(config, tmp_path, Console(file=io.StringIO()))
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("[0-9]*")) == saved
 

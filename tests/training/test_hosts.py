@@ -19,6 +19,7 @@ from rich.console import Console
 
 from rigl_optax.training import checkpoints, hosts, loop, metrics, setup, signals
 from rigl_optax.training import config as config_lib
+from tests.training.condensed_runs import LENET
 from tests.training.spoiled_host import AT, CONFIG
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -171,6 +172,19 @@ def test_only_the_first_process_prints_and_writes(runs):
     assert [r["step"] for r in records if r["kind"] == "validation"] == [20, 40, 60]
     config = config_lib.from_saved(checkpoints.read_config(workdir))
     assert config.mesh_params == 4
+
+
+@pytest.mark.slow
+def test_a_condensed_run_on_two_processes_is_that_on_one(tmp_path):
+    config = dataclasses.replace(LENET, batch_size=48, mesh_data=0, compare_at_rewirings=True)
+    said = on_two_processes(config, tmp_path / "two", devices=2)
+    assert [code for code, _ in said] == [0, 0], said
+    on_this_process(dataclasses.replace(config, mesh_data=1), tmp_path / "one")
+    two, one = (result_of(tmp_path / name) for name in ("two", "one"))
+    assert len(two["devices"]) == 4
+    for name in ("fingerprints", "active_weights", "coverage", "flops", "warnings"):
+        assert two[name] == one[name]
+    assert two["test"]["loss"] == pytest.approx(one["test"]["loss"], rel=1e-4)
 
 
 @pytest.mark.slow

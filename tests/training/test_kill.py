@@ -35,6 +35,27 @@ def test_killed_at_any_moment_and_started_again_it_ends_bit_for_bit_the_same(who
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("kill")
+def test_a_condensed_run_too(tmp_path):
+    keys = harness.CONDENSED | {"steps": "400"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(whole, **keys).returncode == 0
+    assert harness.kill_often(killed, times=8, seed=1, **keys) >= 6
+    assert not (killed / "result.json").exists()
+    completed = run(killed, **keys)
+    assert completed.returncode == 0, completed.stderr
+    assert "resumed at step" in completed.stdout
+    harness.assert_same(killed, whole)
+    # Blocks and where they are: both are among what was compared.
+    found = harness.final_leaves(killed)
+    values = found["params/layers/0/kernel"]
+    for name in ("rows", "cols"):
+        where = found[f"opt_state/topologies/layers/0/kernel/{name}"]
+        assert where.dtype == "int32" and where.shape == values.shape[:1]
+    assert values.shape[1:] == (4, 4) and values.any()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("kill")
 def test_asked_to_stop_it_saves_first_and_goes_on_from_there(whole, tmp_path):
     process = harness.start(tmp_path, checkpoint_every="0")
     reached = lambda workdir, known: harness._last(workdir) is not None

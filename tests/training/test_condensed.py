@@ -1,0 +1,200 @@
+"""Runs of stored blocks are the masked runs of the same config."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rigl_optax.data import batches
+from rigl_optax.training import checks, health, methods, metrics, setup, state
+from tests.training import condensed_runs as runs
+from tests.training.condensed_runs import GRU, LENET, MOBILENET
+
+pytestmark = pytest.mark.xdist_group("condensed")  # they share what fixtures have trained
+slow = pytest.mark.slow
+KINDS = [pytest.param(kind, marks=() if kind == "lenet" else slow) for kind in runs.KINDS]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def both(request, tmp_path_factory):
+    """Of the masked and of the condensed run: config, workdir, run, result."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        runs.shorten(patch)
+        for is_condensed in (False, True):
+            config = dataclasses.replace(runs.KINDS[request.param], condensed=is_condensed)
+            workdir = tmp_path_factory.mktemp("run")
+            result, _ = runs.train(config, workdir)
+            prepared = setup.prepare(config)
+            found[is_condensed] = (config, workdir, prepared, result)
+        yield found[False], found[True]
+
+
+def test_it_starts_from_the_same_network_exactly(both):
+    (_, _, masked, _), (config, _, condensed, _) = both
+    runs.assert_same_masks(condensed.initial, masked.initial)
+    runs.assert_close(condensed.initial, masked.initial, rtol=0, atol=0)
+    sparse = methods.distribution(config)(condensed.shapes)
+    assert state.topologies(condensed.initial).keys() == sparse.keys() and sparse
+    shapes = {path: leaf.shape for path, leaf in runs.named(condensed.initial.params).items()}
+    for path, topology in state.topologies(condensed.initial).items():
+        assert shapes[path] == topology.values_shape
+
+
+def test_it_ends_with_the_same_masks_and_weights(both):
+    (masked, *_), (config, *_) = both
+    ends = [runs.final(masked, both[0][1]), runs.final(config, both[1][1])]
+    runs.assert_same_masks(ends[1], ends[0])
+    runs.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
+    start, end = runs.masks_of(both[0][2].initial), runs.masks_of(ends[0])
+    changed = [path for path in end if (end[path] != start[path]).any()]
+    assert bool(changed) == methods.find(config).rewires
+    assert checks.counters(ends[1]) == (methods.rewirings_before(config, config.steps), 0)
+    before, after = (runs.dense_of(x) for x in (both[0][2].initial, ends[0]))
+    assert all((before[path] != after[path]).any() for path in state.topologies(ends[1]))
+
+
+# What comes from losses; all else in a record is counted, and the same to the last digit.
+ROUNDED = ("loss", "accuracy", "bits_per_byte")
+
+
+def test_its_records_say_the_same(both):
+    records = [metrics.read(workdir / metrics.FILE) for _, workdir, *_ in both]
+    told = [[(r["step"], r["kind"], sorted(r)) for r in found] for found in records]
+    assert told[0] == told[1]
+    for masked, condensed in zip(*records, strict=True):
+        for name, value in masked.items():
+            if name in ROUNDED:
+                assert condensed[name] == pytest.approx(value, rel=1e-4)
+            else:
+                assert condensed[name] == value, (condensed["kind"], condensed["step"], name)
+    kinds = {kind for _, kind, _ in told[1]}
+    assert ("rewiring" in kinds) == methods.find(both[1][0]).rewires
+
+
+def test_its_result_says_the_same(both):
+    (_, masked_dir, _, masked), (_, condensed_dir, _, condensed) = both
+    for key in ("active_weights", "weights", "flops", "coverage", "warnings"):
+        assert condensed[key] == masked[key], key
+    for split in ("validation", "test"):
+        assert condensed[split] == pytest.approx(masked[split], rel=1e-4)
+    explained = [path / "explanation.json" for path in (masked_dir, condensed_dir)]
+    assert explained[0].read_text() == explained[1].read_text()
+    assert all(np.isfinite(value) for value in condensed["test"].values())
+
+
+# ---------------------------------------------------------------------------- what is counted
+
+
+def test_blocks_at_the_edge_count_as_the_weights_they_have():
+    prepared = setup.prepare(LENET)
+    masks = runs.masks_of(prepared.initial)
+    active = checks.active_weights(LENET, prepared.initial)
+    assert active == {path: int(mask.sum()) for path, mask in masks.items()}
+    topology = state.topologies(prepared.initial)["layers/1/kernel"]
+    assert topology.shape == (20, 10) and topology.grid == (5, 3)
+    edge = np.asarray(topology.cols) == 2
+    assert edge.any() and active["layers/1/kernel"] == 16 * (~edge).sum() + 8 * edge.sum()
+    of = state.entries(prepared.initial)["layers/1/kernel"]
+    assert of.outputs.tolist() == [4, 4, 2] and of.inputs.tolist() == [4] * 5
+    assert checks.dead_units(LENET, prepared.initial) == {
+        path: int((~mask.any(0)).sum()) for path, mask in masks.items() if mask.ndim == 2
+    }
+    assert health.coverage(prepared.initial) == pytest.approx(
+        sum(m.sum() for p, m in masks.items() if not m.all())
+        / sum(m.size for m in masks.values() if not m.all())
+    )
+    assert state.sizes(prepared.initial) == {path: mask.size for path, mask in masks.items()}
+
+
+# ------------------------------------------------------------------- gates, some of them dense
+
+
+@slow
+def test_a_cell_may_have_dense_gates_besides_condensed_ones():
+    config = dataclasses.replace(
+        GRU, dense_layers="embedding|recurrent/reset|input/update", hidden=(8,), sequence_length=5
+    )
+    prepared = {c: setup.prepare(c) for c in (config, runs.masked(config))}
+    assert len(state.topologies(prepared[config].initial)) == 5
+    ends = [runs.advance(c, run, 9) for c, run in prepared.items()]
+    runs.assert_same_masks(*ends)
+    runs.assert_close(*ends, rtol=1e-4, atol=1e-5)
+    assert int(ends[0].opt_state.rewirings) == 2
+
+
+# -------------------------------------------------------------------------- what is not finite
+
+
+@pytest.mark.parametrize("bad", [20, pytest.param(33, marks=slow)])  # a rewiring; none
+def test_after_a_skipped_step_both_forms_rewire_at_the_same_steps(tmp_path, monkeypatch, bad):
+    sound = batches.training_batch
+
+    def training_batch(*args, step, **keys):
+        batch = sound(*args, step=step, **keys)
+        if step == bad:
+            batch["labels"] = np.full_like(batch["labels"], 1000)
+        return batch
+
+    monkeypatch.setattr(batches, "training_batch", training_batch)
+    config = dataclasses.replace(LENET, on_nonfinite="skip", steps=60)
+    ends = {}
+    for each in (config, runs.masked(config)):
+        workdir = tmp_path / str(each.condensed)
+        result, _ = runs.train(each, workdir)
+        assert any("1 steps up to" in warning for warning in result["warnings"])
+        ends[each] = runs.final(each, workdir)
+    runs.assert_same_masks(*ends.values())
+    runs.assert_close(*ends.values(), rtol=1e-4, atol=1e-5)
+    assert [int(end.opt_state.count) for end in ends.values()] == [59, 59]
+    assert len({checks.counters(end) for end in ends.values()}) == 1
+
+
+# ------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (LENET, {"method": "snfs"}, "method='snfs': methods of stored.*are static, set, rigl$"),
+        (LENET, {"method": "dense"}, "method='dense': methods of stored.*static, set, rigl$"),
+        (LENET, {"structure": ""}, r"structure='': must be blocks, as 'Block\(16, 16\)'"),
+        (
+            LENET,
+            {"structure": "{'layers/0': Block(4, 4)}"},
+            r"must be blocks for 'layers/1/kernel'.*not Unstructured\(\).*config.dense_layers",
+        ),
+        (LENET, {"structure": "NM(1, 4)"}, r"must be blocks for 'layers/0/.*not NM\("),
+        (LENET, {"structure": "ConstantFanIn()"}, "blocks for 'layers/0/.*not ConstantFanIn"),
+        (LENET, {"structure": "Block(3, 4)"}, r"Block\(rows=3.*'layers/0/kernel' of 64 inputs"),
+        (LENET, {"structure": "{'dense': Block(4, 4)}"}, "'dense'"),
+        (LENET, {"sparsity": 0.0}, "config.sparsity=0.0: must leave some layer sparse with"),
+        (LENET, {"dense_layers": "layers"}, "nothing left to sparsify.*'layers/0/kernel'"),
+        (LENET, {"mesh_params": 2}, "mesh_params=2: must be 1 with config.condensed=True"),
+        (LENET, {"mesh_axes": "explicit"}, "mesh_axes='explicit': must be 'auto' with config.cond"),
+        (
+            LENET,
+            {"method_options": "accumulate=2"},
+            r"rigl of stored blocks \(config.condensed=True\) has no accumulate; it has .*min_fan",
+        ),
+        (LENET, {"method": "set", "method_options": "momentum=1"}, "set of stored.*no momentum"),
+        (LENET, {"method": "static", "method_options": "min_fan_in=1"}, "it has none"),
+        (LENET, {"method_options": "every=2"}, "every follow from config.rewire_every"),
+        (LENET, {"ticket": "somewhere"}, "rigl takes none"),
+        (
+            MOBILENET,
+            {"dense_layers": "stem|blocks/1", "structure": "Block(2, 2, pad=True)"},
+            "'blocks/0/depthwise/kernel', since its channels are in 8 groups; 'blocks/2/dep",
+        ),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(config, changes, message, monkeypatch):
+    runs.shorten(monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        setup.prepare(dataclasses.replace(config, **changes))
+
+
+def test_layers_that_stay_dense_may_be_of_any_kind():
+    config = dataclasses.replace(GRU, dense_layers="embedding|layers")
+    assert state.topologies(setup.prepare(config).initial).keys() == {"readout/0/kernel"}
+    assert runs.advance(config, setup.prepare(config), 1).step == 1
