@@ -85,8 +85,8 @@ def _table(network: Network) -> str:
     lines = [
         f"{network.title}, {100 * network.sparsity:g} %, {network.seeds} seeds:",
         "",
-        f"| structure | method | {what} | minus static | active weights | ms a step | of dense |",
-        "|---|---|---|---|---|---|---|",
+        f"| structure | method | {what} | minus static | active weights | time of a step, of dense |",
+        "|---|---|---|---|---|---|",
     ]
     for row, took in zip(rows, milliseconds, strict=True):
         paired = ""
@@ -97,8 +97,7 @@ def _table(network: Network) -> str:
         lines.append(
             f"| {kind} | {row['method']} | {judged.number(row['mean'])} ± "
             f"{judged.number(row['std'])} | {paired} | "
-            f"{100 * row['active_weights'] / row['weights']:.1f} % | {took:.1f} | "
-            f"{took / milliseconds[0]:.2f} |"
+            f"{100 * row['active_weights'] / row['weights']:.1f} % | {took / milliseconds[0]:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -134,6 +133,7 @@ def draw() -> None:
             xlabel="seconds of training, 2 CPU cores",
             ylabel=f"test {judged.label}",
         )
+        axes.margins(x=0.1)
         axes.set_xlim(left=0)
         axes.title.set_size(9)
         axes.legend(fontsize=7)
