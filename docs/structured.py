@@ -85,7 +85,7 @@ def _table(network: Network) -> str:
     lines = [
         f"{network.title}, {100 * network.sparsity:g} %, {network.seeds} seeds:",
         "",
-        f"| structure | method | {what} | minus static | active weights | time of a step, of dense |",
+        f"| structure | method | {what} | minus static | active weights | time of a step |",
         "|---|---|---|---|---|---|",
     ]
     for row, took in zip(rows, milliseconds, strict=True):
