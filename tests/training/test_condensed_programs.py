@@ -47,7 +47,7 @@ LARGE = {
         GRU,
         hidden=(256,),
         model_options="embedding=32,readout=(32,),fused=False",
-        dense_layers="input|readout",
+        dense_layers="layers/0/input|readout",
         structure="Block(16, 16)",
         batch_size=2,
         sparsity=0.9,
