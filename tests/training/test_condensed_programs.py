@@ -53,7 +53,6 @@ LARGE = {
         sparsity=0.9,
     ),
 }
-LARGE["lstm"] = dataclasses.replace(LARGE["gru"], model="lstm")
 # Its gates are one kernel, of which no single one may be there either.
 LARGE["gru-fused"] = dataclasses.replace(LARGE["gru"], model_options="embedding=32,readout=(32,)")
 SHOWN = [pytest.param(kind, marks=() if kind == "lenet" else slow) for kind in LARGE]
