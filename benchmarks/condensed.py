@@ -2,7 +2,7 @@
 
     make bench-condensed
     python benchmarks/condensed.py --sparsities=.9,.95,.98 --blocks=32x32,16x16
-    python benchmarks/condensed.py --widths=512,1024,2048,4096 --sparsities=.5,.8,.9,.95,.98 \
+    python benchmarks/condensed.py --widths=512,1024,2048 --sparsities=.5,.8,.9,.95,.98 \
         --blocks=32x32 --steps=5 --figure=docs/images/condensed_cost.png
 
 An MLP 784-2048-2048-2048-10 with Adam at batch 256, forward, backward and update; every kernel
