@@ -1,10 +1,15 @@
 """Depthwise convolutions, which XLA is slow at on the CPU."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from rigl_optax.condensed import _devices
+
+_Pads = tuple[tuple[int, int], ...]
 
 
 def depthwise(
@@ -45,19 +50,77 @@ def depthwise(
             feature_group_count=x.shape[-1],
         )
 
-    def shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-        (height, width), (down, right) = kernel.shape[:2], strides
-        rows = (x.shape[1] - height) // down + 1
-        columns = (x.shape[2] - width) // right + 1
-        y = jnp.zeros((), x.dtype)
-        for i in range(height):
-            for j in range(width):
-                ends = (i + (rows - 1) * down + 1, j + (columns - 1) * right + 1)
-                seen = lax.slice(
-                    x, (0, i, j, 0), (x.shape[0], *ends, x.shape[3]), (1, down, right, 1)
-                )
-                y = y + seen * kernel[i, j, 0]
-        return y
+    places = (tuple(strides), tuple((int(low), int(high)) for low, high in padding))
+    return lax.platform_dependent(
+        x, kernel, cpu=functools.partial(_shifted, *places), default=grouped
+    )
 
-    return lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
+
+def _sum_of_taps(
+    strides: tuple[int, ...], padding: _Pads, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """The images as each tap sees them, weighted."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    (height, width), (down, right) = kernel.shape[:2], strides
+    rows = (x.shape[1] - height) // down + 1
+    columns = (x.shape[2] - width) // right + 1
+    y = jnp.zeros((), x.dtype)
+    for i in range(height):
+        for j in range(width):
+            ends = (i + (rows - 1) * down + 1, j + (columns - 1) * right + 1)
+            seen = lax.slice(x, (0, i, j, 0), (x.shape[0], *ends, x.shape[3]), (1, down, right, 1))
+            y = y + seen * kernel[i, j, 0]
+    return y
+
+
+_shifted = jax.custom_vjp(_sum_of_taps, nondiff_argnums=(0, 1))
+
+
+def _forward(
+    strides: tuple[int, ...], padding: _Pads, x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _sum_of_taps(strides, padding, x, kernel), (x, kernel)
+
+
+def _backward(
+    strides: tuple[int, ...], padding: _Pads, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    of_images = functools.partial(_sum_of_taps, strides, padding, kernel=kernel)
+    (dx,) = jax.linear_transpose(of_images, x)(dy)
+    return dx, _devices.summed(_kernel_gradient(strides, padding, x, dy, kernel), kernel)
+
+
+_shifted.defvjp(_forward, _backward)
+
+
+def _kernel_gradient(
+    strides: tuple[int, ...], padding: _Pads, x: jax.Array, dy: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """What every tap saw, times the gradient of what it added to, summed over batch and places.
+
+    A row of outputs at a time, and elementwise but for one sum at the end: a sum for each tap,
+    over all there is but channels, takes up to thirteen times as long.
+    """
+    (height, width), (down, right) = kernel.shape[:2], strides
+    batch, rows, columns, channels = dy.shape
+    dtype = jnp.promote_types(dy.dtype, jnp.float32)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+
+    def add_row(totals: list[jax.Array], row: jax.Array) -> tuple[list[jax.Array], None]:
+        dy_BxWxC = lax.dynamic_index_in_dim(dy, row, 1, keepdims=False).astype(dtype)
+        seen = lax.dynamic_slice_in_dim(x, row * down, height, 1)
+        added = []
+        for tap, total in enumerate(totals):
+            i, j = divmod(tap, width)
+            end = j + (columns - 1) * right + 1
+            part = lax.slice(
+                seen, (0, i, j, 0), (batch, i + 1, end, channels), (1, 1, right, 1)
+            ).reshape(dy_BxWxC.shape)
+            added.append(total + part * dy_BxWxC)
+        return added, None
+
+    nothing = _devices.zeros((batch, columns, channels), dtype, x, dy)
+    totals, _ = lax.scan(add_row, [nothing] * (height * width), jnp.arange(rows))
+    gradient = jnp.stack([total.sum((0, 1)) for total in totals])
+    return gradient.reshape(kernel.shape).astype(kernel.dtype)
