@@ -1,12 +1,10 @@
 """Convolutions with stored blocks of channels; all taps of a block are together.
 
-On the CPU a loop over the blocks: products with shifted slices of the pixels, a tile at a time
-(a convolution for each block was 6 times slower than the dense one); elsewhere one grouped
-convolution of gathered channels, and a segment sum.
+On the CPU a loop over the blocks, each a convolution of its own; elsewhere one grouped convolution
+of gathered channels, and a segment sum.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +18,8 @@ from rigl_optax.condensed._kernel import BlockSparse, Spec, common_dtype, matmul
 
 Padding = str | Sequence[tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Pixels at a time: all taps of a block of 32 channels on them stay in the second cache level.
-_TILE = 256
+# Bytes of the rows of images that a gradient of kernels takes at a time: they stay in the cache.
+ROWS = 1 << 19
 
 
 def convolve(
@@ -53,14 +51,7 @@ def convolve(
     )
     pads = tuple((int(low), int(high)) for low, high in pads)
     if shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
-        # Accelerators are best at matmuls. On the CPU a tile of pixels at a time stays in the
-        # cache, where a matmul would transpose all of them first.
-        return lax.platform_dependent(
-            x[:, :: strides[0], :: strides[1]],
-            kernel,
-            cpu=functools.partial(_windowed, (1, 1), pads),
-            default=matmul,
-        )
+        return matmul(x[:, :: strides[0], :: strides[1]], kernel)
     return _windowed(tuple(strides), pads, x, kernel)
 
 
@@ -102,6 +93,27 @@ class _Window(NamedTuple):
             preferred_element_type=_product.accumulator(x, values),
         )
 
+    def outputs(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Height and width of what comes out."""
+        sizes = zip(x_shape[1:3], self.padding, self.spec.shape[:2], self.strides, strict=True)
+        return tuple(
+            (size + low + high - tap) // step + 1 for size, (low, high), tap, step in sizes
+        )
+
+    def padded(self, x: jax.Array) -> jax.Array:
+        """Images with what is added at their ends."""
+        edges = tuple((*pair, 0) for pair in self.padding)
+        return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+
+    def transposed_padding(self, x_shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+        """Of outputs dilated by the strides, for a convolution that gives inputs."""
+        pads = []
+        sizes = zip(x_shape[1:3], self.outputs(x_shape), self.spec.shape[:2], strict=True)
+        for (size, out, tap), (low, _), step in zip(sizes, self.padding, self.strides, strict=True):
+            before = tap - 1 - low
+            pads.append((before, size + tap - 1 - ((out - 1) * step + 1) - before))
+        return tuple(pads)
+
     def blocked_inputs(self, x: jax.Array) -> jax.Array:
         """[input blocks, batch, height, width, r]."""
         return _blocked(x, self.spec.grid[0], self.spec.block.rows)
@@ -122,9 +134,7 @@ def _convolve(
 ) -> jax.Array:
     del probe
     if not values.shape[0]:
-        spec = window.spec
-        dense = jax.ShapeDtypeStruct(spec.shape, x.dtype)
-        shape = jax.eval_shape(window.apply, x, dense).shape
+        shape = (x.shape[0], *window.outputs(x.shape), window.spec.shape[-1])
         return _devices.zeros(shape, x.dtype, x, values)
     return lax.platform_dependent(
         values,
@@ -169,133 +179,23 @@ _convolve.defvjp(_forward, _backward)
 
 
 # ------------------------------------------------------------------------ the loop on the CPU
-#
-# Pixels of padded images lie side by side, so that a tap of the window is a shift: where the
-# windows start at the outputs' pixels p, tap t sees the pixel p + offset(t). With strides the
-# images are cut into phases, one for each place of a pixel within a stride, and a tap sees the
-# same shift of one phase. Outputs at the seams between images are computed and thrown away.
-
-
-class _Shifts(NamedTuple):
-    """Where the taps of a window are among the pixels of phases, all static."""
-
-    phases: tuple[int, ...]  # of each tap
-    offsets: tuple[int, ...]
-    height: int  # of an image of one phase
-    width: int
-    outputs: tuple[int, int]  # height and width of what comes out
-
-    @property
-    def halo(self) -> int:
-        """How far a tap may look."""
-        return max(self.offsets)
-
-
-def _shifts(window: _Window, x_shape: tuple[int, ...]) -> _Shifts:
-    taps, strides = window.spec.shape[:2], window.strides
-    outputs = tuple(
-        (size + low + high - tap) // stride + 1
-        for size, (low, high), tap, stride in zip(
-            x_shape[1:3], window.padding, taps, strides, strict=True
-        )
-    )
-    height, width = (
-        out - 1 - (-tap // stride) for out, tap, stride in zip(outputs, taps, strides, strict=True)
-    )
-    places = [(i, j) for i in range(taps[0]) for j in range(taps[1])]
-    phases = tuple((i % strides[0]) * strides[1] + j % strides[1] for i, j in places)
-    offsets = tuple((i // strides[0]) * width + j // strides[1] for i, j in places)
-    return _Shifts(phases, offsets, height, width, (outputs[0], outputs[1]))
-
-
-def _as_phases(window: _Window, shifts: _Shifts, x: jax.Array) -> jax.Array:
-    """Images as [phases, input blocks, r, pixels], with zeros after the last pixel."""
-    block, (inputs, _) = window.spec.block, window.spec.grid
-    strides, sizes = window.strides, (shifts.height, shifts.width)
-    edges = [(0, 0, 0)]
-    for n, (low, _), size, stride in zip(x.shape[1:3], window.padding, sizes, strides, strict=True):
-        edges.append((low, size * stride - n - low, 0))  # may cut off what no window sees
-    edges.append((0, inputs * block.rows - x.shape[3], 0))
-    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
-    x = x.reshape(x.shape[0], sizes[0], strides[0], sizes[1], strides[1], inputs, block.rows)
-    x = x.transpose(2, 4, 5, 6, 0, 1, 3).reshape(
-        -1, inputs, block.rows, x.shape[0] * math.prod(sizes)
-    )
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, shifts.halo + -x.shape[-1] % _TILE)))
-
-
-def _from_phases(window: _Window, shifts: _Shifts, x: jax.Array, like: jax.Array) -> jax.Array:
-    """The inverse of `_as_phases`: what no window sees gets 0."""
-    (batch, *_, channels), strides = like.shape, window.strides
-    sizes = (shifts.height, shifts.width)
-    x = x[..., : batch * math.prod(sizes)]
-    x = x.reshape(*strides, -1, batch, *sizes)[:, :, :channels]
-    x = x.transpose(3, 4, 0, 5, 1, 2).reshape(
-        batch, sizes[0] * strides[0], sizes[1] * strides[1], channels
-    )
-    edges = [(0, 0, 0)]
-    for n, (low, _), whole in zip(like.shape[1:3], window.padding, x.shape[1:3], strict=True):
-        edges.append((-low, n - (whole - low), 0))
-    return lax.pad(x, jnp.zeros((), x.dtype), [*edges, (0, 0, 0)])
-
-
-def _outputs_as_pixels(window: _Window, shifts: _Shifts, dy: jax.Array) -> jax.Array:
-    """[output blocks, c, pixels], zero at the seams."""
-    block, (_, outputs) = window.spec.block, window.spec.grid
-    missing = (
-        shifts.height - shifts.outputs[0],
-        shifts.width - shifts.outputs[1],
-        outputs * block.cols - dy.shape[3],
-    )
-    dy = jnp.pad(dy, ((0, 0), *((0, n) for n in missing)))
-    dy = jnp.moveaxis(dy, 3, 0).reshape(outputs, block.cols, -1)
-    return jnp.pad(dy, ((0, 0), (0, 0), (0, -dy.shape[-1] % _TILE)))
-
-
-def _outputs_from_pixels(
-    window: _Window, shifts: _Shifts, y_OxCxP: jax.Array, batch: int
-) -> jax.Array:
-    pixels = batch * shifts.height * shifts.width
-    channels = window.spec.shape[-1]
-    y = y_OxCxP.reshape(-1, y_OxCxP.shape[-1])[:channels, :pixels]
-    y = y.reshape(channels, batch, shifts.height, shifts.width)
-    return jnp.moveaxis(y[:, :, : shifts.outputs[0], : shifts.outputs[1]], 0, 3)
-
-
-def _patch(x: jax.Array, starts: Sequence[tuple[Any, ...]]) -> jax.Array:
-    """Slices of a tile of pixels, one for each tap, one above the other."""
-    size = (*(1,) * (x.ndim - 2), x.shape[-2], _TILE)
-
-    def of_tap(start: tuple[Any, ...]) -> jax.Array:
-        indices = [jnp.asarray(i, jnp.int32) for i in start]  # of one type, with x64 too
-        return lax.dynamic_slice(x, indices, size).reshape(x.shape[-2], _TILE)
-
-    return jnp.concatenate([of_tap(start) for start in starts])
 
 
 def _forward_loop(
     window: _Window, values: jax.Array, rows: jax.Array, cols: jax.Array, x: jax.Array
 ) -> jax.Array:
-    spec, shifts = window.spec, _shifts(window, x.shape)
-    pixels = _as_phases(window, shifts, x)
-    stacked = values.reshape(values.shape[0], -1, spec.block.cols)  # taps above each other
+    spec = window.spec
+    (inputs, outputs), block = spec.grid, spec.block
+    x = _with_channels(x, inputs * block.rows)
     dtype = _product.accumulator(x, values)
 
-    def of_tile(first: jax.Array) -> jax.Array:
-        def add(k: jax.Array, y_OxCxT: jax.Array) -> jax.Array:
-            taps = zip(shifts.phases, shifts.offsets, strict=True)
-            patch = _patch(pixels, [(phase, rows[k], 0, first + offset) for phase, offset in taps])
-            part = lax.dot_general(
-                stacked[k], patch, (((0,), (0,)), ((), ())), preferred_element_type=dtype
-            )
-            return y_OxCxT.at[cols[k]].add(part, mode="promise_in_bounds")
+    def add(k: jax.Array, y: jax.Array) -> jax.Array:
+        part = window.apply(_channels(x, rows[k], block.rows), values[k])
+        return _add_channels(y, part, cols[k])
 
-        y = _devices.zeros((spec.grid[1], spec.block.cols, _TILE), dtype, values, x)
-        return lax.fori_loop(0, values.shape[0], add, y)
-
-    firsts = jnp.arange(0, pixels.shape[-1] - shifts.halo, _TILE)
-    y = _untiled(lax.map(of_tile, firsts))
-    return _outputs_from_pixels(window, shifts, y, x.shape[0]).astype(x.dtype)
+    shape = (x.shape[0], *window.outputs(x.shape), outputs * block.cols)
+    y = lax.fori_loop(0, values.shape[0], add, _devices.zeros(shape, dtype, values, x))
+    return y[..., : spec.shape[-1]].astype(x.dtype)
 
 
 def _backward_loop(
@@ -306,95 +206,105 @@ def _backward_loop(
     x: jax.Array,
     dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    spec, shifts = window.spec, _shifts(window, x.shape)
-    block, dtype = spec.block, _product.accumulator(x, values)
-    pixels = _as_phases(window, shifts, x)
-    dy_OxCxP = _outputs_as_pixels(window, shifts, dy)
-    firsts = jnp.arange(0, dy_OxCxP.shape[-1], _TILE)
+    spec = window.spec
+    (inputs, outputs), block = spec.grid, spec.block
+    dtype = _product.accumulator(x, values)
+    dy = _with_channels(dy, outputs * block.cols)
 
-    def add_tile(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
-        def one(place: tuple[jax.Array, jax.Array]) -> jax.Array:
-            row, col = place
-            taps = zip(shifts.phases, shifts.offsets, strict=True)
-            patch = _patch(pixels, [(phase, row, 0, first + offset) for phase, offset in taps])
-            above = _patch(dy_OxCxP, [(col, 0, first)])
-            return lax.dot_general(
-                patch, above, (((1,), (1,)), ((), ())), preferred_element_type=dtype
-            )
+    # The convolution that is its transpose, written out: a loop is slow at those that JAX makes,
+    # whose kernels are reversed and images dilated within them.
+    turned = values[:, ::-1, ::-1].swapaxes(-1, -2)
+    padding = window.transposed_padding(x.shape)
+    dilated = tuple((0, 0, stride - 1) for stride in window.strides)
 
-        return total + lax.map(one, (rows, cols)), None
+    def add(k: jax.Array, dx: jax.Array) -> jax.Array:
+        own = _channels(dy, cols[k], block.cols)
+        own = lax.pad(own, jnp.zeros((), own.dtype), ((0, 0, 0), *dilated, (0, 0, 0)))
+        part = lax.conv_general_dilated(
+            own,
+            turned[k],
+            (1, 1),
+            padding,
+            dimension_numbers=_LAYOUT,
+            preferred_element_type=dtype,
+        )
+        return _add_channels(dx, part, rows[k])
 
-    shape = (values.shape[0], math.prod(values.shape[1:4]), block.cols)
-    nothing = _devices.zeros(shape, dtype, x, dy)
-    dvalues = lax.scan(add_tile, nothing, firsts)[0].reshape(values.shape).astype(values.dtype)
+    dx = _devices.zeros((*x.shape[:3], inputs * block.rows), dtype, values, dy)
+    dx = lax.fori_loop(0, values.shape[0], add, dx)[..., : x.shape[3]].astype(x.dtype)
 
-    # A pixel of the input is seen from as far before it as a tap looks ahead.
-    before = jnp.pad(dy_OxCxP, ((0, 0), (0, 0), (shifts.halo, 0)))
-    by_phase = [
-        [t for t, at in enumerate(shifts.phases) if at == phase]
-        for phase in range(math.prod(window.strides))
-    ]
-    taps = values.reshape(values.shape[0], -1, block.rows, block.cols)
-    kernels = [taps[:, jnp.asarray(own)] for own in by_phase if own]
+    padded = window.padded(_with_channels(x, inputs * block.rows))
 
-    def of_tile(first: jax.Array) -> jax.Array:
-        def add(k: jax.Array, dx: jax.Array) -> jax.Array:
-            used = [(phase, own) for phase, own in enumerate(by_phase) if own]
-            for (phase, own), kernel in zip(used, kernels, strict=True):
-                starts = [(cols[k], 0, first + shifts.halo - shifts.offsets[t]) for t in own]
-                kernel_RxTC = kernel[k].transpose(1, 0, 2).reshape(block.rows, -1)
-                part = lax.dot_general(
-                    kernel_RxTC,
-                    _patch(before, starts),
-                    (((1,), (0,)), ((), ())),
-                    preferred_element_type=dtype,
-                )
-                dx = dx.at[phase, rows[k]].add(part, mode="promise_in_bounds")
-            return dx
+    def one(place: tuple[jax.Array, jax.Array]) -> jax.Array:
+        row, col = place
+        seen = _channels(padded, row, block.rows)
+        return _kernel_gradient(window, seen, _channels(dy, col, block.cols), dtype)
 
-        shape = (len(by_phase), spec.grid[0], block.rows, _TILE)
-        dx = _devices.zeros(shape, dtype, values, dy)
-        return lax.fori_loop(0, values.shape[0], add, dx)
-
-    dx = _from_phases(window, shifts, _untiled(lax.map(of_tile, firsts)), x).astype(x.dtype)
+    dvalues = lax.map(one, (rows, cols)).reshape(values.shape).astype(values.dtype)
     return _devices.summed(dvalues, values), _devices.summed(dx, x)
 
 
 def _scores_loop(window: _Window, x: jax.Array, dy: jax.Array, probe: jax.Array) -> jax.Array:
     """Scores of all blocks of the dense gradient, a row of blocks at a time."""
-    spec, shifts = window.spec, _shifts(window, x.shape)
+    spec = window.spec
     block, (inputs, outputs) = spec.block, spec.grid
-    pixels = _as_phases(window, shifts, x)
-    dy_OCxP = _outputs_as_pixels(window, shifts, dy).reshape(outputs * block.cols, -1)
-    firsts = jnp.arange(0, dy_OCxP.shape[-1], _TILE)
+    padded = window.padded(_with_channels(x, inputs * block.rows))
+    dy = _with_channels(dy, outputs * block.cols)
     dtype = _product.accumulator(x, dy)
 
     def score(each: tuple[jax.Array, jax.Array]) -> jax.Array:
         row, sizes_O = each
-
-        def add_tile(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
-            taps = zip(shifts.phases, shifts.offsets, strict=True)
-            patch = _patch(pixels, [(phase, row, 0, first + offset) for phase, offset in taps])
-            product = lax.dot_general(
-                patch,
-                _patch(dy_OCxP, [(0, first)]),
-                (((1,), (1,)), ((), ())),
-                preferred_element_type=dtype,
-            )
-            return total + product, None
-
-        shape = (len(shifts.offsets) * block.rows, outputs * block.cols)
-        nothing = _devices.zeros(shape, dtype, x, dy)
-        gradient = _devices.summed(lax.scan(add_tile, nothing, firsts)[0], probe)
+        gradient = _kernel_gradient(window, _channels(padded, row, block.rows), dy, dtype)
+        gradient = _devices.summed(gradient, probe)
         return block.score(gradient.reshape(-1, outputs, block.cols), (0, 2), sizes_O)
 
     return lax.map(score, (jnp.arange(inputs), spec.sizes()))
 
 
-def _untiled(x: jax.Array) -> jax.Array:
-    """[tiles, ..., pixels of a tile] as [..., pixels]."""
-    moved = jnp.moveaxis(x, 0, -2)
-    return moved.reshape(*moved.shape[:-2], -1)
+def _kernel_gradient(
+    window: _Window, padded: jax.Array, dy: jax.Array, dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """[taps, in, out]: a product for each tap, some rows of the outputs at a time."""
+    (height, width), (down, right) = window.spec.shape[:2], window.strides
+    batch, rows, columns, outputs = dy.shape
+    inputs = padded.shape[3]
+    row_size = batch * columns * max(inputs, outputs) * dy.dtype.itemsize
+    n = max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * row_size <= ROWS))
+
+    def add(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
+        own = lax.dynamic_slice_in_dim(dy, first, n, 1).reshape(-1, outputs)
+        images = lax.dynamic_slice_in_dim(padded, first * down, (n - 1) * down + height, 1)
+        parts = []
+        for i in range(height):
+            for j in range(width):
+                ends = (i + (n - 1) * down + 1, j + (columns - 1) * right + 1)
+                seen = lax.slice(
+                    images, (0, i, j, 0), (batch, *ends, inputs), (1, down, right, 1)
+                ).reshape(-1, inputs)
+                parts.append(
+                    lax.dot_general(
+                        seen, own, (((0,), (0,)), ((), ())), preferred_element_type=dtype
+                    )
+                )
+        return total + jnp.stack(parts), None
+
+    nothing = _devices.zeros((height * width, inputs, outputs), dtype, padded, dy)
+    return lax.scan(add, nothing, jnp.arange(0, rows, n))[0]
+
+
+def _with_channels(x: jax.Array, channels: int) -> jax.Array:
+    missing = channels - x.shape[3]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing))) if missing else x
+
+
+def _channels(x: jax.Array, block: jax.Array, size: int) -> jax.Array:
+    """Those of a block, of all pixels."""
+    return lax.dynamic_slice_in_dim(x, block * size, size, 3)
+
+
+def _add_channels(x: jax.Array, part: jax.Array, block: jax.Array) -> jax.Array:
+    total = _channels(x, block, part.shape[3]) + part
+    return lax.dynamic_update_slice_in_dim(x, total, block * part.shape[3], 3)
 
 
 # --------------------------------------------------------------------------- on accelerators
