@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from rigl_optax import _explicit
 from rigl_optax._structure import Block
-from rigl_optax.condensed import _devices, _product
+from rigl_optax.condensed import _devices, _lanes, _product
 from rigl_optax.condensed._topology import Topology
 
 
@@ -100,9 +100,9 @@ def matmul(x: jax.Array, kernel: BlockSparse, *, features_first: bool = False) -
     Args:
       x: [..., in]; or [in, batch].
       kernel: Of a dense layer, or of a 1x1 convolution.
-      features_first: Whether features are the first of two axes, in `x` and in the result. The
-        product is made in this layout; a chain of layers that stays in it saves two
-        transpositions a layer.
+      features_first: Whether features are the first of two axes, in `x` and in the result. On
+        the CPU products are quicker so where all rows of a batch fit into the cache, as a chain
+        of linear layers can use.
 
     Returns:
       [..., out]; or [out, batch].
@@ -122,11 +122,12 @@ def matmul(x: jax.Array, kernel: BlockSparse, *, features_first: bool = False) -
         dtype, (topology, block) = common_dtype(x, kernel.values), (kernel.topology, spec.block)
         values = kernel.values.astype(dtype).reshape(-1, block.rows, block.cols)
         x = x.astype(dtype)
-        x_IxB = x if features_first else x.reshape(-1, inputs).T
-        y_OxB = _multiply(spec, values, topology.rows, topology.cols, x_IxB, kernel.probe)
-        return y_OxB if features_first else y_OxB.T.reshape(*x.shape[:-1], outputs)
+        part = x if features_first else x.reshape(-1, inputs)
+        y = _multiply(spec, values, topology.rows, topology.cols, part, kernel.probe)
+        return y if features_first else y.reshape(*x.shape[:-1], outputs)
 
-    spec, cut = Spec(topology.block, topology.shape), _devices.examples(x, axis)
+    spec = Spec(topology.block, topology.shape, features_first)
+    cut = _devices.examples(x, axis)
     if cut is not None:
         product = _devices.by_parts(product, (cut, PartitionSpec()), cut)
     return product(x, kernel)
@@ -137,6 +138,7 @@ class Spec(NamedTuple):
 
     block: Block
     shape: tuple[int, ...]
+    features_first: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -148,13 +150,9 @@ class Spec(NamedTuple):
         """Number of weights of each block of the grid."""
         return jnp.asarray(self.block.group_sizes(self.shape), jnp.int32)
 
-    def scores(self, x_IxRxB: jax.Array, dy_OxCxB: jax.Array, probe: jax.Array) -> jax.Array:
-        """Scores of all blocks of the dense gradient of a product: the gradient of `probe`."""
-
-        def score(column: jax.Array, sizes: jax.Array) -> jax.Array:
-            return self.block.score(column, (1, 2), sizes)
-
-        return _product.scores(x_IxRxB, dy_OxCxB, self.sizes(), score, probe).astype(probe.dtype)
+    def score(self, *axes: int) -> _product.Score:
+        """The scores of blocks whose own axes are `axes`, and their sizes."""
+        return lambda gradient, sizes: self.block.score(gradient, axes, sizes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -167,9 +165,11 @@ def _multiply(
     probe: jax.Array | None,
 ) -> jax.Array:
     del probe
-    x_IxRxB = blocked(x, spec.grid[0], spec.block.rows)
-    y_OxCxB = _product.forward(values, rows, cols, x_IxRxB, spec.grid[1])
-    return flat(y_OxCxB, spec.shape[-1]).astype(x.dtype)
+    (inputs, outputs), dtype = spec.grid, x.dtype
+    if not spec.features_first:
+        return _lanes.forward(values, rows, cols, x, spec.shape[-1]).astype(dtype)
+    x = _blocked(x, inputs, spec.block.rows)
+    return _flat(_product.forward(values, rows, cols, x, outputs), spec.shape[-1]).astype(dtype)
 
 
 def _multiply_forward(spec: Spec, *arguments: Any) -> tuple[jax.Array, Any]:
@@ -178,28 +178,38 @@ def _multiply_forward(spec: Spec, *arguments: Any) -> tuple[jax.Array, Any]:
 
 def _multiply_backward(spec: Spec, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
     values, rows, cols, x, probe = saved
-    block, (inputs, outputs) = spec.block, spec.grid
-    x_IxRxB, dy_OxCxB = blocked(x, inputs, block.rows), blocked(dy, outputs, block.cols)
-    dx = _product.backward_input(values, rows, cols, dy_OxCxB, inputs)
-    dvalues = _product.backward_values(rows, cols, x_IxRxB, dy_OxCxB, (block.rows, block.cols))
-    dprobe = None if probe is None else spec.scores(x_IxRxB, dy_OxCxB, probe)
-    dx = flat(dx, spec.shape[-2]).astype(x.dtype)
-    dvalues, dx = _devices.summed(dvalues, values), _devices.summed(dx, x)
+    (inputs, outputs), features, dtype = spec.grid, spec.shape[-2], x.dtype
+    block = spec.block.rows, spec.block.cols
+    dprobe: jax.Array | None = None
+    if spec.features_first:
+        x, dy = _blocked(x, inputs, block[0]), _blocked(dy, outputs, block[1])
+        dx = _flat(_product.backward_input(values, rows, cols, dy, inputs), features)
+        dvalues = _product.backward_values(rows, cols, x, dy, block)
+        if probe is not None:
+            dprobe = _product.scores(x, dy, spec.sizes(), spec.score(1, 2), probe)
+    else:
+        dx = _lanes.backward_input(values, rows, cols, dy, features)
+        dvalues = _lanes.backward_values(rows, cols, x, dy, block)
+        if probe is not None:
+            dprobe = _lanes.scores(x, dy, spec.sizes(), block, spec.score(0, 2), probe)
+    if dprobe is not None:
+        dprobe = dprobe.astype(probe.dtype)
+    dvalues, dx = _devices.summed(dvalues, values), _devices.summed(dx.astype(dtype), saved[3])
     return dvalues.astype(values.dtype), None, None, dx, dprobe
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
-def blocked(x: jax.Array, blocks: int, size: int) -> jax.Array:
+def _blocked(x: jax.Array, blocks: int, size: int) -> jax.Array:
     """[features, batch] as [blocks, size, batch], with zeros beyond the edge."""
     missing = blocks * size - x.shape[0]
     padded = jnp.pad(x, ((0, missing), (0, 0))) if missing else x
     return padded.reshape(blocks, size, x.shape[1])
 
 
-def flat(x: jax.Array, features: int) -> jax.Array:
-    """The inverse of `blocked`."""
+def _flat(x: jax.Array, features: int) -> jax.Array:
+    """The inverse of `_blocked`."""
     return x.reshape(-1, x.shape[-1])[:features]
 
 

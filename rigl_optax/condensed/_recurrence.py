@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from rigl_optax.condensed import _devices, _product
-from rigl_optax.condensed._kernel import BlockSparse, Spec, blocked, flat
+from rigl_optax.condensed import _devices, _lanes
+from rigl_optax.condensed._kernel import BlockSparse, Spec
 
 Arrays: TypeAlias = tuple[jax.Array, ...]  # one of each gate, or of each part of a state
 Kernels: TypeAlias = tuple[BlockSparse, ...]
@@ -86,7 +86,7 @@ def lstm(
 
 
 class _Cell(NamedTuple):
-    """One step of a cell and its derivative, of arrays (units, lanes).
+    """One step of a cell and its derivative, of arrays (lanes, units).
 
     Attributes:
       gates: How many.
@@ -163,15 +163,8 @@ def _run(
     def scan(
         x: Arrays, first: Arrays, kernels: Kernels, keep_TxBx1: jax.Array
     ) -> tuple[jax.Array, Arrays]:
-        # Features first, as blocks are multiplied.
-        out_TxUxB, last = _scan(
-            cell,
-            tuple(gate.swapaxes(1, 2) for gate in x),
-            tuple(part.T for part in first),
-            tuple(BlockSparse(k.values.astype(dtype), k.topology, k.probe) for k in kernels),
-            keep_TxBx1.swapaxes(1, 2),
-        )
-        return out_TxUxB.swapaxes(1, 2), tuple(part.T for part in last)
+        typed = (BlockSparse(k.values.astype(dtype), k.topology, k.probe) for k in kernels)
+        return _scan(cell, x, first, tuple(typed), keep_TxBx1)
 
     cut = _devices.examples(x[0], 0, 2)
     if cut is not None:
@@ -182,42 +175,42 @@ def _run(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(
-    cell: _Cell, x: Arrays, first: Arrays, kernels: Kernels, keep_Tx1xB: jax.Array
+    cell: _Cell, x: Arrays, first: Arrays, kernels: Kernels, keep_TxBx1: jax.Array
 ) -> tuple[jax.Array, Arrays]:
-    return _scan_forward(cell, x, first, kernels, keep_Tx1xB)[0]
+    return _scan_forward(cell, x, first, kernels, keep_TxBx1)[0]
 
 
 def _scan_forward(
-    cell: _Cell, x: Arrays, first: Arrays, kernels: Kernels, keep_Tx1xB: jax.Array
+    cell: _Cell, x: Arrays, first: Arrays, kernels: Kernels, keep_TxBx1: jax.Array
 ) -> tuple[tuple[jax.Array, Arrays], Any]:
     def step(state: Arrays, now: tuple[Arrays, jax.Array]) -> tuple[Arrays, tuple[Arrays, Arrays]]:
-        x_gates, keep_1xB = now
-        state = tuple(part * keep_1xB for part in state)
+        x_gates, keep_Bx1 = now
+        state = tuple(part * keep_Bx1 for part in state)
         back = tuple(gate for kernel in kernels for gate in _to_gates(kernel, state[0]))
         after, kept = cell.forward(x_gates, back, state)
         return after, (after, kept)
 
-    last, (after, kept) = jax.lax.scan(step, first, (x, keep_Tx1xB))
-    return (after[0], last), (after, kept, first, kernels, keep_Tx1xB)
+    last, (after, kept) = jax.lax.scan(step, first, (x, keep_TxBx1))
+    return (after[0], last), (after, kept, first, kernels, keep_TxBx1)
 
 
 def _scan_backward(cell: _Cell, saved: Any, gradients: Any) -> tuple[Any, ...]:
-    after, kept, first, kernels, keep_Tx1xB = saved
+    after, kept, first, kernels, keep_TxBx1 = saved
     before = tuple(
-        jnp.concatenate([start[None], part[:-1]]) * keep_Tx1xB
+        jnp.concatenate([start[None], part[:-1]]) * keep_TxBx1
         for start, part in zip(first, after, strict=True)
     )
 
     def step(d_state: Arrays, now: Any) -> tuple[Arrays, Arrays]:
-        d_out, keep_1xB, *arrays = now
+        d_out, keep_Bx1, *arrays = now
         d_state = (d_state[0] + d_out, *d_state[1:])
         (dh, *others), d_gates = cell.backward(d_state, *arrays)
         for kernel, above in _by_kernel(kernels, d_gates):
             dh = dh + _from_gates(kernel, above)
-        return tuple(part * keep_1xB for part in (dh, *others)), d_gates
+        return tuple(part * keep_Bx1 for part in (dh, *others)), d_gates
 
-    dout_TxUxB, dlast = gradients
-    now = (dout_TxUxB, keep_Tx1xB, before, after, kept)
+    dout_TxBxU, dlast = gradients
+    now = (dout_TxBxU, keep_TxBx1, before, after, kept)
     dfirst, d_gates = jax.lax.scan(step, dlast, now, reverse=True)
     below = _all_steps(before[0])
     dkernels = tuple(
@@ -230,40 +223,39 @@ def _scan_backward(cell: _Cell, saved: Any, gradients: Any) -> tuple[Any, ...]:
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-def _to_gates(kernel: BlockSparse, h_UxB: jax.Array) -> list[jax.Array]:
-    """The state times a kernel, (units, lanes) for each of its gates."""
-    topology, (inputs, outputs) = kernel.topology, kernel.topology.grid
-    parts = blocked(h_UxB, inputs, topology.block.rows)
-    y = _product.forward(kernel.values, topology.rows, topology.cols, parts, outputs)
-    return jnp.split(flat(y, kernel.shape[1]).astype(h_UxB.dtype), _gates(kernel))
+def _to_gates(kernel: BlockSparse, h_BxU: jax.Array) -> list[jax.Array]:
+    """The state times a kernel, (lanes, units) for each of its gates."""
+    rows, cols, (_, outputs) = kernel.topology.rows, kernel.topology.cols, kernel.shape
+    y_BxG = _lanes.forward(kernel.values, rows, cols, h_BxU, outputs).astype(h_BxU.dtype)
+    return jnp.split(y_BxG, _gates(kernel), axis=1)
 
 
-def _from_gates(kernel: BlockSparse, d_GxB: jax.Array) -> jax.Array:
-    """The gradient of its gates, one above the other, through a kernel: (units, lanes)."""
-    topology, (inputs, outputs) = kernel.topology, kernel.topology.grid
-    parts = blocked(d_GxB, outputs, topology.block.cols)
-    dh = _product.backward_input(kernel.values, topology.rows, topology.cols, parts, inputs)
-    return flat(dh, kernel.shape[0]).astype(d_GxB.dtype)
+def _from_gates(kernel: BlockSparse, d_BxG: jax.Array) -> jax.Array:
+    """The gradient of its gates, side by side, through a kernel: (lanes, units)."""
+    rows, cols, (inputs, _) = kernel.topology.rows, kernel.topology.cols, kernel.shape
+    return _lanes.backward_input(kernel.values, rows, cols, d_BxG, inputs).astype(d_BxG.dtype)
 
 
-def _of_kernel(kernel: BlockSparse, h_UxN: jax.Array, d_GxN: jax.Array) -> BlockSparse:
+def _of_kernel(kernel: BlockSparse, h_NxU: jax.Array, d_NxG: jax.Array) -> BlockSparse:
     """The gradient of a kernel, and its scores where they are asked for, over all N."""
-    topology, (inputs, outputs) = kernel.topology, kernel.topology.grid
-    rows, cols = topology.block.rows, topology.block.cols
-    below, above = blocked(h_UxN, inputs, rows), blocked(d_GxN, outputs, cols)
-    values = _product.backward_values(topology.rows, topology.cols, below, above, (rows, cols))
+    topology, probe = kernel.topology, kernel.probe
+    block = topology.block.rows, topology.block.cols
+    values = _lanes.backward_values(topology.rows, topology.cols, h_NxU, d_NxG, block)
     values = _devices.summed(values, kernel.values).astype(kernel.values.dtype)
-    spec, probe = Spec(topology.block, topology.shape), kernel.probe
     nothing: Any = None  # indices have no gradient
-    return BlockSparse(values, nothing, None if probe is None else spec.scores(below, above, probe))
+    if probe is None:
+        return BlockSparse(values, nothing, None)
+    spec = Spec(topology.block, topology.shape)
+    scores = _lanes.scores(h_NxU, d_NxG, spec.sizes(), block, spec.score(0, 2), probe)
+    return BlockSparse(values, nothing, scores.astype(probe.dtype))
 
 
 def _by_kernel(kernels: Kernels, d_gates: Arrays) -> list[tuple[BlockSparse, jax.Array]]:
-    """Each kernel with what belongs to its gates, one above the other."""
+    """Each kernel with what belongs to its gates, side by side."""
     found, at = [], 0
     for kernel in kernels:
         end = at + _gates(kernel)
-        found.append((kernel, jnp.concatenate(d_gates[at:end])))
+        found.append((kernel, jnp.concatenate(d_gates[at:end], axis=1)))
         at = end
     return found
 
@@ -272,6 +264,6 @@ def _gates(kernel: BlockSparse) -> int:
     return kernel.shape[1] // kernel.shape[0]
 
 
-def _all_steps(x_TxUxB: jax.Array) -> jax.Array:
-    """[units, time * lanes]."""
-    return jnp.moveaxis(x_TxUxB, 0, 1).reshape(x_TxUxB.shape[1], -1)
+def _all_steps(x_TxBxU: jax.Array) -> jax.Array:
+    """(time * lanes, units)."""
+    return x_TxBxU.reshape(-1, x_TxBxU.shape[2])

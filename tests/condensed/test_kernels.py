@@ -12,6 +12,8 @@ from rigl_optax import Block
 from rigl_optax.condensed import (
     BlockSparse,
     Topology,
+    _convolution,
+    _lanes,
     _product,
     convolve,
     matmul,
@@ -102,17 +104,18 @@ def test_product_and_gradients(name):
     check_against_dense(lambda x, k: x @ k, matmul_dense, kernel, array(1, (5, shape[0])))
 
 
-def test_more_rows_than_a_tile():
-    shape, block = DENSE["padded"]
-    x = array(1, (2, _product.TILE + 3, shape[0]))
-    check_against_dense(matmul, matmul_dense, kernel_of(shape, block), x, 1e-3)
-
-
-def test_features_first():
-    shape, block = DENSE["even"]
-    first = functools.partial(matmul, features_first=True)
+@pytest.mark.parametrize("gathered", [0, _product.GATHERED])
+@pytest.mark.parametrize("name", DENSE)
+def test_loops_and_more_rows_than_a_tile(name, gathered, monkeypatch):
+    """The paths of small and large layers, with features last and first."""
+    monkeypatch.setattr(_product, "GATHERED", gathered)
+    monkeypatch.setattr(_lanes, "ROWS", 8)
+    monkeypatch.setattr(_product, "TILE", 8)
+    shape, block = DENSE[name]
     kernel = kernel_of(shape, block)
-    check_against_dense(first, lambda x, w: w.T @ x, kernel, array(1, (shape[0], 5)))
+    check_against_dense(matmul, matmul_dense, kernel, array(1, (2, 11, shape[0])), 1e-3)
+    first = functools.partial(matmul, features_first=True)
+    check_against_dense(first, lambda x, w: w.T @ x, kernel, array(1, (shape[0], 22)), 1e-3)
 
 
 def test_bfloat16_adds_up_in_float32():
@@ -138,6 +141,22 @@ def test_convolutions_and_gradients(name):
         kernel,
         array(1, (2, 5, 6, shape[2])),
     )
+
+
+def test_kernel_gradients_some_rows_of_images_at_a_time(monkeypatch):
+    x = array(1, (2, 6, 5, 6))
+    monkeypatch.setattr(_convolution, "ROWS", 2 * (2 * 5 * 3 * x.dtype.itemsize))  # of six
+    kernel = kernel_of((3, 3, 6, 4), Block(3, 2))
+
+    def dense(x, w):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layout)
+
+    text = jax.jit(jax.grad(lambda v: convolve(x, BlockSparse(v, kernel.topology)).sum())).lower(
+        kernel.values
+    )
+    assert "tensor<20x3xf32>" in text.as_text()
+    check_against_dense(convolve, dense, kernel, x)
 
 
 @pytest.fixture
@@ -197,8 +216,8 @@ def test_nobody_pays_for_scores_without_asking():
     probe = jnp.zeros(topology.grid)
     ordinary = jax.jit(jax.grad(loss)).lower(values, probe).compile().as_text()
     asked = jax.jit(jax.grad(loss, 1)).lower(values, probe).compile().as_text()
-    assert "f32[64,8]" in asked  # a column of blocks of the dense gradient
-    assert "f32[64,8]" not in ordinary
+    assert "f32[8,64]" in asked  # a row of blocks of the dense gradient
+    assert "f32[8,64]" not in ordinary
     for text in (ordinary, asked):
         assert "f32[64,64]" not in text
 

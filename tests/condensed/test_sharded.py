@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_optax
 from rigl_optax import Block, condensed
-from rigl_optax.condensed import _product
+from rigl_optax.condensed import _convolution, _product
 from tests.core.test_no_gather import collectives
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -231,9 +231,9 @@ def test_in_a_shard_map_gradients_and_scores_are_those_of_the_whole_batch():
 
 
 def test_under_auto_axes_what_the_page_says_crosses_devices(monkeypatch):
-    """On the CPU: a sum for each block of a matmul, or one for all where they are gathered.
+    """On the CPU: one sum for each block, or one for all where they are gathered.
 
-    The images of a convolution are gathered on every device.
+    Of a convolution for all the rows of images that are taken at a time.
     """
     loss, arguments, stored, _ = kernel_case("matmul")
     blocks = arguments[0].shape[0]
@@ -243,7 +243,10 @@ def test_under_auto_axes_what_the_page_says_crosses_devices(monkeypatch):
     loss, arguments, stored, _ = kernel_case("matmul")
     ordinary, _, _ = compiled_gradients(loss, arguments, AxisType.Auto)
     assert collectives(ordinary.as_text()) == [("all-reduce", stored // blocks, blocks)]
-    loss, arguments, _, _ = kernel_case("convolution")
-    ordinary, _, _ = compiled_gradients(loss, arguments, AxisType.Auto)
-    gathered = [size for kind, size, _ in collectives(ordinary.as_text()) if kind == "all-gather"]
-    assert max(gathered) >= arguments[2].nbytes, "it gathers no more: correct docs/condensed.md"
+    for size, times in ((_convolution.ROWS, 1), (0, 4)):
+        monkeypatch.setattr(_convolution, "ROWS", size)
+        loss, arguments, stored, _ = kernel_case("convolution")
+        blocks = arguments[0].shape[0]
+        ordinary, _, _ = compiled_gradients(loss, arguments, AxisType.Auto)
+        crossing = collectives(ordinary.as_text())
+        assert crossing == [("all-reduce", stored // blocks, blocks * times)]
