@@ -7,6 +7,11 @@ python scripts/compare.py --config=configs/fashion_mnist_lenet.py --sparsities=.
 Started again, it goes on where it was interrupted: finished runs are not run again.
 """
 
+if __name__ == "__main__":
+    import huge_pages
+
+    huge_pages.use()
+
 import pathlib
 
 import jax

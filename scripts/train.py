@@ -10,6 +10,11 @@ python scripts/train.py --config=... --workdir=... \
     --coordinator=host0:8476 --num_processes=4 --process_id=i
 """
 
+if __name__ == "__main__":
+    import huge_pages
+
+    huge_pages.use()
+
 import pathlib
 import sys
 
