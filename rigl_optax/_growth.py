@@ -29,7 +29,9 @@ def random_scores(seed: _random.Seed) -> GrowScores:
     def scores(inputs: RewiringInputs) -> Arrays:
         positions = [leaf.position for leaf in inputs.leaves]
         purpose = _random.Purpose.GROWTH
-        return _random.random_scores(seed, purpose, positions, inputs.packing, inputs.count)
+        return _random.random_scores(
+            seed, purpose, positions, inputs.packing, inputs.count, inputs.indices
+        )
 
     return scores
 
