@@ -1,16 +1,21 @@
 """Condensed training of single weights is masked unstructured training: same masks and weights."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_optax
-from rigl_optax import Block, condensed
-from rigl_optax.condensed import _csr_topology
+from rigl_optax import Block, _packing, _random, condensed
+from rigl_optax.condensed import _compaction, _csr_topology, csr_topology
+from tests.core import reference
 
 STEPS = 300
 PLAN = {"end": 200, "every": 20, "begin": 3, "seed": 4}
@@ -112,17 +117,19 @@ def both(optimizer, growth, structure_name):
         return history, float(loss(params, x, y)), float(loss(first_params(), x, y))
 
 
+# Adam with single weights alone is left out: the mixed tree has two layers of them.
 CASES = [
     ("momentum", "rigl", "single"),
-    ("adam", "rigl", "single"),
     ("adam", "rigl", "mixed"),
     ("adam", "set", "mixed"),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_equals_masked_training(case):
     history, after, before = both(*case)
+    structure = SINGLE if case[2] == "single" else MIXED
     masks_of, densify = jax.jit(condensed.masks_of), jax.jit(condensed.densify)
     moved = dict.fromkeys("abc", 0)
     with jax.enable_x64(True):
@@ -131,14 +138,282 @@ def test_equals_masked_training(case):
                 continue
             masks = masks_of(weights, cstate.topologies)
             jax.tree.map(np.testing.assert_array_equal, masks, state.masks)
-            dense = densify(weights, cstate.topologies)
-            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(dense), strict=True):
-                assert a.dtype == np.float64
-                np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+            close(densify(weights, cstate.topologies), params)
             assert int(state.rewirings) == int(cstate.rewirings)
+            # Moments too, at rest where new; and the indices are what is made on the host.
+            there = condensed.condense_state(state.inner_state, params, cstate.topologies)
+            close(cstate.inner_state, there)
+            _, topologies = condensed.condense(params, state.masks, structure)
+            jax.tree.map(np.testing.assert_array_equal, cstate.topologies, topologies)
             for name in moved:
-                was = history[t - 1][1].masks[name]["kernel"] if t else state.masks[name]["kernel"]
+                was = history[max(t - 1, 0)][1].masks[name]["kernel"]
                 moved[name] += int((was & ~state.masks[name]["kernel"]).sum())
+        back = condensed.densify_state(
+            cstate.inner_state, weights, cstate.topologies, INNER[case[0]]()
+        )
+        close(back, state.inner_state)
     assert int(cstate.rewirings) == 10 and int(cstate.count) == STEPS
     assert min(moved.values()) >= 10, moved
     assert after < 0.7 * before  # it learns
+
+
+def close(found, wanted):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == b.dtype and a.dtype != np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+# ------------------------------------------------------------------ one rewiring of one layer
+
+
+def against(x, dy):
+    """A loss whose dense gradient is `x.T @ dy`."""
+    return lambda kernels: jnp.sum((x @ kernels["w"]) * dy)
+
+
+@functools.cache
+def rewiring_of(shape, number, method):
+    """A compiled rewiring of a layer of so many weights, whose fraction is count / 8."""
+    fraction = {"drop_fraction": lambda count: count / 8, "end": 9, "every": 1, "seed": 5}
+    tx = METHODS[method][1](optax.sgd(0.1, momentum=0.9), **fraction)
+
+    @jax.jit
+    def rewire(topology, values, gradient, count):
+        state = tx.init({"w": values}, {"w": topology})._replace(count=count)
+        trace = state.inner_state[0]._replace(trace={"w": jnp.arange(1.0, number + 1)})
+        state = state._replace(inner_state=(trace, *state.inner_state[1:]))
+        step = condensed.value_grad_and_scores(against(jnp.eye(shape[0]), gradient))
+        _, *found = step({"w": values}, state.topologies)
+        return tx.rewire(*found, state, {"w": values})
+
+    return rewire
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(data=st.data())
+@settings(max_examples=40)
+def test_drop_and_growth_are_those_of_the_reference(method, data):
+    """Of small integers, whose many ties go to the lower row-major index."""
+    shape, number = data.draw(st.sampled_from([((7, 9), 5), ((1, 12), 8), ((6, 5), 29)]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    mask = rng.permutation(np.arange(np.prod(shape)) < number).reshape(shape)
+    dense = rng.integers(-2, 3, shape).astype(np.float32)
+    gradient = rng.integers(-2, 3, shape).astype(np.float32)
+    count = data.draw(st.integers(0, 8))
+    topology = csr_topology(mask)
+    values = topology.extract(dense)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_csr_topology, "AT_ONCE", 20)
+        patch.setattr(_csr_topology, "_PIECE", 2)
+        rewire = rewiring_of(shape, number, method)
+        weights, state = rewire(topology, values, jnp.asarray(gradient), jnp.int32(count))
+    scores = gradient if method == "rigl" else drawn(shape, count)
+    after = csr_topology(reference.rewired_mask(mask, dense, scores, np.float32(count) / 8))
+    jax.tree.map(np.testing.assert_array_equal, state.topologies["w"], after)
+    # What stays keeps its value and its momentum; what is new has none.
+    moments = np.zeros(shape)
+    moments[topology.rows, topology.cols] = np.arange(1, number + 1)
+    np.testing.assert_array_equal(weights["w"], after.extract(np.where(mask, dense, 0)))
+    np.testing.assert_array_equal(state.inner_state[0].trace["w"], after.extract(moments))
+
+
+def drawn(shape, count):
+    """Ranks of the scores that the masked form draws for a whole layer."""
+    packing = _packing.packing([shape], [False])
+    (scores,) = _random.random_scores(5, _random.Purpose.GROWTH, [0], packing, count)
+    return np.argsort(np.argsort(np.asarray(scores).reshape(-1))).reshape(shape)
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_indices_of_true_entries(data):
+    length, number = data.draw(st.sampled_from([(1, 1), (31, 8), (64, 64), (100, 40), (700, 5)]))
+    density = data.draw(st.sampled_from([0, 0.02, 0.3, 0.97, 1]))
+    mask = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))).random(length) < density
+    found = np.asarray(compacted(mask, number))
+    wanted = np.flatnonzero(mask)[:number]
+    np.testing.assert_array_equal(found[: wanted.size], wanted)
+    assert ((found >= 0) & (found < length)).all()
+
+
+compacted = jax.jit(_compaction.indices, static_argnums=1)
+
+
+def test_random_weights_are_the_first_masks_of_the_masked_form(monkeypatch):
+    monkeypatch.setattr(_csr_topology, "AT_ONCE", 300)
+    params = {"a": jnp.ones(3), "w": jnp.ones((33, 17))}
+    masks = rigl_optax.static_sparse(optax.sgd(1), rigl_optax.uniform(0.9), seed=6).init(params)
+    topology = condensed.random_topology((33, 17), 0.9, SINGLE, seed=6, position=1)
+    wanted = csr_topology(masks.masks["w"])
+    jax.tree.map(np.testing.assert_array_equal, topology, wanted)
+    values = condensed.random_values(jax.random.key(0), topology)
+    assert values.shape == (57,)
+    assert 0.6 < float(values.std() * (topology.density * 33) ** 0.5) < 1.4
+
+
+def layer(number=30, shape=(12, 10)):
+    topology = condensed.random_topology(shape, 1 - number / (shape[0] * shape[1]), SINGLE, seed=1)
+    weights = {"w": jnp.asarray(random(0, number), jnp.float32)}
+    tx = condensed.rigl(optax.adam(0.1), end=100, every=10, **DROP)
+    return weights, tx, tx.init(weights, {"w": topology})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_gradients_that_are_not_finite_leave_the_topology(bad):
+    """A single bad entry, where there is no weight."""
+    weights, tx, state = layer()
+    row, col = np.argwhere(~np.asarray(state.topologies["w"].mask()))[0]
+    gradient = jnp.ones((12, 10)).at[row, col].set(bad)
+    step = condensed.value_grad_and_scores(against(jnp.eye(12), gradient))
+    _, grads, scores = step(weights, state.topologies)
+    assert np.isfinite(grads["w"]).all()
+    stays(weights, *tx.rewire(grads, scores, state, weights), state)
+
+
+def stays(weights, new, after, state):
+    np.testing.assert_array_equal(new["w"], weights["w"])
+    jax.tree.map(np.testing.assert_array_equal, after.topologies, state.topologies)
+    assert int(after.rewirings) == 0 and int(after.count) == 1
+
+
+@pytest.mark.parametrize("way", ["twice", "scan", "vmap", "never", "mean"])
+def test_a_kernel_that_is_not_used_once_is_not_rewired(way):
+    """Nothing is known of the sum of its gradients; where it is used once, it is rewired."""
+    weights, tx, state = layer()
+    x = jnp.asarray(random(1, 2, 6, 12), jnp.float32)
+    once = lambda kernel, x: jnp.sum(jnp.sin(x @ kernel))
+    of = {
+        "twice": lambda k: once(k["w"], x[0]) + once(k["w"], x[1]),
+        "scan": lambda k: jax.lax.scan(lambda c, each: (c + once(k["w"], each), None), 0.0, x)[0],
+        "vmap": lambda k: jnp.sum(jax.vmap(once, (None, 0))(k["w"], x)),
+        "never": lambda k: jnp.float32(0),
+        "once": lambda k: once(k["w"], x),
+    }
+
+    def found(name, x):
+        return condensed.value_grad_and_scores(of[name])(weights, state.topologies)[1:]
+
+    if way == "mean":
+        one, two = (
+            condensed.value_grad_and_scores(lambda k, x: once(k["w"], x))(
+                weights, state.topologies, each
+            )[1:]
+            for each in x
+        )
+        used = jax.tree.map(lambda a, b: (a + b) / 2, one, two)
+    else:
+        used = found(way, x)
+    stays(weights, *tx.rewire(*used, state, weights), state)
+    _, after = tx.rewire(*found("once", x), state, weights)
+    assert int(after.rewirings) == 1
+
+
+def shapes_in(compiled):
+    """Numbers of entries of all arrays of a compiled program."""
+    text = compiled.as_text()
+    return {
+        int(np.prod([int(n) for n in s.split(",")])) for s in re.findall(r"\w\[([\d,]+)\]", text)
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_dense_in_a_step_or_a_rewiring(method):
+    """The compiled programs hold no array of a dense kernel's size, in whatever shape."""
+    n, batch = 2048, 8
+    topology = condensed.random_topology((n, n), 0.99, SINGLE)
+    weights = {"w": condensed.random_values(jax.random.key(0), topology)}
+    tx = METHODS[method][1](optax.adam(1e-3), end=100)
+    state = tx.init(weights, {"w": topology})
+    x = jnp.ones((batch, n))
+    loss = lambda kernels, x: jnp.mean((x @ kernels["w"] - 1) ** 2)
+    for step in steps_of(tx, loss):
+        compiled = jax.jit(step).lower(weights, state, x).compile()
+        assert max(shapes_in(compiled)) < n * n / 4
+        memory = compiled.memory_analysis()
+        assert memory.temp_size_in_bytes < n * n * 4
+        # Values, two moments, and four indices of each weight.
+        stored = 7 * 4 * topology.number + 2 * 4 * n
+        assert memory.argument_size_in_bytes < 1.1 * stored + x.nbytes
+    # The search finds what is dense, if it is there.
+    dense = jax.jit(lambda v, t: condensed.CSR(v, t).dense() * 2).lower(weights["w"], topology)
+    assert max(shapes_in(dense.compile())) >= n * n
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_lowers_for_accelerators(platform):
+    """Lowered, not run."""
+    weights, tx, state = layer()
+    _, rewiring = steps_of(tx, lambda kernels, x: jnp.sum(jnp.sin(x @ kernels["w"])))
+    # Optax's states are no types that jax.export knows.
+    flat = lambda weights, topology, x: jax.tree.leaves(
+        rewiring(weights, state._replace(topologies={"w": topology}), x)
+    )
+    exported = jax.export.export(jax.jit(flat), platforms=[platform])
+    text = exported(weights, state.topologies["w"], jnp.ones((3, 12))).mlir_module()
+    assert "stablehlo.sort" in text and "custom_call" not in text
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.parametrize("way", ["auto", "explicit", "shard_map"])
+def test_a_rewiring_with_a_batch_over_eight_devices(way):
+    kind = AxisType.Explicit if way == "explicit" else AxisType.Auto
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    whole = lambda kernels, x: jnp.sum(jnp.sin(x @ kernels["w"]))
+    loss = whole
+    if way == "shard_map":
+        loss = jax.shard_map(
+            lambda kernels, x: jax.lax.psum(whole(kernels, x), "data"),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec("data")),
+            out_specs=PartitionSpec(),
+        )
+
+    with jax.enable_x64(True):
+        weights, tx, state = layer()
+        x = jnp.asarray(random(2, 16, 12))
+        wanted = jax.device_get(jax.jit(steps_of(tx, whole)[1])(weights, state, x))
+        with jax.set_mesh(mesh):
+            weights, state = jax.device_put((weights, state), NamedSharding(mesh, PartitionSpec()))
+            x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+            found = jax.device_get(jax.jit(steps_of(tx, loss)[1])(weights, state, x))
+    assert int(wanted[1].rewirings) == 1
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (
+            lambda w, t: condensed.rigl(optax.sgd(1), end=9, min_fan_in=1).init(w, t),
+            "min_fan_in=1: 'w' is stored as single weights",
+        ),
+        (
+            lambda w, t: condensed.rigl(optax.sgd(1), end=9).init(
+                {"w": np.ones(0)}, {"w": csr_topology(np.zeros((4, 3)))}
+            ),
+            "'w': its topology stores nothing",
+        ),
+        (
+            lambda w, t: condensed.random_topology((2**16, 2**15), 0.99, SINGLE),
+            r"\(65536, 32768\): single weights are ranked in layers of at most 2147483647 places",
+        ),
+        (
+            lambda w, t: condensed.random_topology((2, 2**25), 0.99, SINGLE),
+            r"16777216 inputs or outputs \(2\*\*24\)",
+        ),
+        (
+            lambda w, t: condensed.random_topology((3, 3, 4, 4), 0.99, SINGLE),
+            r"'a layer' has shape \(3, 3, 4, 4\): single weights need two axes",
+        ),
+        (
+            lambda w, t: condensed.condense(
+                {"k": np.ones((1, 2, 2))}, {"k": np.zeros((1, 2, 2), bool)}, SINGLE
+            ),
+            r"'k' has shape \(1, 2, 2\): single weights need two axes",
+        ),
+    ],
+)
+def test_errors(act, told):
+    weights, _, state = layer()
+    with pytest.raises(ValueError, match=told):
+        act(weights, state.topologies)
