@@ -10,8 +10,11 @@ from jax import lax
 
 from rigl_optax import _packing, _random, _selection
 from rigl_optax._packing import Rows
-from rigl_optax.condensed import _compaction, _csr_topology, _devices
+from rigl_optax.condensed import _compaction, _devices
 from rigl_optax.condensed._csr_topology import CSRTopology
+
+# Places that are scored at once, unless more are wanted: their scores are made and ranked in cache.
+_AT_ONCE = 1 << 18
 
 # From how many inputs are looked at at once to a function: from the first of them to the scores of
 # their places, int32 [inputs, outputs], 0 or above; beyond the last input of the layer, anything.
@@ -41,8 +44,8 @@ def best(
 
     The best so far and the scores of some inputs are ranked together, again and again: what is
     dropped on the way has `number` places before it, and never comes back. As many inputs are
-    taken at once as have about `number` places, so that the work is that of a few passes over the
-    scores whatever the density, and the memory a few times `number`.
+    taken at once as have about `number` places, or a fixed number: the work is that of a few passes
+    over the scores whatever the density, and memory a few times `number`.
 
     Args:
       shape: Of the layer, (in, out).
@@ -57,7 +60,7 @@ def best(
     inputs, outputs = shape
     if not number:
         return Candidates(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32))
-    size = max(1, min(inputs, max(_csr_topology.AT_ONCE, number) // max(1, outputs)))
+    size = max(1, min(inputs, max(_AT_ONCE, number) // max(1, outputs)))
     of_inputs, without_taken = score(size), _without(taken, size)
 
     def add(found: Candidates, first: jax.Array) -> tuple[Candidates, None]:

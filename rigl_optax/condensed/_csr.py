@@ -15,11 +15,13 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from rigl_optax import _selection
-from rigl_optax.condensed import _candidates, _csr_topology, _devices
+from rigl_optax.condensed import _candidates, _devices
 from rigl_optax.condensed._csr_topology import CSRTopology
 from rigl_optax.condensed._kernel import common_dtype
 from rigl_optax.condensed._product import accumulator
 
+# Entries of the dense gradient that are there at once: what stays in the second cache level.
+_AT_ONCE = 1 << 19
 # Below this density the stored entries of a gradient are computed one by one, above it all are
 # and most are thrown away. Of 2048x2048 weights and 256 examples one by one took twice as long at
 # a density of .05, and two thirds of the time at .02.
@@ -201,7 +203,7 @@ def _upstream() -> Any:
 def _one_by_one(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
     """The stored entries of the dense gradient, [n]."""
     dtype, (number,), x_IxB = accumulator(x_BxI, dy_OxB), t.values_shape, x_BxI.T
-    size = min(max(1, 2 * _csr_topology.AT_ONCE // max(1, x_IxB.shape[1])), max(1, number))
+    size = min(max(1, 2 * _AT_ONCE // max(1, x_IxB.shape[1])), max(1, number))
 
     def some(places: tuple[jax.Array, jax.Array]) -> jax.Array:
         rows, cols = places
@@ -214,7 +216,7 @@ def _one_by_one(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Arra
 def _by_chunks(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
     """The same, out of the dense gradient of some outputs at a time."""
     dtype, (inputs, outputs), (number,) = accumulator(x_BxI, dy_OxB), t.shape, t.values_shape
-    size = max(1, min(outputs, _csr_topology.AT_ONCE // max(1, inputs)))
+    size = max(1, min(outputs, _AT_ONCE // max(1, inputs)))
     dy = jnp.pad(dy_OxB, ((0, -outputs % size), (0, 0))).reshape(-1, size, dy_OxB.shape[1])
     firsts = jnp.arange(dy.shape[0], dtype=jnp.int32) * size
     # What a piece has beyond the weights of its chunk is written again by the next one.

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Entries of a layer that are looked at, or computed, at once: what stays in the second cache level.
-AT_ONCE = 1 << 19
 # Stored weights that a loop over those of a chunk takes at once.
 _PIECE = 1 << 13
 # int32 has to count the places of a layer, as in the masked form.

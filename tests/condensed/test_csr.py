@@ -58,7 +58,8 @@ def test_value_and_gradients_are_those_of_the_masked_kernel(name, monkeypatch):
     with jax.enable_x64(True):
         check(mask_of(DENSITIES[name]), jnp.asarray(random(2, 3, 5, 40)))
         # Several chunks, the last of them narrower; several lots of single entries.
-        monkeypatch.setattr(_csr_topology, "AT_ONCE", 200)
+        monkeypatch.setattr(_csr, "_AT_ONCE", 200)
+        monkeypatch.setattr(_csr_topology, "_PIECE", 50)
         check(mask_of(DENSITIES[name]), jnp.asarray(random(2, 15, 40)))
 
 

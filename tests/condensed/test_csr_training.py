@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_optax
 from rigl_optax import Block, _packing, _random, condensed
-from rigl_optax.condensed import _compaction, _csr_topology, csr_topology
+from rigl_optax.condensed import _candidates, _compaction, _csr, _csr_topology, csr_topology
 from tests.core import reference
 
 STEPS = 300
@@ -88,7 +88,8 @@ def both(optimizer, growth, structure_name):
     structure = {"single": SINGLE, "mixed": MIXED}[structure_name]
     masked_of, condensed_of = METHODS[growth]
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
-        patch.setattr(_csr_topology, "AT_ONCE", 200)
+        patch.setattr(_csr, "_AT_ONCE", 200)
+        patch.setattr(_candidates, "_AT_ONCE", 200)
         patch.setattr(_csr_topology, "_PIECE", 8)
         params = jax.tree.map(jnp.asarray, first_params())
         tx = masked_of(INNER[optimizer](), SPARSITY, structure=structure, **PLAN, **DROP)
@@ -140,14 +141,16 @@ def test_equals_masked_training(case):
             jax.tree.map(np.testing.assert_array_equal, masks, state.masks)
             close(densify(weights, cstate.topologies), params)
             assert int(state.rewirings) == int(cstate.rewirings)
+            for name in moved:
+                was = history[max(t - 1, 0)][1].masks[name]["kernel"]
+                moved[name] += int((was & ~state.masks[name]["kernel"]).sum())
+            if t not in (24, STEPS):
+                continue
             # Moments too, at rest where new; and the indices are what is made on the host.
             there = condensed.condense_state(state.inner_state, params, cstate.topologies)
             close(cstate.inner_state, there)
             _, topologies = condensed.condense(params, state.masks, structure)
             jax.tree.map(np.testing.assert_array_equal, cstate.topologies, topologies)
-            for name in moved:
-                was = history[max(t - 1, 0)][1].masks[name]["kernel"]
-                moved[name] += int((was & ~state.masks[name]["kernel"]).sum())
         back = condensed.densify_state(
             cstate.inner_state, weights, cstate.topologies, INNER[case[0]]()
         )
@@ -178,7 +181,7 @@ def rewiring_of(shape, number, method):
     tx = METHODS[method][1](optax.sgd(0.1, momentum=0.9), **fraction)
 
     @jax.jit
-    def rewire(topology, values, gradient, count):
+    def once(topology, values, gradient, count):
         state = tx.init({"w": values}, {"w": topology})._replace(count=count)
         trace = state.inner_state[0]._replace(trace={"w": jnp.arange(1.0, number + 1)})
         state = state._replace(inner_state=(trace, *state.inner_state[1:]))
@@ -186,15 +189,15 @@ def rewiring_of(shape, number, method):
         _, *found = step({"w": values}, state.topologies)
         return tx.rewire(*found, state, {"w": values})
 
-    return rewire
+    return once
 
 
 @pytest.mark.parametrize("method", METHODS)
 @given(data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_drop_and_growth_are_those_of_the_reference(method, data):
     """Of small integers, whose many ties go to the lower row-major index."""
-    shape, number = data.draw(st.sampled_from([((7, 9), 5), ((1, 12), 8), ((6, 5), 29)]))
+    shape, number = data.draw(st.sampled_from([((7, 9), 5), ((6, 5), 29)]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     mask = rng.permutation(np.arange(np.prod(shape)) < number).reshape(shape)
     dense = rng.integers(-2, 3, shape).astype(np.float32)
@@ -203,10 +206,10 @@ def test_drop_and_growth_are_those_of_the_reference(method, data):
     topology = csr_topology(mask)
     values = topology.extract(dense)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_csr_topology, "AT_ONCE", 20)
+        patch.setattr(_candidates, "_AT_ONCE", 20)
         patch.setattr(_csr_topology, "_PIECE", 2)
-        rewire = rewiring_of(shape, number, method)
-        weights, state = rewire(topology, values, jnp.asarray(gradient), jnp.int32(count))
+        once = rewiring_of(shape, number, method)
+        weights, state = once(topology, values, jnp.asarray(gradient), jnp.int32(count))
     scores = gradient if method == "rigl" else drawn(shape, count)
     after = csr_topology(reference.rewired_mask(mask, dense, scores, np.float32(count) / 8))
     jax.tree.map(np.testing.assert_array_equal, state.topologies["w"], after)
@@ -240,7 +243,7 @@ compacted = jax.jit(_compaction.indices, static_argnums=1)
 
 
 def test_random_weights_are_the_first_masks_of_the_masked_form(monkeypatch):
-    monkeypatch.setattr(_csr_topology, "AT_ONCE", 300)
+    monkeypatch.setattr(_candidates, "_AT_ONCE", 300)
     params = {"a": jnp.ones(3), "w": jnp.ones((33, 17))}
     masks = rigl_optax.static_sparse(optax.sgd(1), rigl_optax.uniform(0.9), seed=6).init(params)
     topology = condensed.random_topology((33, 17), 0.9, SINGLE, seed=6, position=1)
@@ -251,23 +254,29 @@ def test_random_weights_are_the_first_masks_of_the_masked_form(monkeypatch):
     assert 0.6 < float(values.std() * (topology.density * 33) ** 0.5) < 1.4
 
 
-def layer(number=30, shape=(12, 10)):
-    topology = condensed.random_topology(shape, 1 - number / (shape[0] * shape[1]), SINGLE, seed=1)
-    weights = {"w": jnp.asarray(random(0, number), jnp.float32)}
-    tx = condensed.rigl(optax.adam(0.1), end=100, every=10, **DROP)
-    return weights, tx, tx.init(weights, {"w": topology})
+TX = condensed.rigl(optax.adam(0.1), end=100, every=10, **DROP)
+rewire = jax.jit(TX.rewire)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_gradients_that_are_not_finite_leave_the_topology(bad):
-    """A single bad entry, where there is no weight."""
-    weights, tx, state = layer()
+def layer():
+    topology = csr_topology(random(1, 12, 10) > 0.8)
+    weights = {"w": jnp.asarray(random(0, topology.number), jnp.float32)}
+    return weights, TX.init(weights, {"w": topology})
+
+
+def found(loss, weights, state, *batch):
+    """Gradients and scores."""
+    return jax.jit(condensed.value_grad_and_scores(loss))(weights, state.topologies, *batch)[1:]
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_topology():
+    """A single one, where there is no weight."""
+    weights, state = layer()
     row, col = np.argwhere(~np.asarray(state.topologies["w"].mask()))[0]
-    gradient = jnp.ones((12, 10)).at[row, col].set(bad)
-    step = condensed.value_grad_and_scores(against(jnp.eye(12), gradient))
-    _, grads, scores = step(weights, state.topologies)
-    assert np.isfinite(grads["w"]).all()
-    stays(weights, *tx.rewire(grads, scores, state, weights), state)
+    x = jnp.eye(12).at[row, row].set(1e30)
+    grads, scores = found(against(x, jnp.ones((12, 10)).at[row, col].set(1e30)), weights, state)
+    assert np.isfinite(grads["w"]).all() and not np.isfinite(scores["w"].scores).all()
+    stays(weights, *rewire(grads, scores, state, weights), state)
 
 
 def stays(weights, new, after, state):
@@ -276,36 +285,37 @@ def stays(weights, new, after, state):
     assert int(after.rewirings) == 0 and int(after.count) == 1
 
 
-@pytest.mark.parametrize("way", ["twice", "scan", "vmap", "never", "mean"])
+def once(kernel, x):
+    return jnp.sum(jnp.sin(x @ kernel))
+
+
+USES = {
+    "twice": lambda k, x: once(k["w"], x[0]) + once(k["w"], x[1]),
+    "scan": lambda k, x: jax.lax.scan(lambda c, each: (c + once(k["w"], each), None), 0.0, x)[0],
+    "vmap": lambda k, x: jnp.sum(jax.vmap(once, (None, 0))(k["w"], x)),
+    "never": lambda k, x: jnp.float32(0),
+}
+
+
+@pytest.mark.parametrize("way", USES)
 def test_a_kernel_that_is_not_used_once_is_not_rewired(way):
-    """Nothing is known of the sum of its gradients; where it is used once, it is rewired."""
-    weights, tx, state = layer()
+    """Nothing is known of the sum of its gradients."""
+    weights, state = layer()
     x = jnp.asarray(random(1, 2, 6, 12), jnp.float32)
-    once = lambda kernel, x: jnp.sum(jnp.sin(x @ kernel))
-    of = {
-        "twice": lambda k: once(k["w"], x[0]) + once(k["w"], x[1]),
-        "scan": lambda k: jax.lax.scan(lambda c, each: (c + once(k["w"], each), None), 0.0, x)[0],
-        "vmap": lambda k: jnp.sum(jax.vmap(once, (None, 0))(k["w"], x)),
-        "never": lambda k: jnp.float32(0),
-        "once": lambda k: once(k["w"], x),
-    }
+    stays(weights, *rewire(*found(USES[way], weights, state, x), state, weights), state)
 
-    def found(name, x):
-        return condensed.value_grad_and_scores(of[name])(weights, state.topologies)[1:]
 
-    if way == "mean":
-        one, two = (
-            condensed.value_grad_and_scores(lambda k, x: once(k["w"], x))(
-                weights, state.topologies, each
-            )[1:]
-            for each in x
-        )
-        used = jax.tree.map(lambda a, b: (a + b) / 2, one, two)
-    else:
-        used = found(way, x)
-    stays(weights, *tx.rewire(*used, state, weights), state)
-    _, after = tx.rewire(*found("once", x), state, weights)
+def test_neither_is_one_by_the_mean_of_two_batches():
+    weights, state = layer()
+    loss = lambda k, x: once(k["w"], x)
+    one, two = (
+        found(loss, weights, state, jnp.asarray(random(i, 6, 12), jnp.float32)) for i in (1, 2)
+    )
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, one, two)
+    stays(weights, *rewire(*mean, state, weights), state)
+    _, after = rewire(*one, state, weights)
     assert int(after.rewirings) == 1
+    assert (after.topologies["w"].mask() != state.topologies["w"].mask()).any()
 
 
 def shapes_in(compiled):
@@ -319,31 +329,36 @@ def shapes_in(compiled):
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_dense_in_a_step_or_a_rewiring(method):
     """The compiled programs hold no array of a dense kernel's size, in whatever shape."""
-    n, batch = 2048, 8
-    topology = condensed.random_topology((n, n), 0.99, SINGLE)
-    weights = {"w": condensed.random_values(jax.random.key(0), topology)}
+    n, batch, number = 4096, 8, 4096 * 4096 // 100
     tx = METHODS[method][1](optax.adam(1e-3), end=100)
-    state = tx.init(weights, {"w": topology})
-    x = jnp.ones((batch, n))
+
+    def start():
+        topology = _csr_topology.from_places(jnp.arange(number, dtype=jnp.int32), (n, n))
+        weights = {"w": jnp.zeros(number)}
+        return weights, tx.init(weights, {"w": topology}), jnp.ones((batch, n))
+
+    args = jax.eval_shape(start)  # nothing is run
     loss = lambda kernels, x: jnp.mean((x @ kernels["w"] - 1) ** 2)
     for step in steps_of(tx, loss):
-        compiled = jax.jit(step).lower(weights, state, x).compile()
+        compiled = jax.jit(step).lower(*args).compile()
         assert max(shapes_in(compiled)) < n * n / 4
         memory = compiled.memory_analysis()
-        assert memory.temp_size_in_bytes < n * n * 4
-        # Values, two moments, and four indices of each weight.
-        stored = 7 * 4 * topology.number + 2 * 4 * n
-        assert memory.argument_size_in_bytes < 1.1 * stored + x.nbytes
+        assert memory.temp_size_in_bytes < n * n * 4 / 2
+        # Values, two moments, and four indices of each weight; the last for each unit.
+        stored = (7 * number + 2 * n) * 4
+        assert memory.argument_size_in_bytes < 1.01 * (stored + batch * n * 4)
     # The search finds what is dense, if it is there.
-    dense = jax.jit(lambda v, t: condensed.CSR(v, t).dense() * 2).lower(weights["w"], topology)
+    dense = jax.jit(lambda v, t: condensed.CSR(v, t).dense() * 2).lower(
+        args[0]["w"], args[1].topologies["w"]
+    )
     assert max(shapes_in(dense.compile())) >= n * n
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_lowers_for_accelerators(platform):
     """Lowered, not run."""
-    weights, tx, state = layer()
-    _, rewiring = steps_of(tx, lambda kernels, x: jnp.sum(jnp.sin(x @ kernels["w"])))
+    weights, state = layer()
+    _, rewiring = steps_of(TX, lambda kernels, x: jnp.sum(jnp.sin(x @ kernels["w"])))
     # Optax's states are no types that jax.export knows.
     flat = lambda weights, topology, x: jax.tree.leaves(
         rewiring(weights, state._replace(topologies={"w": topology}), x)
@@ -369,13 +384,13 @@ def test_a_rewiring_with_a_batch_over_eight_devices(way):
         )
 
     with jax.enable_x64(True):
-        weights, tx, state = layer()
+        weights, state = layer()
         x = jnp.asarray(random(2, 16, 12))
-        wanted = jax.device_get(jax.jit(steps_of(tx, whole)[1])(weights, state, x))
+        wanted = jax.device_get(jax.jit(steps_of(TX, whole)[1])(weights, state, x))
         with jax.set_mesh(mesh):
             weights, state = jax.device_put((weights, state), NamedSharding(mesh, PartitionSpec()))
             x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-            found = jax.device_get(jax.jit(steps_of(tx, loss)[1])(weights, state, x))
+            found = jax.device_get(jax.jit(steps_of(TX, loss)[1])(weights, state, x))
     assert int(wanted[1].rewirings) == 1
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
@@ -414,6 +429,6 @@ def test_a_rewiring_with_a_batch_over_eight_devices(way):
     ],
 )
 def test_errors(act, told):
-    weights, _, state = layer()
+    weights, state = layer()
     with pytest.raises(ValueError, match=told):
         act(weights, state.topologies)
