@@ -23,7 +23,7 @@ Carry = TypeVar("Carry")
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["rows", "cols", "starts", "order", "ordered_cols", "row_starts"],
-    meta_fields=["shape"],
+    meta_fields=["shape", "replaceable"],
 )
 @dataclasses.dataclass(frozen=True)
 class CSRTopology:
@@ -37,6 +37,8 @@ class CSRTopology:
       ordered_cols: int32 [n]: output of each, in that order.
       row_starts: int32 [in + 1]: where, in that order, the weights of each input begin.
       shape: Of the dense kernel, (in, out).
+      replaceable: The most weights that a rewiring can put elsewhere, for static shapes: all, if
+        there is room for them; in the state of a transformation, what its drop fraction allows.
     """
 
     rows: jax.Array
@@ -46,6 +48,7 @@ class CSRTopology:
     ordered_cols: jax.Array
     row_starts: jax.Array
     shape: tuple[int, ...]
+    replaceable: int
 
     @property
     def values_shape(self) -> tuple[int, ...]:
@@ -56,11 +59,6 @@ class CSRTopology:
     def number(self) -> int:
         """Number of stored weights."""
         return self.rows.shape[0]
-
-    @property
-    def replaceable(self) -> int:
-        """The most weights that a rewiring can put elsewhere: all, if there is room for them."""
-        return min(self.number, self.shape[0] * self.shape[1] - self.number)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -147,16 +145,23 @@ def csr_topology(mask: Any) -> CSRTopology:
         "row_starts": starts(rows[order], inputs),
     }
     placed = {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
-    return CSRTopology(**placed, shape=(inputs, outputs))
+    shape = (inputs, outputs)
+    return CSRTopology(**placed, shape=shape, replaceable=all_replaceable(rows.size, shape))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def from_places(places: jax.Array, shape: tuple[int, ...]) -> CSRTopology:
+def all_replaceable(number: int, shape: tuple[int, ...]) -> int:
+    """How many of so many weights a layer has other places for."""
+    return min(number, shape[0] * shape[1] - number)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def from_places(places: jax.Array, shape: tuple[int, ...], replaceable: int) -> CSRTopology:
     """The topology of weights at these places: under `jit`, all shapes static.
 
     Args:
       places: int32 [n]: row-major indices in the dense kernel, ascending, none of them twice.
       shape: Of the dense kernel, (in, out).
+      replaceable: As in `CSRTopology`.
 
     Returns:
       What `csr_topology` makes of their mask.
@@ -180,6 +185,7 @@ def from_places(places: jax.Array, shape: tuple[int, ...]) -> CSRTopology:
         ordered_cols=ordered_cols,
         row_starts=starts(by_input, inputs),
         shape=shape,
+        replaceable=replaceable,
     )
 
 

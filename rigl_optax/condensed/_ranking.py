@@ -5,6 +5,7 @@ all others, in the order of the dense kernel, so that equal scores are told apar
 left out would not have been chosen.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,6 +61,11 @@ Propose = Callable[[CSRTopology, Probe, int, jax.Array], Proposal]
 def by_gradient(t: CSRTopology, seen: Probe, position: int, count: jax.Array) -> Proposal:
     """As the probe says."""
     del position, count
+    if seen.scores.shape != (t.replaceable,):
+        raise ValueError(
+            f"scores of {seen.scores.shape[0]} places, where {t.replaceable} weights can be "
+            "replaced: take them with the topologies of the state"
+        )
     rows, cols = (a.astype(jnp.int32) for a in (seen.rows, seen.cols))
     is_sound = _csr.checksum(rows, cols) == seen.checksum
     scores = lax.bitcast_convert_type(seen.scores, jnp.int32)
@@ -82,8 +88,8 @@ def at_random(seed: _random.Seed) -> Propose:
 def leaf(path: str, position: int, t: Topology | CSRTopology) -> SparseLeaf:
     """A layer as the masked form knows it, its grid what is ranked."""
     if isinstance(t, CSRTopology):
-        zeros, structure = t.replaceable, _structure.UNSTRUCTURED
-        return SparseLeaf(path, position, False, zeros, structure, t.shape, (t.number + zeros,))
+        grid, structure = (t.number + t.replaceable,), _structure.UNSTRUCTURED
+        return SparseLeaf(path, position, False, t.replaceable, structure, t.shape, grid)
     zeros = t.grid[0] * t.grid[1] - t.blocks
     return SparseLeaf(path, position, False, zeros, t.block, t.shape, t.grid)
 
@@ -100,6 +106,15 @@ def check(t: Topology | CSRTopology, path: str, min_fan_in: int) -> None:
             f"min_fan_in={min_fan_in}: {path!r} is stored as single weights, which grow where "
             "their scores are largest; leave it 0"
         )
+
+
+def bounded(t: Topology | CSRTopology, fraction: float) -> Topology | CSRTopology:
+    """A topology whose rewirings replace no more than this fraction of its weights."""
+    if not isinstance(t, CSRTopology):
+        return t
+    # Drops are counted in float32, which may round up.
+    most = int(t.number * fraction * (1 + 1e-6)) + 1
+    return dataclasses.replace(t, replaceable=min(t.replaceable, most))
 
 
 def of_blocks(t: Topology, values: jax.Array, scores: jax.Array) -> Ranked:
@@ -141,7 +156,7 @@ def of_weights(t: CSRTopology, values: jax.Array, proposal: Proposal) -> Ranked:
 
     def move(mask: jax.Array) -> Moved:
         chosen = _compaction.indices(mask, t.number)
-        topology = _csr_topology.from_places(indices[chosen], t.shape)
+        topology = _csr_topology.from_places(indices[chosen], t.shape, t.replaceable)
         source = jnp.zeros_like(chosen).at[topology.order].set(slots[chosen])
         return Moved(topology, jnp.maximum(source, 0), source >= 0)
 

@@ -151,7 +151,8 @@ def _random_weights(
 ) -> CSRTopology:
     purpose = _random.Purpose.INITIAL_MASK
     found = _candidates.at_random(seed, purpose, position, 0, shape, number)
-    return _csr_topology.from_places(found.places, shape)
+    replaceable = _csr_topology.all_replaceable(number, shape)
+    return _csr_topology.from_places(found.places, shape, replaceable)
 
 
 def random_values(

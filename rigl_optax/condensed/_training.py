@@ -135,7 +135,8 @@ def rigl(
         grown=AT_REST,
         seed=seed,
     )
-    return _transformation(inner, method, min_fan_in=min_fan_in)
+    most = _growth.most_dropped(drop_fraction, overrides)
+    return _transformation(inner, method, _ranking.by_gradient, most, min_fan_in)
 
 
 def sparse_evolutionary_training(
@@ -181,7 +182,8 @@ def sparse_evolutionary_training(
         grown=AT_REST,
         seed=seed,
     )
-    return _transformation(inner, method, _ranking.at_random(seed), min_fan_in)
+    most = _growth.most_dropped(drop_fraction, overrides)
+    return _transformation(inner, method, _ranking.at_random(seed), most, min_fan_in)
 
 
 def static_sparse(inner: optax.GradientTransformation) -> CondensedTransformation:
@@ -246,6 +248,7 @@ def _transformation(
     inner: optax.GradientTransformation,
     method: Method | None,
     propose: Propose = _ranking.by_gradient,
+    most_dropped: float = 1.0,
     min_fan_in: int = 0,
 ) -> CondensedTransformation:
     inner = optax.with_extra_args_support(inner)
@@ -266,7 +269,10 @@ def _transformation(
         # Buffers of their own: a step that donates the state takes nothing of the caller's.
         return CondensedState(
             count=jnp.zeros((), jnp.int32),
-            topologies=jax.tree.map(jnp.copy, dict(topologies)),
+            topologies={
+                path: jax.tree.map(jnp.copy, _ranking.bounded(topology, most_dropped))
+                for path, topology in topologies.items()
+            },
             inner_state=inner.init(weights),
             rewirings=jnp.zeros((), jnp.int32),
         )

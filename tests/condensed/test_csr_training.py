@@ -150,7 +150,7 @@ def test_equals_masked_training(case):
             there = condensed.condense_state(state.inner_state, params, cstate.topologies)
             close(cstate.inner_state, there)
             _, topologies = condensed.condense(params, state.masks, structure)
-            jax.tree.map(np.testing.assert_array_equal, cstate.topologies, topologies)
+            same_places(cstate.topologies, topologies)
         back = condensed.densify_state(
             cstate.inner_state, weights, cstate.topologies, INNER[case[0]]()
         )
@@ -158,6 +158,12 @@ def test_equals_masked_training(case):
     assert int(cstate.rewirings) == 10 and int(cstate.count) == STEPS
     assert min(moved.values()) >= 10, moved
     assert after < 0.7 * before  # it learns
+
+
+def same_places(found, wanted):
+    """Whatever bound they have."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def close(found, wanted):
@@ -212,7 +218,7 @@ def test_drop_and_growth_are_those_of_the_reference(method, data):
         weights, state = once(topology, values, jnp.asarray(gradient), jnp.int32(count))
     scores = gradient if method == "rigl" else drawn(shape, count)
     after = csr_topology(reference.rewired_mask(mask, dense, scores, np.float32(count) / 8))
-    jax.tree.map(np.testing.assert_array_equal, state.topologies["w"], after)
+    same_places(state.topologies["w"], after)
     # What stays keeps its value and its momentum; what is new has none.
     moments = np.zeros(shape)
     moments[topology.rows, topology.cols] = np.arange(1, number + 1)
@@ -262,6 +268,23 @@ def layer():
     topology = csr_topology(random(1, 12, 10) > 0.8)
     weights = {"w": jnp.asarray(random(0, topology.number), jnp.float32)}
     return weights, TX.init(weights, {"w": topology})
+
+
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
+def test_no_more_is_looked_at_than_may_be_dropped(fraction):
+    """And of a schedule nothing is known beforehand. What grows is the same."""
+    weights, free = layer()
+    x = jnp.asarray(random(1, 6, 12), jnp.float32)
+    after = {}
+    for name, drop in {"number": fraction, "schedule": lambda count: fraction}.items():
+        tx = condensed.rigl(optax.adam(0.1), end=100, every=10, drop_fraction=drop)
+        state = tx.init(weights, free.topologies)
+        grads, scores = found(lambda k, x: once(k["w"], x), weights, state, x)
+        most = int(fraction * weights["w"].size) + 1 if name == "number" else 200
+        assert scores["w"].scores.size == min(most, weights["w"].size)
+        _, after[name] = jax.jit(tx.rewire)(grads, scores, state, weights)
+    same_places(after["number"].topologies, after["schedule"].topologies)
+    assert int(after["number"].rewirings) == 1
 
 
 def found(loss, weights, state, *batch):
@@ -333,7 +356,7 @@ def test_nothing_dense_in_a_step_or_a_rewiring(method):
     tx = METHODS[method][1](optax.adam(1e-3), end=100)
 
     def start():
-        topology = _csr_topology.from_places(jnp.arange(number, dtype=jnp.int32), (n, n))
+        topology = _csr_topology.from_places(jnp.arange(number, dtype=jnp.int32), (n, n), number)
         weights = {"w": jnp.zeros(number)}
         return weights, tx.init(weights, {"w": topology}), jnp.ones((batch, n))
 
@@ -407,6 +430,12 @@ def test_a_rewiring_with_a_batch_over_eight_devices(way):
                 {"w": np.ones(0)}, {"w": csr_topology(np.zeros((4, 3)))}
             ),
             "'w': its topology stores nothing",
+        ),
+        (
+            lambda w, t: condensed.rigl(optax.sgd(1), end=9).rewire(
+                w, condensed.probes(t), condensed.rigl(optax.sgd(1), end=9).init(w, t), w
+            ),
+            "scores of 18 places, where 6 weights can be replaced: take them with the topologies",
         ),
         (
             lambda w, t: condensed.random_topology((2**16, 2**15), 0.99, SINGLE),
