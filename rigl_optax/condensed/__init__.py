@@ -1,4 +1,4 @@
-"""Really sparse weights: stored blocks, their products, and training without dense arrays."""
+"""Really sparse weights: stored blocks or single weights, and training without dense arrays."""
 
 from rigl_optax.condensed._choice import Choice as Choice
 from rigl_optax.condensed._choice import choose as choose

@@ -1,6 +1,7 @@
 """Training of condensed weights: between rewirings nothing dense exists, nor at them.
 
-The same rule as in the masked form decides, on grids of blocks: the same masks come of it.
+The same rule as in the masked form decides, on grids of blocks and on lists of the single weights
+that may be active next: the same masks come of it.
 """
 
 import functools
@@ -70,10 +71,10 @@ def rigl(
     min_fan_in: int = 0,
     seed: _random.Seed = 0,
 ) -> CondensedTransformation:
-    r"""RigL on condensed weights: what `rigl(structure=Block(...))` does, without dense arrays.
+    r"""RigL on condensed weights: what `rigl` does on blocks or single weights, without dense arrays.
 
     Same masks and weights as that one, up to rounding. On an ordinary step the optimizer sees
-    the stored values. At a rewiring, in each layer with n blocks,
+    the stored values. At a rewiring, in each layer with n blocks, or n single weights,
 
     .. math::
         k &= \mathrm{int32}(n \cdot f(t)) \\
@@ -82,8 +83,8 @@ def rigl(
              \text{ of largest } \mathrm{pool}(\nabla_\theta L)
 
     and values and optimizer state are moved to where their blocks are now; new blocks start at
-    0 with a state at rest. If scores or gradients are not finite, the topology stays. All shapes
-    are static: `update` and `rewire` are for `jax.jit`, best one function each, called as
+    0 with a state at rest. If scores or gradients are not finite, the topologies stay; and if a
+    kernel of single weights has not been used exactly once (`CSR`). All shapes are static: `update` and `rewire` are for `jax.jit`, best one function each, called as
     `is_rewiring_step` says.
 
     Args:
@@ -91,9 +92,10 @@ def rigl(
       end: As in `rigl_optax.rigl`, and so the others.
       every: Steps between rewirings.
       begin: Count of the first.
-      drop_fraction: Fraction of the blocks of a layer to replace.
+      drop_fraction: Fraction of the blocks of a layer to replace. Of single weights so many places
+        are looked at as a number allows; with a schedule as many as there are weights.
       overrides: Another schedule for some layers.
-      min_fan_in: The least number of blocks that lead to an output block.
+      min_fan_in: The least number of blocks that lead to an output block; 0 for single weights.
       seed: Of what is random.
 
     Returns:
@@ -229,7 +231,10 @@ def value_and_grad(loss: Loss) -> Callable[..., tuple[jax.Array, PyTree]]:
 def value_grad_and_scores(
     loss: Loss,
 ) -> Callable[..., tuple[jax.Array, PyTree, dict[str, Any]]]:
-    """As `value_and_grad`, and the scores of all blocks of the dense gradient: to rewire."""
+    """As `value_and_grad`, and what growth needs to know of the dense gradient: to rewire.
+
+    Of blocks the scores of all of them; of single weights a `Probe`, for the topologies of a state.
+    """
 
     def function(
         weights: PyTree, topologies: Topologies, *args: Any
