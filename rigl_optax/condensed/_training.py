@@ -71,7 +71,7 @@ def rigl(
     min_fan_in: int = 0,
     seed: _random.Seed = 0,
 ) -> CondensedTransformation:
-    r"""RigL on condensed weights: what `rigl` does on blocks or single weights, without dense arrays.
+    r"""RigL on condensed weights: what `rigl` does on blocks or single weights, nothing dense.
 
     Same masks and weights as that one, up to rounding. On an ordinary step the optimizer sees
     the stored values. At a rewiring, in each layer with n blocks, or n single weights,
@@ -84,7 +84,8 @@ def rigl(
 
     and values and optimizer state are moved to where their blocks are now; new blocks start at
     0 with a state at rest. If scores or gradients are not finite, the topologies stay; and if a
-    kernel of single weights has not been used exactly once (`CSR`). All shapes are static: `update` and `rewire` are for `jax.jit`, best one function each, called as
+    kernel of single weights has not been used exactly once (`CSR`). All shapes are static:
+    `update` and `rewire` are for `jax.jit`, best one function each, called as
     `is_rewiring_step` says.
 
     Args:
