@@ -93,8 +93,8 @@ def both(optimizer, growth, structure_name):
         patch.setattr(_csr_topology, "_PIECE", 8)
         params = jax.tree.map(jnp.asarray, first_params())
         tx = masked_of(INNER[optimizer](), SPARSITY, structure=structure, **PLAN, **DROP)
-        state = tx.init(params)
-        params = rigl_optax.apply_masks(params, state)
+        state = jax.jit(tx.init)(params)
+        params = jax.jit(rigl_optax.apply_masks)(params, state)
         weights, topologies = condensed.condense(params, state.masks, structure)
         ctx = condensed_of(INNER[optimizer](), **PLAN, **DROP)
         cstate = ctx.init(weights, topologies)
@@ -115,7 +115,8 @@ def both(optimizer, growth, structure_name):
             take = rewiring if ctx.is_rewiring_step(t) else ordinary
             weights, cstate = take(weights, cstate, x, y)
             history.append(jax.device_get((params, state, weights, cstate)))
-        return history, float(loss(params, x, y)), float(loss(first_params(), x, y))
+        value = jax.jit(loss)
+        return history, float(value(params, x, y)), float(value(first_params(), x, y))
 
 
 # Adam with single weights alone is left out: the mixed tree has two layers of them.
@@ -132,6 +133,7 @@ def test_equals_masked_training(case):
     history, after, before = both(*case)
     structure = SINGLE if case[2] == "single" else MIXED
     masks_of, densify = jax.jit(condensed.masks_of), jax.jit(condensed.densify)
+    condense_state = jax.jit(condensed.condense_state)
     moved = dict.fromkeys("abc", 0)
     with jax.enable_x64(True):
         for t, (params, state, weights, cstate) in enumerate(history):
@@ -147,7 +149,7 @@ def test_equals_masked_training(case):
             if t not in (24, STEPS):
                 continue
             # Moments too, at rest where new; and the indices are what is made on the host.
-            there = condensed.condense_state(state.inner_state, params, cstate.topologies)
+            there = condense_state(state.inner_state, params, cstate.topologies)
             close(cstate.inner_state, there)
             _, topologies = condensed.condense(params, state.masks, structure)
             same_places(cstate.topologies, topologies)
@@ -391,6 +393,7 @@ def test_lowers_for_accelerators(platform):
     assert "stablehlo.sort" in text and "custom_call" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 @pytest.mark.parametrize("way", ["auto", "explicit", "shard_map"])
 def test_a_rewiring_with_a_batch_over_eight_devices(way):
