@@ -29,9 +29,17 @@ def random_scores(seed: _random.Seed) -> GrowScores:
     def scores(inputs: RewiringInputs) -> Arrays:
         positions = [leaf.position for leaf in inputs.leaves]
         purpose = _random.Purpose.GROWTH
-        return _random.random_scores(seed, purpose, positions, inputs.packing, inputs.count)
+        return _random.random_scores(
+            seed, purpose, positions, inputs.packing, inputs.count, inputs.indices
+        )
 
     return scores
+
+
+def most_dropped(drop_fraction: float | optax.Schedule, overrides: Overrides | None) -> float:
+    """The largest fraction that any layer ever drops; 1 for schedules, which only a run tells."""
+    others = [o["drop_fraction"] for o in (overrides or {}).values() if "drop_fraction" in o]
+    return max(1.0 if callable(f) else float(f) for f in [drop_fraction, *others])
 
 
 def drop_and_grow_method(

@@ -29,6 +29,8 @@ class RewiringInputs(NamedTuple):
     carry: PyTree
     packing: Packing
     leaves: Sequence[SparseLeaf]
+    # int32: which entry of its layer each is, where some are left out that would not be chosen
+    indices: Arrays | None = None
 
 
 class Outcome(NamedTuple):

@@ -52,6 +52,7 @@ def random_scores(
     positions: Sequence[int],
     packing: Packing,
     count: jax.Array | int = 0,
+    indices: Sequence[jax.Array] | None = None,
 ) -> list[jax.Array]:
     """Uniform int32 scores in [0, 2**31), a function of the arguments alone.
 
@@ -66,6 +67,8 @@ def random_scores(
       positions: Of each leaf, among all leaves of params.
       packing: How the leaves are laid out.
       count: Calls of `update` so far.
+      indices: As `packing` lays them out, which entries of the leaves to draw, int32; None if
+        all of them are there, in order.
 
     Returns:
       Arrays as `packing` has them; -1 where there is only padding.
@@ -83,13 +86,13 @@ def random_scores(
     leaf_of, first_of = packing.rankings()
     sizes = packing.sizes()
     scores = []
-    for rows, shape in zip(packing.rows, packing.packed_shapes(), strict=True):
+    for i, (rows, shape) in enumerate(zip(packing.rows, packing.packed_shapes(), strict=True)):
         to_row = rows.ids.shape + (1,) * (len(shape) - rows.ids.ndim)
         within = np.asarray(rows.starts).reshape(to_row) + iota(shape, rows.ids.ndim)
-        index = within + first_of[rows.ids].reshape(to_row)
+        index = within + first_of[rows.ids].reshape(to_row) if indices is None else indices[i]
         row_keys = keys[leaf_of[rows.ids]]  # [*rows, 2]
         first, second = (
-            jnp.broadcast_to(row_keys[..., i].reshape(to_row), shape) for i in range(2)
+            jnp.broadcast_to(row_keys[..., word].reshape(to_row), shape) for word in range(2)
         )
         low_word = jnp.broadcast_to(index, shape).astype(jnp.uint32)
         bits = jnp.bitwise_xor(

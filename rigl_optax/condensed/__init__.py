@@ -1,4 +1,4 @@
-"""Really sparse weights: stored blocks, their products, and training without dense arrays."""
+"""Really sparse weights: stored blocks or single weights, and training without dense arrays."""
 
 from rigl_optax.condensed._choice import Choice as Choice
 from rigl_optax.condensed._choice import choose as choose
@@ -13,8 +13,8 @@ from rigl_optax.condensed._conversion import masks_of as masks_of
 from rigl_optax.condensed._conversion import probes as probes
 from rigl_optax.condensed._convolution import convolve as convolve
 from rigl_optax.condensed._csr import CSR as CSR
-from rigl_optax.condensed._csr import CSRTopology as CSRTopology
-from rigl_optax.condensed._csr import csr_topology as csr_topology
+from rigl_optax.condensed._csr_topology import CSRTopology as CSRTopology
+from rigl_optax.condensed._csr_topology import csr_topology as csr_topology
 from rigl_optax.condensed._kernel import BlockSparse as BlockSparse
 from rigl_optax.condensed._kernel import as_blocks as as_blocks
 from rigl_optax.condensed._kernel import matmul as matmul

@@ -1,8 +1,8 @@
 """Between dense parameters with masks and condensed weights with topologies, both ways.
 
-Condensed weights are a tree like params in which the values of stored blocks take the place
-of sparse kernels: plain arrays, for any optimizer. Where the blocks are is in a second mapping,
-from the paths of those leaves to topologies.
+Condensed weights are a tree like params in which the values of stored blocks, or of single weights,
+take the place of sparse kernels: plain arrays, for any optimizer. Where they are is in a second
+mapping, from the paths of those leaves to topologies.
 """
 
 from collections.abc import Mapping
@@ -14,33 +14,33 @@ import numpy as np
 import optax
 
 from rigl_optax import _inner_state, _paths, _structure
-from rigl_optax._structure import Block, Structures
-from rigl_optax.condensed import _topology
-from rigl_optax.condensed._csr import CSR, CSRTopology, csr_topology
+from rigl_optax._structure import Block, Structures, Unstructured
+from rigl_optax.condensed import _csr, _topology
+from rigl_optax.condensed._csr import CSR
+from rigl_optax.condensed._csr_topology import CSRTopology, csr_topology
 from rigl_optax.condensed._kernel import BlockSparse
 from rigl_optax.condensed._topology import Topology
 
 PyTree = Any
-Topologies = Mapping[str, Topology]
-AnyTopologies = Mapping[str, Topology | CSRTopology]
+Topologies = Mapping[str, Topology | CSRTopology]
 
 
 def condense(
     params: PyTree, masks: PyTree, structure: Structures
-) -> tuple[PyTree, dict[str, Topology]]:
-    """Stored blocks of dense parameters whose masks are made of whole blocks.
+) -> tuple[PyTree, dict[str, Topology | CSRTopology]]:
+    """What is stored of dense parameters: whole blocks, or single weights where there are none.
 
     Args:
       params: Parameters, dense.
       masks: Bool tree like params (`get_masks`). Kernels with a full mask stay dense.
-      structure: What they were trained with.
+      structure: What they were trained with: a `Block`, `Unstructured()`, or by pattern.
 
     Returns:
       Weights: a tree like params; and `{path: topology}` of the kernels that are condensed.
 
     Raises:
-      ValueError: If masks do not belong to params, or are not made of whole blocks; if an
-        unstructured mask is not full.
+      ValueError: If masks do not belong to params, or are not made of whole blocks; if a layer has
+        another structure, or single weights in a kernel that has not two axes.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, rigl_optax
@@ -54,12 +54,16 @@ def condense(
     _structure.check(structure)
     partial = _partial(params, masks)
     structures = _structure.by_path(structure, list(partial)) if partial else {}
-    topologies: dict[str, Topology] = {}
+    topologies: dict[str, Topology | CSRTopology] = {}
     for path, (mask, shape) in partial.items():
         block = structures[path]
+        if isinstance(block, Unstructured):
+            topologies[path] = _single_weights(mask, shape, path)
+            continue
         if not isinstance(block, Block):
             raise ValueError(
-                f"{path!r} is sparse without blocks; give its structure, or use condense_csr"
+                f"{path!r} has {block}, for which there is no training of what is stored; "
+                "condense_csr stores its weights to deploy them"
             )
         grid = _topology.check_grid(mask, shape, block, path)
         cols, rows = (jnp.asarray(i, jnp.int32) for i in np.nonzero(grid.T))
@@ -68,7 +72,7 @@ def condense(
 
 
 def condense_csr(params: PyTree, masks: PyTree) -> tuple[PyTree, dict[str, CSRTopology]]:
-    """Single weights of dense parameters, whatever their masks: to deploy, or to train as they are.
+    """Single weights of dense parameters, whatever their masks and the structure behind these.
 
     Args:
       params: Parameters, dense.
@@ -91,12 +95,17 @@ def condense_csr(params: PyTree, masks: PyTree) -> tuple[PyTree, dict[str, CSRTo
       >>> weights["kernel"].shape, (jnp.ones((2, 4)) @ kernels["kernel"] + kernels["bias"]).shape
       ((4,), (2, 4))
     """
-    topologies = {}
-    for path, (mask, shape) in _partial(params, masks).items():
-        if len(shape) != 2:
-            raise ValueError(f"{path!r} has shape {shape}: single weights need two axes")
-        topologies[path] = csr_topology(mask)
+    topologies = {
+        path: _single_weights(mask, shape, path)
+        for path, (mask, shape) in _partial(params, masks).items()
+    }
     return extract(params, topologies), topologies
+
+
+def _single_weights(mask: Any, shape: tuple[int, ...], path: str) -> CSRTopology:
+    if len(shape) != 2:
+        raise ValueError(f"{path!r} has shape {shape}: single weights need two axes")
+    return csr_topology(mask)
 
 
 def _partial(params: PyTree, masks: PyTree) -> dict[str, tuple[Any, tuple[int, ...]]]:
@@ -112,7 +121,7 @@ def _partial(params: PyTree, masks: PyTree) -> dict[str, tuple[Any, tuple[int, .
     return {p: (found[p], tuple(x.shape)) for p, x in named if not np.all(np.asarray(found[p]))}
 
 
-def extract(params: PyTree, topologies: AnyTopologies) -> PyTree:
+def extract(params: PyTree, topologies: Topologies) -> PyTree:
     """What is stored of dense parameters, which need not be zero elsewhere.
 
     Args:
@@ -137,7 +146,7 @@ def extract(params: PyTree, topologies: AnyTopologies) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def densify(weights: PyTree, topologies: AnyTopologies) -> PyTree:
+def densify(weights: PyTree, topologies: Topologies) -> PyTree:
     """Dense parameters, zero where there is no block.
 
     Args:
@@ -154,7 +163,7 @@ def densify(weights: PyTree, topologies: AnyTopologies) -> PyTree:
     return jax.tree.map(lambda x: x.dense() if _is_kernel(x) else x, kernels, is_leaf=_is_kernel)
 
 
-def masks_of(weights: PyTree, topologies: AnyTopologies) -> PyTree:
+def masks_of(weights: PyTree, topologies: Topologies) -> PyTree:
     """Masks of the dense parameters: bool arrays, all True for leaves that are dense."""
     kernels = bind(weights, topologies)
 
@@ -165,7 +174,7 @@ def masks_of(weights: PyTree, topologies: AnyTopologies) -> PyTree:
 
 
 def bind(
-    weights: PyTree, topologies: AnyTopologies, probes: Mapping[str, jax.Array] | None = None
+    weights: PyTree, topologies: Topologies, probes: Mapping[str, Any] | None = None
 ) -> PyTree:
     """Weights with a `BlockSparse` or `CSR` for each condensed kernel: what models multiply by.
 
@@ -191,27 +200,12 @@ def bind(
     return jax.tree_util.tree_map_with_path(kernel, weights)
 
 
-def probes(topologies: Topologies) -> dict[str, jax.Array]:
-    """Zeros whose gradients are the scores of all blocks: see `BlockSparse`.
-
-    Raises:
-      ValueError: If a kernel is stored as single weights.
-    """
-    check_blocks(topologies)
-    return {path: jnp.zeros(t.grid, jnp.float32) for path, t in topologies.items()}
+def probes(topologies: Topologies) -> dict[str, Any]:
+    """Zeros whose gradients are what growth needs to know: see `BlockSparse` and `CSR`."""
+    return {path: _probe(topology) for path, topology in topologies.items()}
 
 
-def check_blocks(topologies: AnyTopologies) -> None:
-    """Raises a ValueError unless all are of blocks, which alone are rewired."""
-    for path, topology in topologies.items():
-        if isinstance(topology, CSRTopology):
-            raise ValueError(
-                f"{path!r} is stored as single weights, which have no scores and are not rewired; "
-                "use value_and_grad and an optimizer"
-            )
-
-
-def check(weights: PyTree, topologies: AnyTopologies) -> None:
+def check(weights: PyTree, topologies: Topologies) -> None:
     """Raises a ValueError if a topology has no leaf of its shape."""
     named = dict(_paths.flatten_with_paths(weights))
     for path, topology in topologies.items():
@@ -226,7 +220,7 @@ def check(weights: PyTree, topologies: AnyTopologies) -> None:
             )
 
 
-def condense_state(inner_state: PyTree, params: PyTree, topologies: AnyTopologies) -> PyTree:
+def condense_state(inner_state: PyTree, params: PyTree, topologies: Topologies) -> PyTree:
     """The state of an optimizer for condensed weights, from that for dense parameters.
 
     What mirrors a sparse kernel (moments, averages) becomes the blocks of it; counters and what
@@ -251,7 +245,7 @@ def condense_state(inner_state: PyTree, params: PyTree, topologies: AnyTopologie
 def densify_state(
     inner_state: PyTree,
     weights: PyTree,
-    topologies: AnyTopologies,
+    topologies: Topologies,
     inner: optax.GradientTransformation,
 ) -> PyTree:
     """The state of an optimizer for dense parameters, from that for condensed weights.
@@ -275,11 +269,17 @@ def densify_state(
     return jax.tree.unflatten(treedef, leaves)
 
 
+def _probe(topology: Topology | CSRTopology) -> Any:
+    if isinstance(topology, CSRTopology):
+        return _csr.probe(topology)
+    return jnp.zeros(topology.grid, jnp.float32)
+
+
 def _kernel(
-    values: jax.Array, topology: Topology | CSRTopology, probe: jax.Array | None = None
+    values: jax.Array, topology: Topology | CSRTopology, probe: Any = None
 ) -> BlockSparse | CSR:
     if isinstance(topology, CSRTopology):
-        return CSR(values, topology)
+        return CSR(values, topology, probe)
     return BlockSparse(values, topology, probe)
 
 

@@ -6,15 +6,17 @@ uses it. Elsewhere a product makes its kernel dense for as long as it takes.
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from rigl_optax.condensed import _devices
+from rigl_optax import _selection
+from rigl_optax.condensed import _candidates, _devices
+from rigl_optax.condensed._csr_topology import CSRTopology
 from rigl_optax.condensed._kernel import common_dtype
 from rigl_optax.condensed._product import accumulator
 
@@ -26,102 +28,61 @@ _AT_ONCE = 1 << 19
 _SPARSE = 0.03
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["rows", "cols", "starts", "order", "ordered_cols", "row_starts"],
-    meta_fields=["shape", "widest"],
-)
-@dataclasses.dataclass(frozen=True)
-class CSRTopology:
-    """The weights that an unstructured layer has, sorted by output and then by input.
+class Probe(NamedTuple):
+    """Zeros that change nothing, whose gradients are *defined* to be what growth needs to know.
+
+    The gradients with respect to
 
     Attributes:
-      rows: int32 [n]: input of each weight.
-      cols: int32 [n]: output of each, ascending.
-      starts: int32 [out + 1]: where the weights of each output begin.
-      order: int32 [n]: the same weights sorted by input, then by output.
-      ordered_cols: int32 [n]: output of each, in that order.
-      row_starts: int32 [in + 1]: where, in that order, the weights of each input begin.
-      shape: Of the dense kernel, (in, out).
-      widest: The most weights of a chunk of outputs, for static shapes.
+      stored: float32 [n]: magnitudes of the gradient of each stored weight, by input and output.
+      scores: float32 [k]: magnitudes of the dense gradient where there is no weight, the k largest
+        of them, k the number of weights, or of free places if there are fewer.
+      rows: float32 [k]: input of each, in the same order.
+      cols: float32 [k]: output of each.
+      checksum: float32 scalar, of rows and cols.
+
+    That float32 holds rows and cols exactly is checked at `init`. Gradients are added up where a
+    kernel is used several times. No candidates of the sum come of that, and the checksum says so.
     """
 
+    stored: jax.Array
+    scores: jax.Array
     rows: jax.Array
     cols: jax.Array
-    starts: jax.Array
-    order: jax.Array
-    ordered_cols: jax.Array
-    row_starts: jax.Array
-    shape: tuple[int, ...]
-    widest: int
-
-    @property
-    def values_shape(self) -> tuple[int, ...]:
-        """Shape of the stored values: (n,)."""
-        return self.rows.shape
-
-    @property
-    def density(self) -> float:
-        """Stored weights of all."""
-        return self.rows.shape[0] / max(1, self.shape[0] * self.shape[1])
-
-    def mask(self) -> jax.Array:
-        """Bool, of the shape of the dense kernel."""
-        return jnp.zeros(self.shape, bool).at[self.rows, self.cols].set(True)
-
-    def extract(self, dense: jax.Array) -> jax.Array:
-        """The stored weights of a dense array, [n]."""
-        return dense[self.rows, self.cols]
+    checksum: jax.Array
 
 
-def csr_topology(mask: Any) -> CSRTopology:
-    """The topology of an unstructured mask, made on the host.
+def probe(topology: CSRTopology) -> Probe:
+    """The zeros for a kernel."""
+    number = topology.replaceable
+    shapes = (topology.number,), (number,), (number,), (number,), ()
+    return Probe(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
 
-    Args:
-      mask: Bool, (in, out).
 
-    Returns:
-      Where its True entries are.
-
-    Raises:
-      ValueError: If it has not two axes.
-    """
-    whole = np.asarray(mask)
-    if whole.ndim != 2:
-        raise ValueError(f"a mask of shape {whole.shape}: CSR is for kernels of two axes")
-    inputs, outputs = whole.shape
-    cols, rows = np.nonzero(whole.T)
-
-    def starts(ascending: np.ndarray, bound: int) -> np.ndarray:
-        return np.searchsorted(ascending, np.arange(bound + 1))
-
-    order = np.lexsort((cols, rows))
-    counts = np.bincount(cols // _chunk(inputs, outputs), minlength=1)
-    arrays = {
-        "rows": rows,
-        "cols": cols,
-        "starts": starts(cols, outputs),
-        "order": order,
-        "ordered_cols": cols[order],
-        "row_starts": starts(rows[order], inputs),
-    }
-    placed = {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
-    return CSRTopology(**placed, shape=(inputs, outputs), widest=int(counts.max()))
+def checksum(rows: jax.Array, cols: jax.Array) -> jax.Array:
+    """A float32 integer that sums and averages of lists of places have not got, but by chance."""
+    mixed = jnp.uint32(0x9E3779B1) * rows.astype(jnp.uint32) ^ cols.astype(jnp.uint32)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA77)
+    total = jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32) ^ jnp.uint32(0xC2B2AE3D)
+    return (total >> 8).astype(jnp.float32)
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["values", "topology"], meta_fields=[]
+    jax.tree_util.register_dataclass, data_fields=["values", "topology", "probe"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
 class CSR:
     """Single weights and where they are: `x @ kernel` is a product with the dense kernel.
 
-    Gradients are those of the stored weights. There are no scores: such a kernel is deployed, or
-    trained as it is, not rewired.
+    Gradients with respect to `values` are those of the stored weights alone. Those with respect to
+    `probe` are the largest entries of the dense gradient where there is none: it is computed for
+    some inputs at a time, on rewiring steps alone. They are there for a kernel that is used once,
+    not in a scan or under `vmap`.
 
     Attributes:
       values: Floating, [n].
       topology: Where they are.
+      probe: Zeros, or None to leave them out.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -134,6 +95,7 @@ class CSR:
 
     values: jax.Array
     topology: CSRTopology
+    probe: Probe | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -157,7 +119,7 @@ class CSR:
         def product(x: jax.Array, kernel: CSR) -> jax.Array:
             dtype = common_dtype(x, kernel.values)
             x_BxI = x.astype(dtype).reshape(-1, inputs)
-            y_BxO = _multiply(kernel.values.astype(dtype), kernel.topology, x_BxI)
+            y_BxO = _multiply(kernel.values.astype(dtype), kernel.topology, x_BxI, kernel.probe)
             return y_BxO.reshape(*x.shape[:-1], outputs)
 
         cut = _devices.examples(x, x.ndim - 1)
@@ -167,22 +129,30 @@ class CSR:
 
 
 @jax.custom_vjp
-def _multiply(values: jax.Array, topology: CSRTopology, x_BxI: jax.Array) -> jax.Array:
+def _multiply(
+    values: jax.Array, topology: CSRTopology, x_BxI: jax.Array, probe: Probe | None
+) -> jax.Array:
+    del probe
     t, (inputs, outputs) = topology, topology.shape
     return _product((outputs, inputs), values, t.rows, t.starts, t.cols, x_BxI.T).T
 
 
-def _forward(values: jax.Array, topology: CSRTopology, x_BxI: jax.Array) -> tuple[jax.Array, Any]:
-    return _multiply(values, topology, x_BxI), (values, topology, x_BxI)
+def _forward(*arguments: Any) -> tuple[jax.Array, Any]:
+    return _multiply(*arguments), arguments
 
 
 def _backward(saved: Any, dy_BxO: jax.Array) -> tuple[Any, ...]:
-    (values, t, x_BxI), dy_OxB = saved, dy_BxO.T
+    (values, t, x_BxI, probe), dy_OxB = saved, dy_BxO.T
     by_input = values[t.order], t.ordered_cols, t.row_starts, t.rows[t.order]
     dx = _product(t.shape, *by_input, dy_OxB).T
     sampled = _one_by_one if t.density < _SPARSE else _by_chunks
-    dvalues = sampled(t, x_BxI, dy_OxB).astype(values.dtype)
-    return _devices.summed(dvalues, values), None, _devices.summed(dx, x_BxI)
+    dvalues = sampled(t, x_BxI, dy_OxB)
+    dprobe = None
+    if probe is not None:
+        stored = _devices.summed(dvalues, probe.stored)
+        dprobe = _seen(t, jnp.abs(stored[t.order]).astype(jnp.float32), x_BxI, dy_BxO, probe)
+    dvalues = _devices.summed(dvalues.astype(values.dtype), values)
+    return dvalues, None, _devices.summed(dx, x_BxI), dprobe
 
 
 _multiply.defvjp(_forward, _backward)
@@ -230,11 +200,6 @@ def _upstream() -> Any:
     return BCSR
 
 
-def _chunk(inputs: int, outputs: int) -> int:
-    """Outputs of which the dense gradient is there at once."""
-    return max(1, min(outputs, _AT_ONCE // max(1, inputs)))
-
-
 def _one_by_one(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
     """The stored entries of the dense gradient, [n]."""
     dtype, (number,), x_IxB = accumulator(x_BxI, dy_OxB), t.values_shape, x_BxI.T
@@ -251,19 +216,46 @@ def _one_by_one(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Arra
 def _by_chunks(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
     """The same, out of the dense gradient of some outputs at a time."""
     dtype, (inputs, outputs), (number,) = accumulator(x_BxI, dy_OxB), t.shape, t.values_shape
-    size = _chunk(inputs, outputs)
+    size = max(1, min(outputs, _AT_ONCE // max(1, inputs)))
     dy = jnp.pad(dy_OxB, ((0, -outputs % size), (0, 0))).reshape(-1, size, dy_OxB.shape[1])
     firsts = jnp.arange(dy.shape[0], dtype=jnp.int32) * size
-    # A chunk has at most `widest` weights; what is read beyond its own is written again later.
-    rows, cols = (jnp.pad(a, (0, t.widest)) for a in (t.rows, t.cols))
+    # What a piece has beyond the weights of its chunk is written again by the next one.
+    rows, cols = (jnp.pad(a, (0, t.piece)) for a in (t.rows, t.cols))
 
     def chunk(found: jax.Array, each: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         dy_CxB, first = each
         dense_CxI = jnp.matmul(dy_CxB, x_BxI, preferred_element_type=dtype)
-        start = t.starts[first]
-        own_rows, own_cols = (lax.dynamic_slice_in_dim(a, start, t.widest) for a in (rows, cols))
-        part = dense_CxI.at[own_cols - first, own_rows].get(mode="clip")
-        return lax.dynamic_update_slice_in_dim(found, part, start, 0), None
 
-    nothing = _devices.zeros((number + t.widest,), dtype, x_BxI, dy_OxB)
+        def take(found: jax.Array, at: jax.Array) -> jax.Array:
+            own_rows, own_cols = (lax.dynamic_slice_in_dim(a, at, t.piece) for a in (rows, cols))
+            part = dense_CxI.at[own_cols - first, own_rows].get(mode="clip")
+            return lax.dynamic_update_slice_in_dim(found, part, at, 0)
+
+        stop = t.starts[jnp.minimum(first + size, outputs)]
+        return t.by_pieces(t.starts[first], stop, take, found), None
+
+    nothing = _devices.zeros((number + t.piece,), dtype, x_BxI, dy_OxB)
     return lax.scan(chunk, nothing, (dy, firsts))[0][:number]
+
+
+def _seen(
+    t: CSRTopology, stored: jax.Array, x_BxI: jax.Array, dy_BxO: jax.Array, probe: Probe
+) -> Probe:
+    """What growth needs to know of the dense gradient, out of that of some inputs at a time."""
+    dtype, (inputs, outputs) = accumulator(x_BxI, dy_BxO), t.shape
+
+    def score(size: int) -> Callable[[jax.Array], jax.Array]:
+        x_IxB = jnp.pad(x_BxI.T, ((0, -inputs % size), (0, 0)))
+
+        def of_inputs(first: jax.Array) -> jax.Array:
+            own_CxB = lax.dynamic_slice_in_dim(x_IxB, first, size)
+            dense_CxO = jnp.matmul(own_CxB, dy_BxO, preferred_element_type=dtype)
+            return _selection.magnitude_scores(_devices.summed(dense_CxO, probe.scores))
+
+        return of_inputs
+
+    found = _candidates.best(t.shape, probe.scores.shape[0], score, t, probe.scores)
+    scores = lax.bitcast_convert_type(found.scores, jnp.float32)
+    rows, cols = jnp.divmod(found.places, outputs)
+    places = rows.astype(jnp.float32), cols.astype(jnp.float32)
+    return Probe(stored, scores, *places, checksum(rows, cols))

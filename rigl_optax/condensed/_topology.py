@@ -3,14 +3,16 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rigl_optax import _distributions, _packing, _random, _selection
-from rigl_optax._structure import Block
+from rigl_optax._structure import Block, Unstructured
+from rigl_optax.condensed import _candidates, _csr_topology
+from rigl_optax.condensed._csr_topology import CSRTopology
 
 
 @functools.partial(
@@ -71,23 +73,45 @@ def from_mask(mask: jax.Array, blocks: int, shape: tuple[int, ...], block: Block
     return Topology(rows, cols, shape, block)
 
 
+@overload
 def random_topology(
     shape: tuple[int, ...],
     sparsity: float,
     block: Block,
     *,
+    seed: _random.Seed = ...,
+    position: int = ...,
+) -> Topology: ...
+
+
+@overload
+def random_topology(
+    shape: tuple[int, ...],
+    sparsity: float,
+    block: Unstructured,
+    *,
+    seed: _random.Seed = ...,
+    position: int = ...,
+) -> CSRTopology: ...
+
+
+def random_topology(
+    shape: tuple[int, ...],
+    sparsity: float,
+    block: Block | Unstructured,
+    *,
     seed: _random.Seed = 0,
     position: int = 0,
-) -> Topology:
-    r"""Uniformly random blocks; `floor(sparsity * groups)` are absent.
+) -> Topology | CSRTopology:
+    r"""Uniformly random blocks, or single weights; `floor(sparsity * groups)` are absent.
 
-    The same blocks as `structure=block` draws in the masked form for the leaf at this position
+    The same ones as `structure=block` draws in the masked form for the leaf at this position
     in the tree of parameters, with the same seed. Nothing of the size of the kernel is made.
 
     Args:
       shape: Of the dense kernel, [*window, in, out].
       sparsity: In [0, 1).
-      block: Its structure.
+      block: Its structure: a `Block`, or `Unstructured()`.
       seed: As in `rigl`.
       position: Of the leaf, among all leaves of params; another draw for each.
 
@@ -95,16 +119,24 @@ def random_topology(
       A topology.
 
     Raises:
-      ValueError: If the sparsity is outside [0, 1), or the block does not divide the shape.
+      ValueError: If the sparsity is outside [0, 1), or the block does not divide the shape; if
+        single weights are to be of a kernel that has not two axes, or too many places.
 
     Example:
       >>> import rigl_optax
       >>> from rigl_optax.condensed import random_topology
       >>> random_topology((64, 32), 0.75, rigl_optax.Block(16, 16)).values_shape
       (2, 16, 16)
+      >>> random_topology((64, 32), 0.75, rigl_optax.Unstructured()).values_shape
+      (512,)
     """
     _distributions.check_sparsity("sparsity", sparsity)
     _random.check_seed(seed)
+    if isinstance(block, Unstructured):
+        _csr_topology.check_shape(tuple(shape), "a layer")
+        number = math.prod(shape) - _distributions.zeros_in(sparsity, math.prod(shape))
+        word = jnp.asarray(seed, jnp.uint32)
+        return _random_weights(tuple(shape), number, position, word)
     grid = block.grid(shape, "a layer")
     number = math.prod(grid) - _distributions.zeros_in(sparsity, math.prod(grid))
     packing = _packing.packing([grid], [False])
@@ -113,20 +145,30 @@ def random_topology(
     return from_mask(packing.unpack(chosen)[0], number, tuple(shape), block)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _random_weights(
+    shape: tuple[int, ...], number: int, position: int, seed: jax.Array
+) -> CSRTopology:
+    purpose = _random.Purpose.INITIAL_MASK
+    found = _candidates.at_random(seed, purpose, position, 0, shape, number)
+    replaceable = _csr_topology.all_replaceable(number, shape)
+    return _csr_topology.from_places(found.places, shape, replaceable)
+
+
 def random_values(
     key: jax.Array,
-    topology: Topology,
+    topology: Topology | CSRTopology,
     dtype: jax.typing.DTypeLike = jnp.float32,
     *,
     sparse_aware: bool = True,
 ) -> jax.Array:
-    r"""Initial values of stored blocks, normal; zero beyond the edge of a padded layer.
+    r"""Initial values of what is stored, normal; zero beyond the edge of a padded layer.
 
     .. math:: \theta \sim N(0, 1 / n), \qquad n = \text{density} \cdot \text{inputs}
 
     Args:
       key: For `jax.random`; never the one that topologies are seeded by.
-      topology: Where the blocks are.
+      topology: Where the blocks are, or the single weights.
       dtype: Of the values.
       sparse_aware: Whether n counts the inputs that are there on the average; else all inputs of
         the dense kernel, as if it had been drawn and masked.
@@ -145,6 +187,8 @@ def random_values(
     if sparse_aware:
         inputs *= max(topology.density, 1 / math.prod(topology.grid))
     values = jax.random.normal(key, topology.values_shape, dtype)
+    if isinstance(topology, CSRTopology):
+        return values * jnp.asarray(inputs**-0.5, dtype)
     inside = _inside(topology.rows, topology.block.rows, topology.shape[-2])[:, :, None]
     inside = inside & _inside(topology.cols, topology.block.cols, topology.shape[-1])[:, None]
     shape = (topology.blocks, *(1,) * (len(topology.shape) - 2), *inside.shape[1:])

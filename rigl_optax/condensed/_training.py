@@ -1,23 +1,25 @@
 """Training of condensed weights: between rewirings nothing dense exists, nor at them.
 
-The same rule as in the masked form decides, on grids of blocks: the same masks come of it.
+The same rule as in the masked form decides, on grids of blocks and on lists of the single weights
+that may be active next: the same masks come of it.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from rigl_optax import _growth, _inner_state, _packing, _paths, _random, _rewiring
 from rigl_optax._grown import AT_REST
-from rigl_optax._layout import Layout, SparseLeaf
+from rigl_optax._layout import Layout
 from rigl_optax._method import Method, RewiringInputs
-from rigl_optax.condensed import _conversion, _devices, _topology
-from rigl_optax.condensed._conversion import AnyTopologies, Topologies
+from rigl_optax.condensed import _conversion, _devices, _ranking
+from rigl_optax.condensed._conversion import Topologies
+from rigl_optax.condensed._csr_topology import CSRTopology
+from rigl_optax.condensed._ranking import Moved, Propose, Ranked
 from rigl_optax.condensed._topology import Topology
 
 PyTree = Any
@@ -35,7 +37,7 @@ class CondensedState(NamedTuple):
     """
 
     count: jax.Array  # type: ignore[assignment]
-    topologies: dict[str, Topology]
+    topologies: dict[str, Topology | CSRTopology]
     inner_state: PyTree
     rewirings: jax.Array
 
@@ -69,10 +71,10 @@ def rigl(
     min_fan_in: int = 0,
     seed: _random.Seed = 0,
 ) -> CondensedTransformation:
-    r"""RigL on condensed weights: what `rigl(structure=Block(...))` does, without dense arrays.
+    r"""RigL on condensed weights: what `rigl` does on blocks or single weights, nothing dense.
 
     Same masks and weights as that one, up to rounding. On an ordinary step the optimizer sees
-    the stored values. At a rewiring, in each layer with n blocks,
+    the stored values. At a rewiring, in each layer with n blocks, or n single weights,
 
     .. math::
         k &= \mathrm{int32}(n \cdot f(t)) \\
@@ -81,8 +83,9 @@ def rigl(
              \text{ of largest } \mathrm{pool}(\nabla_\theta L)
 
     and values and optimizer state are moved to where their blocks are now; new blocks start at
-    0 with a state at rest. If scores or gradients are not finite, the topology stays. All shapes
-    are static: `update` and `rewire` are for `jax.jit`, best one function each, called as
+    0 with a state at rest. If scores or gradients are not finite, the topologies stay; and if a
+    kernel of single weights has not been used exactly once (`CSR`). All shapes are static:
+    `update` and `rewire` are for `jax.jit`, best one function each, called as
     `is_rewiring_step` says.
 
     Args:
@@ -90,9 +93,10 @@ def rigl(
       end: As in `rigl_optax.rigl`, and so the others.
       every: Steps between rewirings.
       begin: Count of the first.
-      drop_fraction: Fraction of the blocks of a layer to replace.
+      drop_fraction: Fraction of the blocks of a layer to replace. Of single weights so many places
+        are looked at as a number allows; with a schedule as many as there are weights.
       overrides: Another schedule for some layers.
-      min_fan_in: The least number of blocks that lead to an output block.
+      min_fan_in: The least number of blocks that lead to an output block; 0 for single weights.
       seed: Of what is random.
 
     Returns:
@@ -134,7 +138,8 @@ def rigl(
         grown=AT_REST,
         seed=seed,
     )
-    return _transformation(inner, method)
+    most = _growth.most_dropped(drop_fraction, overrides)
+    return _transformation(inner, method, _ranking.by_gradient, most, min_fan_in)
 
 
 def sparse_evolutionary_training(
@@ -180,7 +185,8 @@ def sparse_evolutionary_training(
         grown=AT_REST,
         seed=seed,
     )
-    return _transformation(inner, method)
+    most = _growth.most_dropped(drop_fraction, overrides)
+    return _transformation(inner, method, _ranking.at_random(seed), most, min_fan_in)
 
 
 def static_sparse(inner: optax.GradientTransformation) -> CondensedTransformation:
@@ -214,9 +220,7 @@ def value_and_grad(loss: Loss) -> Callable[..., tuple[jax.Array, PyTree]]:
       A function of weights, topologies and those arguments to `(value, gradients)`.
     """
 
-    def function(
-        weights: PyTree, topologies: AnyTopologies, *args: Any
-    ) -> tuple[jax.Array, PyTree]:
+    def function(weights: PyTree, topologies: Topologies, *args: Any) -> tuple[jax.Array, PyTree]:
         def of_weights(weights: PyTree) -> jax.Array:
             return loss(_conversion.bind(weights, topologies), *args)
 
@@ -227,13 +231,16 @@ def value_and_grad(loss: Loss) -> Callable[..., tuple[jax.Array, PyTree]]:
 
 def value_grad_and_scores(
     loss: Loss,
-) -> Callable[..., tuple[jax.Array, PyTree, dict[str, jax.Array]]]:
-    """As `value_and_grad`, and the scores of all blocks of the dense gradient: to rewire."""
+) -> Callable[..., tuple[jax.Array, PyTree, dict[str, Any]]]:
+    """As `value_and_grad`, and what growth needs to know of the dense gradient: to rewire.
+
+    Of blocks the scores of all of them; of single weights a `Probe`, for the topologies of a state.
+    """
 
     def function(
         weights: PyTree, topologies: Topologies, *args: Any
-    ) -> tuple[jax.Array, PyTree, dict[str, jax.Array]]:
-        def of_both(weights: PyTree, probes: Mapping[str, jax.Array]) -> jax.Array:
+    ) -> tuple[jax.Array, PyTree, dict[str, Any]]:
+        def of_both(weights: PyTree, probes: Mapping[str, Any]) -> jax.Array:
             return loss(_conversion.bind(weights, topologies, probes), *args)
 
         probes = _conversion.probes(topologies)
@@ -244,7 +251,11 @@ def value_grad_and_scores(
 
 
 def _transformation(
-    inner: optax.GradientTransformation, method: Method | None
+    inner: optax.GradientTransformation,
+    method: Method | None,
+    propose: Propose = _ranking.by_gradient,
+    most_dropped: float = 1.0,
+    min_fan_in: int = 0,
 ) -> CondensedTransformation:
     inner = optax.with_extra_args_support(inner)
     plan = None if method is None else method.plan
@@ -252,9 +263,11 @@ def _transformation(
     def init(weights: PyTree, topologies: Topologies) -> CondensedState:
         if not topologies:
             raise ValueError("topologies is empty: nothing is condensed")
-        _conversion.check_blocks(topologies)
         _conversion.check(weights, topologies)
         layout = _layout(weights, topologies)
+        if method is not None:
+            for leaf in layout.sparse:
+                _ranking.check(topologies[leaf.path], leaf.path, min_fan_in)
         if plan is not None:
             plan.check([leaf.path for leaf in layout.sparse])
         if method is not None and method.check is not None:
@@ -262,7 +275,10 @@ def _transformation(
         # Buffers of their own: a step that donates the state takes nothing of the caller's.
         return CondensedState(
             count=jnp.zeros((), jnp.int32),
-            topologies=jax.tree.map(jnp.copy, dict(topologies)),
+            topologies={
+                path: jax.tree.map(jnp.copy, _ranking.bounded(topology, most_dropped))
+                for path, topology in topologies.items()
+            },
             inner_state=inner.init(weights),
             rewirings=jnp.zeros((), jnp.int32),
         )
@@ -275,7 +291,7 @@ def _transformation(
 
     def rewire(
         grads: PyTree,
-        scores: Mapping[str, jax.Array],
+        scores: Mapping[str, Any],
         state: CondensedState,
         weights: PyTree,
         **extra_args: Any,
@@ -290,20 +306,23 @@ def _transformation(
         method: Method,
         extra_args: Mapping[str, Any],
         grads: PyTree,
-        scores: Mapping[str, jax.Array],
+        scores: Mapping[str, Any],
         state: CondensedState,
         weights: PyTree,
     ) -> tuple[PyTree, CondensedState]:
         layout = _layout(weights, state.topologies)
-        inputs = _inputs(layout, scores, state)
+        ranked = _ranked(layout, scores, state)
+        inputs = _inputs(layout, ranked, state.count)
         # Where scores are zeros that nobody has asked for, the gradients of what is stored tell.
         named = zip(layout.paths, jax.tree.leaves(grads), strict=True)
-        judged = [*scores.values(), *(g for path, g in named if path in state.topologies)]
-        is_finite = _rewiring.total([~jnp.isfinite(x) for x in judged]) == 0
+        judged = [*jax.tree.leaves(scores), *(g for p, g in named if p in state.topologies)]
+        is_accepted = _rewiring.total([~jnp.isfinite(x) for x in judged]) == 0
+        for each in ranked:
+            is_accepted = is_accepted & each.is_sound
         chosen = inputs.packing.unpack(method.rule(inputs).masks)
         moved = {
-            leaf.path: _move(state.topologies[leaf.path], mask, is_finite)
-            for leaf, mask in zip(layout.sparse, chosen, strict=True)
+            leaf.path: _unless_refused(each.move(mask), state.topologies[leaf.path], is_accepted)
+            for leaf, each, mask in zip(layout.sparse, ranked, chosen, strict=True)
         }
 
         def carried(tree: PyTree) -> PyTree:
@@ -316,7 +335,7 @@ def _transformation(
 
         # The optimizer's counters go on, so that schedules stay aligned with the loop; one NaN
         # would poison for good what it averages over a layer.
-        seen = jax.tree.map(lambda g: jnp.where(is_finite, g, jnp.zeros_like(g)), grads)
+        seen = jax.tree.map(lambda g: jnp.where(is_accepted, g, jnp.zeros_like(g)), grads)
         _, after = inner.update(seen, state.inner_state, weights, **extra_args)
         new_weights = carried(weights)
         inner_state = _settled(layout, moved, state.inner_state, after, weights, inner, new_weights)
@@ -324,8 +343,20 @@ def _transformation(
             count=state.count + 1,
             topologies={path: moved[path].topology for path in state.topologies},
             inner_state=inner_state,
-            rewirings=state.rewirings + is_finite.astype(jnp.int32),
+            rewirings=state.rewirings + is_accepted.astype(jnp.int32),
         )
+
+    def _ranked(layout: Layout, scores: Mapping[str, Any], state: CondensedState) -> list[Ranked]:
+        each = []
+        for leaf in layout.sparse:
+            topology, values = state.topologies[leaf.path], layout.leaves[leaf.position]
+            seen = scores[leaf.path]
+            if isinstance(topology, CSRTopology):
+                proposal = propose(topology, seen, leaf.position, state.count)
+                each.append(_ranking.of_weights(topology, values, proposal))
+            else:
+                each.append(_ranking.of_blocks(topology, values, seen))
+        return each
 
     def is_rewiring_step(count: jax.typing.ArrayLike) -> jax.Array:
         count = jnp.asarray(count, jnp.int32)
@@ -334,69 +365,43 @@ def _transformation(
     return CondensedTransformation(init, update, rewire, is_rewiring_step)
 
 
-class _Moved(NamedTuple):
-    """Where the blocks of a layer are now, and where they were."""
-
-    topology: Topology
-    source: jax.Array  # int32 [blocks]: where a block was; anything where it is new
-    is_kept: jax.Array  # bool [blocks]
-
-    def carry(self, values: jax.Array, elsewhere: jax.Array) -> jax.Array:
-        """Values of kept blocks in their new order; others are as `elsewhere`."""
-        is_kept = self.is_kept.reshape(-1, *(1,) * (values.ndim - 1))
-        return jnp.where(is_kept, values[self.source], elsewhere)
-
-
-def _move(old: Topology, mask: jax.Array, is_accepted: jax.Array) -> _Moved:
-    mask = jnp.where(is_accepted, mask, old.mask())
-    new = _topology.from_mask(mask, old.blocks, old.shape, old.block)
-    slots = jnp.full(old.grid, -1, jnp.int32)
-    slots = slots.at[old.rows, old.cols].set(jnp.arange(old.blocks, dtype=jnp.int32))
-    source = slots[new.rows, new.cols]
-    return _Moved(new, jnp.maximum(source, 0), source >= 0)
+def _unless_refused(moved: Moved, old: Topology | CSRTopology, is_accepted: jax.Array) -> Moved:
+    """As it was, if a rewiring is refused."""
+    stay = Moved(old, jnp.arange(moved.source.size, dtype=jnp.int32), jnp.ones((), bool))
+    return jax.tree.map(lambda new, old: jnp.where(is_accepted, new, old), moved, stay)
 
 
 def _layout(weights: PyTree, topologies: Topologies) -> Layout:
     """As the masked form has it, with the condensed kernels for sparse leaves."""
     named = _paths.flatten_with_paths(weights)
-    sparse = []
-    for position, (path, _) in enumerate(named):
-        if path in topologies:
-            t = topologies[path]
-            zeros = int(np.prod(t.grid)) - t.blocks
-            sparse.append(SparseLeaf(path, position, False, zeros, t.block, t.shape, t.grid))
+    sparse = [
+        _ranking.leaf(path, position, topologies[path])
+        for position, (path, _) in enumerate(named)
+        if path in topologies
+    ]
     leaves, treedef = jax.tree.flatten(weights)
     return Layout(treedef, [path for path, _ in named], leaves, sparse)
 
 
-def _inputs(
-    layout: Layout, scores: Mapping[str, jax.Array], state: CondensedState
-) -> RewiringInputs:
-    """Grids of blocks, in place of the weights that the rule knows."""
-    packing = _packing.packing([leaf.grid for leaf in layout.sparse], [False] * len(layout.sparse))
-    magnitudes = []
-    for leaf in layout.sparse:
-        topology, values = state.topologies[leaf.path], layout.leaves[leaf.position]
-        each = topology.block.score(values, tuple(range(1, values.ndim)), topology.sizes())
-        grid = jnp.zeros(topology.grid, jnp.float32)
-        magnitudes.append(grid.at[topology.rows, topology.cols].set(each))
+def _inputs(layout: Layout, ranked: Sequence[Ranked], count: jax.Array) -> RewiringInputs:
+    """Groups, in place of the weights that the rule knows."""
+    packing = _packing.packing([leaf.grid for leaf in layout.sparse], [False] * len(ranked))
     return RewiringInputs(
-        count=state.count,
-        weights=packing.pack(magnitudes, 0.0),
-        gradients=packing.pack(
-            [scores[leaf.path].astype(jnp.float32) for leaf in layout.sparse], 0.0
-        ),
-        masks=packing.pack([state.topologies[leaf.path].mask() for leaf in layout.sparse], False),
+        count=count,
+        weights=packing.pack([each.weights for each in ranked], 0.0),
+        gradients=packing.pack([each.gradients for each in ranked], 0.0),
+        masks=packing.pack([each.mask for each in ranked], False),
         marks=[],
         carry=(),
         packing=packing,
         leaves=layout.sparse,
+        indices=packing.pack([each.indices for each in ranked], 0),
     )
 
 
 def _settled(
     layout: Layout,
-    moved: Mapping[str, _Moved],
+    moved: Mapping[str, Moved],
     old: PyTree,
     new: PyTree,
     weights: PyTree,

@@ -363,9 +363,9 @@ def test_nothing_dense_in_a_step_or_a_rewiring():
         ),
         (
             lambda w, t: condensed.condense(
-                {"w": np.ones((4, 4))}, {"w": np.eye(4, dtype=bool)}, rigl_optax.Unstructured()
+                {"w": np.ones((4, 4))}, {"w": np.eye(4, dtype=bool)}, rigl_optax.NM(1, 4)
             ),
-            r"'w' is sparse without blocks",
+            r"'w' has NM\(n=1, m=4\), for which there is no training",
         ),
     ],
 )  # fmt: skip
