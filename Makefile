@@ -21,6 +21,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+# A module's tests share what it compiles and trains: they stay together, the slow modules first.
+SPREAD := -n $(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 TEXT_METHODS := --methods=dense,small_dense,static,set,snfs,rigl,gmp --sparsities=.75,.9
 
@@ -75,13 +77,13 @@ compare-structures: $(VENV)/.train
 	$(BIN)/python docs/structured.py
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup
+	$(BIN)/python -m pytest $(SPREAD)
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup -m "not slow"
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow"
 
 test-core: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup -m "not slow" tests/core
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow" tests/core
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

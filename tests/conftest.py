@@ -17,6 +17,8 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false"
     * importlib.metadata.version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")),
 )
+# Nor is it of use here which line of the source each operation comes from.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # What one test has compiled the next ones read: in this process, in other workers, and in the
 # processes that tests start, which all inherit these variables.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
