@@ -25,7 +25,7 @@ WORKERS ?= 2
 # A module's tests share what it compiles and trains: they stay together, the slow modules first.
 SPREAD := -n $(WORKERS) --dist=loadfile --no-loadscope-reorder
 
-NEWEST := catalogue rewiring trees users reproducible no_gather mask_memory selection errors blend
+NEWEST := catalogue rewiring sharding trees users reproducible no_gather mask_memory selection errors blend
 
 TEXT_METHODS := --methods=dense,small_dense,static,set,snfs,rigl,gmp --sparsities=.75,.9
 
