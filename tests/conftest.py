@@ -1,15 +1,30 @@
-"""Settings every test shares: eight CPU devices, and hypothesis without a clock."""
+"""Settings every test shares: how XLA compiles, eight CPU devices, hypothesis without a clock."""
 
+import importlib.metadata
 import os
+import shutil
+import tempfile
 
 # Before any test module touches a backend. Sharding tests need eight devices; everything else
 # keeps using the first of them, so the whole suite can live in one process (or one xdist worker).
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Thousands of small programs are compiled here and run for a few steps: most of the time is
-# spent in the optimizer of the compiler.
+# spent in the compiler. With its older way of emitting fusions, which newer ones no longer have
+# (nor know its flag), it takes half as long. `XLA_FLAGS=` compiles as for everybody else.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_cpu_use_fusion_emitters=false"
+    * importlib.metadata.version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")),
 )
+# Nor is it of use here which line of the source each operation comes from.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+# What one test has compiled the next ones read: in this process, in other workers, and in the
+# processes that tests start, which all inherit these variables.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(suffix=f"-compiled-{os.getpid()}")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
 import jax
@@ -30,3 +45,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Modules with slow tests come first: what is short fills both workers up to the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_unconfigure() -> None:
+    """The process that made the cache removes it, after its workers."""
+    compiled = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if compiled.endswith(f"-compiled-{os.getpid()}"):
+        shutil.rmtree(compiled, ignore_errors=True)

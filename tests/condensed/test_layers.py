@@ -12,8 +12,6 @@ from rigl_optax import Block, condensed
 from rigl_optax.condensed import layers
 from rigl_optax.models import recurrent
 
-pytestmark = pytest.mark.xdist_group("condensed_layers")  # they share what a fixture has trained
-
 
 class Network(nnx.Module):
     def __init__(self, rngs):

@@ -170,6 +170,7 @@ def both(name, optimizer, growth="rigl"):
             found = condensed.value_grad_and_scores(loss)(weights, state.topologies, x, y)
             return ctx.rewire(*found[1:], state, weights)
 
+        value = jax.jit(loss)
         history = [jax.device_get((params, state, weights, cstate))]
         for t in range(STEPS):
             x = jnp.asarray(inputs(t))
@@ -178,7 +179,7 @@ def both(name, optimizer, growth="rigl"):
             take = rewiring if ctx.is_rewiring_step(t) else ordinary
             weights, cstate = take(weights, cstate, x, y)
             history.append(jax.device_get((params, state, weights, cstate)))
-        return history, float(loss(params, x, y)), float(loss(make(), x, y))
+        return history, float(value(params, x, y)), float(value(make(), x, y))
 
 
 CASES = [

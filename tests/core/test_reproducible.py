@@ -23,7 +23,9 @@ def start(method, *settings, hash_seed="0"):
     return subprocess.Popen(
         [sys.executable, "-m", "tests.core.sharded_program", method, *settings],
         cwd=ROOT,
-        env={**os.environ, "PYTHONHASHSEED": hash_seed, "JAX_PLATFORMS": "cpu"},
+        env=os.environ
+        | {"PYTHONHASHSEED": hash_seed, "JAX_PLATFORMS": "cpu"}
+        | {"JAX_ENABLE_COMPILATION_CACHE": "false"},  # each compiles by itself
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -344,13 +344,14 @@ def test_multisteps_outside_accumulates_the_dense_gradient():
     accumulated = optax.MultiSteps(METHODS["rigl"](optax.sgd(0.125, momentum=0.5)), k)
     params, state = started(tx)
     p2, s2 = params, accumulated.init(params)
+    advance = jax.jit(lambda params, state, grads: step(tx, params, state, grads=grads))
+    accumulate = jax.jit(lambda params, state, grads: step(accumulated, params, state, grads=grads))
     for i in range(6):
         parts = [some_grads(10 * i + j) for j in range(k)]
         mean = jax.tree.map(lambda *g: sum(g) / k, *parts)
-        params, state = step(tx, params, state, grads=mean)
+        params, state = advance(params, state, mean)
         for g in parts:
-            updates, s2 = accumulated.update(g, s2, p2)
-            p2 = optax.apply_updates(p2, updates)
+            p2, s2 = accumulate(p2, s2, g)
         jax.tree.map(
             np.testing.assert_array_equal, rigl_optax.get_masks(s2), rigl_optax.get_masks(state)
         )

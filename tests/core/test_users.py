@@ -156,9 +156,10 @@ def test_16_growth_is_noisy_unless_gradients_are_accumulated():
     noise = [0.9, -0.3, -0.6]
     tx = optax.MultiSteps(method(), 3)
     params, state = PARAMS, tx.init(PARAMS)
+    update = jax.jit(tx.update)
     for n in noise:
         grads = jax.tree.map(lambda g, n=n: g + n, GRADS)
-        updates, state = tx.update(grads, state, params)
+        updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
     _, expected = run(method(), steps=1)
     jax.tree.map(np.testing.assert_array_equal, rigl_optax.get_masks(state), expected.masks)
@@ -198,9 +199,10 @@ def test_20_an_average_of_weights_stays_dense():
     state = tx.init(PARAMS)
     params = rigl_optax.apply_masks(PARAMS, state)
     average = params
+    update = jax.jit(tx.update)
     for i in range(6):
         grads = jax.tree.map(lambda g, i=i: jnp.roll(g, 17 * i), GRADS)
-        updates, state = tx.update(grads, state, params)
+        updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
         average = optax.incremental_update(params, average, 0.1)
     assert density(average) > 0.25

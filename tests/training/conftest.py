@@ -1,10 +1,7 @@
 import gc
-import os
 import time
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from rigl_optax.training import config as config_lib
 
@@ -73,25 +70,3 @@ def settled():
     for _ in range(3):
         time.sleep(0.1)
         gc.collect()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _compile_once(tmp_path_factory):
-    """Runs of one config share their compiled functions; most of the tests' time is compilation.
-
-    Those in processes of their own do, too.
-    """
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    os.environ.update({name.upper(): str(value) for name, value in options.items()})
-    for values in (options, before):
-        compilation_cache.reset_cache()  # JAX decides about the cache at the first compilation
-        for name, value in values.items():
-            jax.config.update(name, value)
-        if values is options:
-            yield
-    for name in options:
-        del os.environ[name.upper()]

@@ -8,8 +8,6 @@ from rich.console import Console
 
 from rigl_optax.training import comparison, figures, loop, score, summary
 
-pytestmark = pytest.mark.xdist_group("comparison")  # they share what a fixture has trained
-
 Arm = comparison.Arm
 
 

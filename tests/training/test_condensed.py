@@ -10,7 +10,6 @@ from rigl_optax.training import checks, health, methods, metrics, setup, state
 from tests.training import condensed_runs as runs
 from tests.training.condensed_runs import GRU, LENET, MOBILENET
 
-pytestmark = pytest.mark.xdist_group("condensed")  # they share what fixtures have trained
 slow = pytest.mark.slow
 KINDS = [pytest.param(kind, marks=() if kind == "lenet" else slow) for kind in runs.KINDS]
 

@@ -12,7 +12,6 @@ from rigl_optax.training import methods, setup, state, step
 from tests.training import condensed_runs as runs
 from tests.training.condensed_runs import GRU, LENET, MOBILENET, WIDE_RESNET
 
-pytestmark = pytest.mark.xdist_group("condensed programs")  # they share what is compiled
 slow = pytest.mark.slow
 
 # One kernel of each is condensed, or one of each gate: larger than all activations, a tile of 256

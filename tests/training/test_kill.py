@@ -23,7 +23,6 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("kill")
 def test_killed_at_any_moment_and_started_again_it_ends_bit_for_bit_the_same(whole, tmp_path):
     assert harness.kill_often(tmp_path, times=22) >= 20
     assert not (tmp_path / "result.json").exists()
@@ -34,7 +33,6 @@ def test_killed_at_any_moment_and_started_again_it_ends_bit_for_bit_the_same(who
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("kill")
 def test_a_condensed_run_too(tmp_path):
     keys = harness.CONDENSED | {"steps": "400"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -55,7 +53,6 @@ def test_a_condensed_run_too(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("kill")
 def test_asked_to_stop_it_saves_first_and_goes_on_from_there(whole, tmp_path):
     process = harness.start(tmp_path, checkpoint_every="0")
     reached = lambda workdir, known: harness._last(workdir) is not None
@@ -70,7 +67,6 @@ def test_asked_to_stop_it_saves_first_and_goes_on_from_there(whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("kill")
 def test_without_room_on_the_disk_it_says_so_and_loses_nothing(whole, tmp_path):
     process = harness.start(tmp_path)
     assert harness.kill_at(process, tmp_path, harness.is_written, random.Random(0))
@@ -90,7 +86,6 @@ def test_without_room_on_the_disk_it_says_so_and_loses_nothing(whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("kill")
 def test_a_second_launch_on_a_workdir_is_refused_and_does_no_harm(whole, tmp_path):
     process = harness.start(tmp_path)
     try:

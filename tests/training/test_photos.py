@@ -79,7 +79,6 @@ def finished(config, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("photos")
 def test_a_network_of_the_paper_learns_from_jpeg_files(config, finished):
     workdir, result, printed = finished
     assert "rigl, mobilenet_v1 on imagenet2012: 20 steps" in printed and result["warnings"] == []
@@ -102,7 +101,6 @@ def test_a_network_of_the_paper_learns_from_jpeg_files(config, finished):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("photos")
 def test_a_run_stopped_and_started_again_ends_bit_for_bit_the_same(
     config, finished, tmp_path, monkeypatch
 ):
@@ -129,7 +127,6 @@ def test_a_run_stopped_and_started_again_ends_bit_for_bit_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("photos")
 def test_damaged_photos_are_told_of_and_do_not_count(config, tmp_path):
     photos = real_photos.jpegs(TRAIN + TEST, smallest=80, largest=160)
     bad = [3, 40, TRAIN + 2]

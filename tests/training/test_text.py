@@ -27,8 +27,6 @@ from rigl_optax.training import (
     tasks,
 )
 
-pytestmark = pytest.mark.xdist_group("text")  # they share what a fixture has trained
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):

@@ -35,8 +35,6 @@ from rigl_optax.training import (
 )
 from rigl_optax.training import config as config_lib
 
-pytestmark = pytest.mark.xdist_group("vision")  # they share what a fixture has trained
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 
