@@ -21,4 +21,5 @@ def use() -> None:
     decided = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
     if platform.libc_ver()[0] == "glibc" and not any(n.startswith(decided) for n in os.environ):
         sys.stdout.flush()
-        os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": TUNABLE})
+        arguments = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, arguments, os.environ | {"GLIBC_TUNABLES": TUNABLE})

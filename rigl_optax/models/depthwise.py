@@ -100,7 +100,7 @@ def _kernel_gradient(
     """What every tap saw, times the gradient of what it added to, summed over batch and places.
 
     A row of outputs at a time, and elementwise but for one sum at the end: a sum for each tap,
-    over all there is but channels, takes up to thirteen times as long.
+    over all there is but channels, takes several times as long.
     """
     (height, width), (down, right) = kernel.shape[:2], strides
     batch, rows, columns, channels = dy.shape
