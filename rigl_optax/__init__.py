@@ -1,5 +1,9 @@
 """RigL and its relatives as Optax gradient transformations."""
 
+from rigl_optax._axes import KernelAxes as KernelAxes
+from rigl_optax._axes import default_axes as default_axes
+from rigl_optax._axes import equinox_axes as equinox_axes
+from rigl_optax._axes import flax_axes as flax_axes
 from rigl_optax._distributions import DenseLayers as DenseLayers
 from rigl_optax._distributions import Distribution as Distribution
 from rigl_optax._distributions import default_dense as default_dense

@@ -1,6 +1,6 @@
 """A least number of inputs for every unit: a unit without inputs is a constant, and lost.
 
-As in Flax and Haiku the last axis of a kernel counts its units; all other axes are inputs.
+The axes of the outputs of a kernel count its units, as `_axes` says; all other axes are inputs.
 Under a structure, a column of groups is a unit, and its groups are its inputs.
 """
 
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_optax import _selection
-from rigl_optax._layout import Layout
+from rigl_optax import _axes, _selection
+from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._packing import Packing, Rows
 
 Arrays = list[jax.Array]
@@ -29,7 +29,7 @@ def check(layout: Layout, min_fan_in: int) -> None:
                 "inputs each unit has"
             )
         shape = leaf.grid[leaf.stacked :]
-        units = shape[-1] if shape else 1
+        units = _axes.size(leaf.grid, leaf.unit_axes) if shape else 1
         inputs = math.prod(shape) // max(units, 1)
         if min_fan_in > inputs:
             raise ValueError(
@@ -43,25 +43,31 @@ def check(layout: Layout, min_fan_in: int) -> None:
             )
 
 
-def protected(scores: Arrays, packing: Packing, min_fan_in: int) -> Arrays:
+def protected(
+    scores: Arrays, leaves: Sequence[SparseLeaf], packing: Packing, min_fan_in: int
+) -> Arrays:
     """Scores in which the best inputs of every unit come before everything else.
 
     Args:
       scores: int32 arrays as `packing` has them; -1 for inactive weights.
+      leaves: Which axes of their grids count units.
       packing: How the leaves are laid out.
       min_fan_in: How many inputs of each unit, if it has as many.
 
     Returns:
       Arrays like `scores`.
     """
-    return _raised(scores, packing, lambda open_, inputs: jnp.minimum(open_, min_fan_in))
+    return _raised(scores, leaves, packing, lambda open_, inputs: jnp.minimum(open_, min_fan_in))
 
 
-def preferred(scores: Arrays, packing: Packing, min_fan_in: int) -> Callable[[Arrays], Arrays]:
+def preferred(
+    scores: Arrays, leaves: Sequence[SparseLeaf], packing: Packing, min_fan_in: int
+) -> Callable[[Arrays], Arrays]:
     """From what is kept to growth scores in which what a unit lacks comes first.
 
     Args:
       scores: int32 growth scores as `packing` has them.
+      leaves: As in `protected`.
       packing: How the leaves are laid out.
       min_fan_in: How many inputs a unit should have.
 
@@ -74,32 +80,40 @@ def preferred(scores: Arrays, packing: Packing, min_fan_in: int) -> Callable[[Ar
         free = [jnp.where(k, excluded, s) for k, s in zip(kept, scores, strict=True)]
         # What is not free is kept.
         return _raised(
-            free, packing, lambda open_, inputs: jnp.clip(min_fan_in - inputs + open_, 0, open_)
+            free,
+            leaves,
+            packing,
+            lambda open_, inputs: jnp.clip(min_fan_in - inputs + open_, 0, open_),
         )
 
     return prefer
 
 
 def _raised(
-    scores: Arrays, packing: Packing, how_many: Callable[[jax.Array, jax.Array], jax.Array]
+    scores: Arrays,
+    leaves: Sequence[SparseLeaf],
+    packing: Packing,
+    how_many: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Arrays:
     """Scores in which some of the best of each unit come first.
 
     `how_many` says of each how many, given how many have a score, and how many inputs there are.
     """
     # Units come first, behind the layers: an axis that is cut stays cut, and nothing is gathered.
-    leaves = [
-        jnp.moveaxis(x, -1, int(stacked))
-        for x, stacked in zip(packing.unpack(scores), packing.leading, strict=True)
+    front = [leaf.stacked + len(leaf.unit_axes) for leaf in leaves]
+    moves = [
+        (leaf.unit_axes, range(leaf.stacked, n)) for leaf, n in zip(leaves, front, strict=True)
     ]
-    rows = _unit_rows([x.shape[: 1 + s] for x, s in zip(leaves, packing.leading, strict=True)])
-    inputs = [math.prod(x.shape[r.ids.ndim :]) for x, r in zip(leaves, rows, strict=True)]
+    unpacked = zip(packing.unpack(scores), moves, strict=True)
+    by_unit = [jnp.moveaxis(x, there, here) for x, (there, here) in unpacked]
+    rows = _unit_rows([x.shape[:n] for x, n in zip(by_unit, front, strict=True)])
+    inputs = [math.prod(x.shape[r.ids.ndim :]) for x, r in zip(by_unit, rows, strict=True)]
     of_unit = np.repeat(np.asarray(inputs, np.int32), [r.ids.size for r in rows])
-    k = how_many(_selection.counts([x >= 0 for x in leaves], rows), jnp.asarray(of_unit))
-    best = _selection.top_k(leaves, rows, k)
+    k = how_many(_selection.counts([x >= 0 for x in by_unit], rows), jnp.asarray(of_unit))
+    best = _selection.top_k(by_unit, rows, k)
     raised = [
-        jnp.moveaxis(jnp.where(b, jnp.int32(_FIRST), x), int(stacked), -1)
-        for b, x, stacked in zip(best, leaves, packing.leading, strict=True)
+        jnp.moveaxis(jnp.where(b, jnp.int32(_FIRST), x), here, there)
+        for b, x, (there, here) in zip(best, by_unit, moves, strict=True)
     ]
     return packing.pack(raised, _selection.EXCLUDED)
 

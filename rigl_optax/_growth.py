@@ -125,8 +125,8 @@ def drop_and_grow_method(
         grow_scores = scores(inputs)
         prefer = None
         if min_fan_in:
-            keep_scores = _fan_in.protected(keep_scores, packing, min_fan_in)
-            prefer = _fan_in.preferred(grow_scores, packing, min_fan_in)
+            keep_scores = _fan_in.protected(keep_scores, inputs.leaves, packing, min_fan_in)
+            prefer = _fan_in.preferred(grow_scores, inputs.leaves, packing, min_fan_in)
         masks = _topology.keep_and_grow(
             keep_scores, grow_scores, rows, active - dropped, grow, prefer
         )

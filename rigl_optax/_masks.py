@@ -1,6 +1,7 @@
 """Masks: draw them, check them, find them in an optimizer state, apply them."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _blend, _explicit, _layout, _paths, _random, _selection
+from rigl_optax import _blend, _explicit, _layout, _paths, _random, _selection, _structure
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._state import SparseState
 
@@ -89,12 +90,16 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
         if path in sparse and mask.size and not np.any(np.asarray(mask)):
             raise ValueError(f"initial_masks: nothing is active in {path!r}")
         if path in sparse:
-            layers = np.asarray(mask) if sparse[path].stacked else np.asarray(mask)[None]
             with jax.ensure_compile_time_eval():  # `init` may be traced; the mask is not
-                wrong = {sparse[path].structure.misfit(layer) for layer in layers} - {""}
+                wrong = sparse[path].misfit(np.asarray(mask))
+                if wrong and sparse[path].fits_as_stack(np.asarray(mask)):
+                    wrong += (
+                        "; each slice along its first axis fits: if that counts layers, pass a "
+                        "distribution that says so, as erk(0.9, stacked=(pattern,))"
+                    )
             if wrong:
                 raise ValueError(
-                    f"initial_masks: {path!r} does not fit {sparse[path].structure}: {wrong.pop()}"
+                    f"initial_masks: {path!r} does not fit {sparse[path].structure}: {wrong}"
                 )
     masks = [jnp.array(given[path], copy=True) for path in paths]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
@@ -105,6 +110,31 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
         else jax.device_put(mask, sharding)
         for mask, sharding in zip(masks, _shardings(layout.leaves), strict=True)
     ]
+
+
+def warn_of_stacks(layout: Layout, initial_masks: PyTree) -> None:
+    """Warns of masks that look like those of stacked layers, where no distribution says so.
+
+    The slices of such a mask have as many active weights each, but not the same ones.
+    """
+    given = dict(_paths.flatten_with_paths(initial_masks))
+    found = []
+    for leaf in layout.sparse:
+        mask = given[leaf.path]
+        if isinstance(mask, jax.core.Tracer) or len(leaf.shape) < 3 or leaf.shape[0] < 2:
+            continue
+        slices = np.asarray(mask).reshape(leaf.shape[0], -1)
+        is_even = np.unique(slices.sum(1)).size == 1 and (slices != slices[0]).any()
+        if is_even and leaf.structure == _structure.UNSTRUCTURED:
+            found.append(f"{leaf.path} ({slices.shape[0]} of {int(slices[0].sum())})")
+    if found:
+        warnings.warn(
+            "initial_masks: the slices along the first axis have equal numbers of active weights "
+            f"in {', '.join(found)}. If that axis counts layers, weights would move between them: "
+            "with sparsity=None a leaf is one layer. Pass a distribution besides, as "
+            "erk(0.9, stacked=(pattern,)), or without `stacked` if these are no layers",
+            stacklevel=3,
+        )
 
 
 def get_masks(opt_state: PyTree) -> PyTree:

@@ -126,6 +126,8 @@ def sparse_transform(
             masks = _masks.random_masks(drawn, seed)
         else:
             masks = _masks.copied_masks(layout, initial_masks)
+            if sparsity is None and method.plan is not None:
+                _masks.warn_of_stacks(layout, initial_masks)
         started: list[Any] = [
             leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
             for leaf in layout.leaves

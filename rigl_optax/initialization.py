@@ -1,18 +1,25 @@
 """Initial weights for sparse networks: each unit scaled by the inputs it really has."""
 
-import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _blend, _paths, analysis
+from rigl_optax import _axes, _blend, _distributions, _paths
 
 PyTree = Any
 Mode = Literal["unit", "layer"]
 
 
-def sparse_aware_init(params: PyTree, masks: PyTree, *, mode: Mode = "unit") -> PyTree:
+def sparse_aware_init(
+    params: PyTree,
+    masks: PyTree,
+    *,
+    mode: Mode = "unit",
+    axes: _axes.Axes = _axes.default_axes,
+    stacked: Sequence[str] = (),
+) -> PyTree:
     r"""Rescales freshly initialised weights to the fan-in that the masks leave.
 
     An initialiser of variance :math:`c / n` for units with n inputs leaves the outputs of a
@@ -28,10 +35,12 @@ def sparse_aware_init(params: PyTree, masks: PyTree, *, mode: Mode = "unit") -> 
     normalisation.
 
     Args:
-      params: Weights as the model initialises them, not yet masked; the last axis of a leaf
-        counts its units, as in Flax and Haiku.
+      params: Weights as the model initialises them, not yet masked.
       masks: Bool tree like params, from `get_masks(opt_state)`; leaves are matched by path.
       mode: `unit` or `layer`.
+      axes: As in `uniform`: which axes of a leaf count its units.
+      stacked: As in `uniform`: patterns of leaves whose leading axis counts layers; each has units
+        of its own.
 
     Returns:
       A tree like params, masked. Leaves without inactive weights, and units without active
@@ -54,6 +63,7 @@ def sparse_aware_init(params: PyTree, masks: PyTree, *, mode: Mode = "unit") -> 
     if mode not in get_args(Mode):
         raise ValueError(f"mode={mode!r}: must be one of {', '.join(get_args(Mode))}")
     found = dict(_paths.flatten_with_paths(masks))
+    stacks = _distributions.stacked_paths(params, stacked)
 
     def scale(path: _paths.KeyPath, leaf: jax.Array) -> jax.Array:
         name = _paths.path_string(path)
@@ -61,12 +71,16 @@ def sparse_aware_init(params: PyTree, masks: PyTree, *, mode: Mode = "unit") -> 
         if mask is None or mask.shape != leaf.shape:
             shape = "no mask" if mask is None else f"a mask of shape {mask.shape}"
             raise ValueError(f"{name!r} of shape {leaf.shape} has {shape}")
-        if leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        first = int(name in stacks)
+        if leaf.ndim - first < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        inputs = math.prod(leaf.shape[:-1])
-        active = analysis.fan_in(mask).astype(jnp.float32)
+        units = _axes.of_leaf(axes, name, leaf, name in stacks).outputs
+        into = tuple(a for a in range(first, leaf.ndim) if a not in units)
+        inputs = _axes.size(leaf.shape, into)
+        active = jnp.sum(mask, into, jnp.int32, keepdims=True).astype(jnp.float32)
         if mode == "layer":
-            active = jnp.broadcast_to(jnp.mean(active), active.shape)
+            of_layer = tuple(range(first, leaf.ndim))
+            active = jnp.broadcast_to(jnp.mean(active, of_layer, keepdims=True), active.shape)
         factor = jnp.sqrt(inputs / jnp.where(active > 0, active, inputs))
         return _blend.masked(mask, (leaf * factor).astype(leaf.dtype))
 

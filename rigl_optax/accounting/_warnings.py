@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rigl_optax import _distributions, _layout, _paths, _schedules
+from rigl_optax import _axes, _distributions, _layout, _paths, _schedules
 from rigl_optax.accounting.report import Explanation
 
 FEW_INPUTS = 2  # per unit
@@ -59,10 +59,11 @@ def _layers(
         counts, size = active[leaf.path], math.prod(shape)
         if np.all(counts == size):
             continue
-        if shape and counts.min() < FEW_INPUTS * shape[-1]:
-            starving.append(f"{leaf.path} ({counts.min() / shape[-1]:.2g})")
+        if shape and counts.min() < FEW_INPUTS * leaf.kernel[-1]:
+            starving.append(f"{leaf.path} ({counts.min() / leaf.kernel[-1]:.2g})")
         struct = jax.ShapeDtypeStruct(shape, leaves[leaf.path].dtype)
-        reason = _distributions.dense_reason(leaf.path, struct)
+        axes = leaf.kernel_axes
+        reason = _distributions.dense_reason(leaf.path, struct, lambda *_, axes=axes: axes)
         if reason is not None:
             unusual[leaf.path] = reason
         if len(fractions) and np.all(counts * np.max(fractions) < 1):
@@ -123,6 +124,8 @@ def _schedule(
 def _pretrained(named: list[tuple[str, Any]], report: Explanation, random: bool) -> Iterator[str]:
     if not random or report.active == report.weights:
         return
+    # Equinox draws the biases of its linear layers at random, as PyTorch does.
+    drawn = {_parent(path) for path, leaf in named if _is_equinox_kernel(path, leaf)}
     trained = [
         path
         for path, leaf in named
@@ -130,6 +133,7 @@ def _pretrained(named: list[tuple[str, Any]], report: Explanation, random: bool)
         and not isinstance(leaf, jax.core.Tracer)
         and leaf.ndim == 1
         and leaf.size > 1
+        and _parent(path) not in drawn
         and np.ptp(np.asarray(leaf, np.float64)) > 0
     ]
     if trained:
@@ -138,3 +142,14 @@ def _pretrained(named: list[tuple[str, Any]], report: Explanation, random: bool)
             "these weights are pretrained, random masks destroy them; pass `initial_masks` that "
             "keep the largest weights"
         )
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _is_equinox_kernel(path: str, leaf: Any) -> bool:
+    if len(leaf.shape) < 2:
+        return False
+    axes = _axes.default_axes(path, leaf)
+    return axes == _axes.equinox_axes(path, leaf)

@@ -1,14 +1,15 @@
 """Bytes: of weights in several formats, of an optimizer's state, of a rewiring step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import _distributions, _layout, _paths
+from rigl_optax import _axes, _distributions, _layout, _paths
+from rigl_optax._axes import KernelAxes
 
 PyTree = Any
 INDEX_BYTES = 4  # column indices and row pointers are int32
@@ -17,8 +18,8 @@ INDEX_BYTES = 4  # column indices and row pointers are int32
 class StorageBytes(NamedTuple):
     """Bytes of the same weights in different formats; whole bytes, masks rounded up.
 
-    A kernel counts as a matrix whose columns are its last axis: the output units, in the
-    layout of Flax and Haiku. Leaves that stay dense are plain arrays in every format.
+    A kernel counts as a matrix whose columns are its output units, found by `axes`. Leaves that
+    stay dense are plain arrays in every format.
 
     Attributes:
       dense: Plain arrays: what masked training holds in memory, zeros and all.
@@ -81,13 +82,16 @@ class UpdateBytes(NamedTuple):
         return sum(self)
 
 
-def leaf_bytes(shape: tuple[int, ...], dtype: Any, active: int) -> StorageBytes:
+def leaf_bytes(
+    shape: tuple[int, ...], dtype: Any, active: int, axes: KernelAxes | None = None
+) -> StorageBytes:
     """Bytes of one sparse leaf.
 
     Args:
       shape: Shape of the leaf.
       dtype: Its dtype.
       active: Number of active weights.
+      axes: Which of its axes are inputs and outputs, if not the last two.
 
     Returns:
       Bytes in each format.
@@ -102,7 +106,7 @@ def leaf_bytes(shape: tuple[int, ...], dtype: Any, active: int) -> StorageBytes:
     size, item = math.prod(shape), jnp.dtype(dtype).itemsize
     if not 0 <= active <= size:
         raise ValueError(f"active={active}: a leaf of shape {shape} has {size} weights")
-    units = shape[-1] if shape else 1
+    units = _axes.size(shape, _axes.or_last(axes, len(shape)).outputs)
     rows = size // units if units else 0
     bits = math.ceil(size / 8)
     fan_in = math.ceil(active / units) if units else 0
@@ -115,12 +119,20 @@ def leaf_bytes(shape: tuple[int, ...], dtype: Any, active: int) -> StorageBytes:
     )
 
 
-def storage_bytes(params: PyTree, sparsity: Mapping[str, float]) -> StorageBytes:
+def storage_bytes(
+    params: PyTree,
+    sparsity: Mapping[str, float],
+    *,
+    axes: _axes.Axes = _axes.default_axes,
+    stacked: Sequence[str] = (),
+) -> StorageBytes:
     """Bytes of all parameters, sparse leaves in each format and dense ones as they are.
 
     Args:
       params: Arrays or shapes.
       sparsity: `{path: sparsity}` of the sparse leaves, as a distribution returns it.
+      axes: As in `uniform`: which axes of a leaf count its units.
+      stacked: As in `uniform`.
 
     Returns:
       Totals.
@@ -139,15 +151,24 @@ def storage_bytes(params: PyTree, sparsity: Mapping[str, float]) -> StorageBytes
         leaf.path: _distributions.zeros_in(sparsity[leaf.path], sizes[leaf.path])
         for leaf in layout.sparse
     }
-    return storage_at(params, {path: sizes[path] - zeros[path] for path in zeros})
+    active = {path: sizes[path] - zeros[path] for path in zeros}
+    return storage_at(params, active, axes=axes, stacked=stacked)
 
 
-def storage_at(params: PyTree, active: Mapping[str, int]) -> StorageBytes:
+def storage_at(
+    params: PyTree,
+    active: Mapping[str, int],
+    *,
+    axes: _axes.Axes = _axes.default_axes,
+    stacked: Sequence[str] = (),
+) -> StorageBytes:
     """As `storage_bytes`, from the number of active weights of each sparse leaf."""
     totals = [0] * len(StorageBytes._fields)
+    stacks = _distributions.stacked_paths(params, stacked)
     for path, leaf in _paths.flatten_with_paths(params):
         if path in active:
-            each = leaf_bytes(tuple(leaf.shape), leaf.dtype, active[path])
+            found = _axes.of_leaf(axes, path, leaf, path in stacks)
+            each = leaf_bytes(tuple(leaf.shape), leaf.dtype, active[path], found)
         else:
             size = array_bytes(leaf)
             each = StorageBytes(size, 0, size, size, size)

@@ -97,7 +97,12 @@ def explain(
         flops_dense=f_dense,
         flops_sparse=f_sparse,
         training_ratio=training,
-        storage=bytes.storage_at(params, {x.path: x.active for x in layers if x.is_sparse}),
+        storage=bytes.storage_at(
+            params,
+            {x.path: x.active for x in layers if x.is_sparse},
+            axes=_layout.axes_rule(distribution),
+            stacked=getattr(distribution, "stacked", ()),
+        ),
         notes=() if cost is None else _notes(cost),
         warnings=(),
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _inner_state, _paths, _structure
+from rigl_optax import _axes, _inner_state, _paths, _structure
 from rigl_optax._structure import Block, Structures, Unstructured
 from rigl_optax.condensed import _csr, _topology
 from rigl_optax.condensed._csr import CSR
@@ -26,7 +26,11 @@ Topologies = Mapping[str, Topology | CSRTopology]
 
 
 def condense(
-    params: PyTree, masks: PyTree, structure: Structures
+    params: PyTree,
+    masks: PyTree,
+    structure: Structures,
+    *,
+    axes: _axes.Axes = _axes.default_axes,
 ) -> tuple[PyTree, dict[str, Topology | CSRTopology]]:
     """What is stored of dense parameters: whole blocks, or single weights where there are none.
 
@@ -34,13 +38,15 @@ def condense(
       params: Parameters, dense.
       masks: Bool tree like params (`get_masks`). Kernels with a full mask stay dense.
       structure: What they were trained with: a `Block`, `Unstructured()`, or by pattern.
+      axes: As in `uniform`. What is stored stands for kernels (*window, in, out) alone: others are
+        refused.
 
     Returns:
       Weights: a tree like params; and `{path: topology}` of the kernels that are condensed.
 
     Raises:
       ValueError: If masks do not belong to params, or are not made of whole blocks; if a layer has
-        another structure, or single weights in a kernel that has not two axes.
+        another structure or layout, or single weights in a kernel that has not two axes.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, rigl_optax
@@ -52,7 +58,7 @@ def condense(
       ((2, 2, 3), 12.0)
     """
     _structure.check(structure)
-    partial = _partial(params, masks)
+    partial = _partial(params, masks, axes)
     structures = _structure.by_path(structure, list(partial)) if partial else {}
     topologies: dict[str, Topology | CSRTopology] = {}
     for path, (mask, shape) in partial.items():
@@ -71,19 +77,23 @@ def condense(
     return extract(params, topologies), topologies
 
 
-def condense_csr(params: PyTree, masks: PyTree) -> tuple[PyTree, dict[str, CSRTopology]]:
+def condense_csr(
+    params: PyTree, masks: PyTree, *, axes: _axes.Axes = _axes.default_axes
+) -> tuple[PyTree, dict[str, CSRTopology]]:
     """Single weights of dense parameters, whatever their masks and the structure behind these.
 
     Args:
       params: Parameters, dense.
       masks: Bool tree like params (`get_masks`). What has a full mask stays dense.
+      axes: As in `condense`.
 
     Returns:
       Weights: a tree like params with a vector of values for each kernel that is sparse; and
       `{path: topology}` of these.
 
     Raises:
-      ValueError: If masks do not belong to params, or one of a leaf without two axes is not full.
+      ValueError: If masks do not belong to params, or one of a leaf without two axes, or of
+        another layout, is not full.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -97,18 +107,23 @@ def condense_csr(params: PyTree, masks: PyTree) -> tuple[PyTree, dict[str, CSRTo
     """
     topologies = {
         path: _single_weights(mask, shape, path)
-        for path, (mask, shape) in _partial(params, masks).items()
+        for path, (mask, shape) in _partial(params, masks, axes).items()
     }
     return extract(params, topologies), topologies
 
 
 def _single_weights(mask: Any, shape: tuple[int, ...], path: str) -> CSRTopology:
     if len(shape) != 2:
-        raise ValueError(f"{path!r} has shape {shape}: single weights need two axes")
+        raise ValueError(
+            f"{path!r} has shape {shape}: single weights need two axes; if its leading axis counts "
+            "layers, give each layer a leaf of its own"
+        )
     return csr_topology(mask)
 
 
-def _partial(params: PyTree, masks: PyTree) -> dict[str, tuple[Any, tuple[int, ...]]]:
+def _partial(
+    params: PyTree, masks: PyTree, axes: _axes.Axes
+) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """The masks that are not full, with the shapes of their leaves."""
     named = _paths.flatten_with_paths(params)
     found = dict(_paths.flatten_with_paths(masks))
@@ -118,7 +133,19 @@ def _partial(params: PyTree, masks: PyTree) -> dict[str, tuple[Any, tuple[int, .
             f"masks do not fit params: {_paths.listing(wrong or sorted(found))}; params have "
             f"{_paths.listing([path for path, _ in named])}"
         )
-    return {p: (found[p], tuple(x.shape)) for p, x in named if not np.all(np.asarray(found[p]))}
+    partial = {p: (found[p], tuple(x.shape)) for p, x in named if not np.all(np.asarray(found[p]))}
+    for path, leaf in named:
+        if path not in partial:
+            continue
+        layout = _axes.find(axes, path, leaf)
+        if _axes.unusual(layout, len(leaf.shape)) is not None:
+            raise ValueError(
+                f"{path!r} of shape {tuple(leaf.shape)} has its inputs along {layout.inputs} and "
+                f"outputs along {layout.outputs}; what is stored stands for kernels (*window, in, "
+                "out): transpose its weights and mask, or pass axes=rigl_optax.flax_axes if they "
+                "are laid out so"
+            )
+    return partial
 
 
 def extract(params: PyTree, topologies: Topologies) -> PyTree:

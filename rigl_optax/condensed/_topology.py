@@ -209,6 +209,12 @@ def check_grid(mask: Any, shape: tuple[int, ...], block: Block, path: str) -> np
     whole = np.asarray(mask)
     groups = np.asarray(block.groups(jnp.asarray(whole)))
     if not np.array_equal(whole, np.asarray(block.expand(jnp.asarray(groups), shape))):
+        if whole.ndim > 2 and not any(block.misfit(x) for x in whole):
+            raise ValueError(
+                f"{path!r} of shape {shape}: each of the {len(whole)} slices along its first axis "
+                "has blocks of its own, as layers that are stacked have; a kernel has the same in "
+                "all of its window: give each layer a leaf of its own"
+            )
         raise ValueError(
             f"{path!r}: blocks are active in part; condense what was trained with structure={block}"
         )

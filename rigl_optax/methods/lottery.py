@@ -15,7 +15,8 @@ def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:
     .. math:: \theta \leftarrow m_T \odot \theta_k
 
     Train it with `static_sparse(inner, sparsity, initial_masks=masks)`, or go on rewiring with
-    `rigl(inner, sparsity, initial_masks=masks, ...)`. The RigL paper finds no special tickets
+    `rigl(inner, sparsity, initial_masks=masks, ...)`, where `sparsity` is the distribution of the
+    run if layers were stacked: masks do not say so. The RigL paper finds no special tickets
     (appendix E): twice the training beats a second run from the masks found.
 
     Args:

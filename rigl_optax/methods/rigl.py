@@ -77,7 +77,8 @@ def rigl(
         pattern, `{"Dense_0": Block(16, 16)}`, and the others unstructured. Groups take the place
         of weights in all of the above.
       initial_masks: Bool tree of the structure of params that replaces the random draw; the
-        numbers of active weights are the masks' own. Copied at init.
+        numbers of active weights are the masks' own. Copied at init. Without a `sparsity` each
+        leaf is one layer; if some are stacks of layers, give the distribution that says so too.
       seed: Seeds the initial masks; in [0, 2**32). Not to be tied to the model's seed by
         sharing a key.
 

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,3 +215,13 @@ print(explain({"kernel": jax.ShapeDtypeStruct((64, 32), jnp.float32)}, .75, end=
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.startswith("layer") and "\x1b" not in out.stdout
+
+
+def test_biases_drawn_at_random_are_no_sign_of_training():
+    key = jax.random.key(0)
+    layers = [eqx.nn.Linear(40, 30, key=key), eqx.nn.GRUCell(40, 30, key=key)]
+    params = eqx.filter(layers, eqx.is_inexact_array)
+    assert explain(params, 0.5, end=30_000, steps=40_000).warnings == ()
+    params.append({"norm": {"scale": jnp.linspace(0.5, 1.0, 30)}})
+    (warning,) = explain(params, 0.5, end=30_000, steps=40_000).warnings
+    assert "'2/norm/scale' hold different values" in warning
