@@ -207,11 +207,21 @@ def test_what_goes_silently_wrong_is_warned_of(small):
     assert warnings(tampered(run, rewirings=one, healed=one)).keys() == {"healed"}
     masks = jax.tree.map(jnp.ones_like, run.initial.opt_state.masks)
     assert warnings(tampered(run, rewirings=one, masks=masks)).keys() == {"active"}
-    cut = jax.tree.map(lambda m: m.at[..., 0].set(False) if m.ndim > 1 else m, masks)
-    assert "layers/1/kernel 0 -> 1" in warnings(tampered(run, rewirings=one, masks=cut))["dead"]
+
+    def cut_off(share):
+        number = lambda m: max(1, int(m.shape[-1] * share))
+        cut = lambda m: m.at[..., : number(m)].set(False) if m.ndim > 1 else m
+        return jax.tree.map(cut, masks)
+
+    few = warnings(tampered(run, rewirings=one, masks=cut_off(0)))
+    assert "layers/0" not in few.get("dead", "")  # one of many
+    units = masks["layers"][1]["kernel"].shape[-1]
+    lost, cut = int(units * 0.2), cut_off(0.2)
+    found = warnings(tampered(run, rewirings=one, masks=cut))["dead"]
+    assert f"layers/1/kernel 0 -> {lost} of {units}" in found and "learning rate" in found
     asked = dataclasses.replace(small, structure="{'layers/1': ConstantFanIn(min_salient=0.3)}")
     found = checks.training_record(asked, tampered(run, rewirings=one, masks=cut), start)[1]
-    assert "layers/1/kernel 0 -> 1; if" in found["ablated"]
+    assert f"layers/1/kernel 0 -> {lost}; if" in found["ablated"]
     assert "layers/0" in found["dead"] and "layers/1" not in found["dead"]
     state = tampered(run, rewirings=one)
     blind = state._replace(sums=state.sums._replace(blind=one))
