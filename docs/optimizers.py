@@ -22,6 +22,13 @@ Three verdicts:
 
 What scales or adds to the updates of `rigl` afterwards undoes that inactive weights land on 0, so
 the wrapper comes last: put such things inside.
+`rigl_optax.check(params, opt_state)`, called outside of jit after a few steps, raises if an
+inactive weight is not 0, and names the layers.
+
+Where a wrapper gives our transformation a part of the parameters (`optax.partition`,
+`optax.masked`), `rigl_optax.get_masks(opt_state, params)` has the tree of all of them, with full
+masks for the others. Without `params` a scalar True stands for those; whatever takes masks takes
+that too.
 """
 
 
