@@ -1,8 +1,8 @@
 """How sparse each layer is to be: shapes in, `{path: sparsity}` out."""
 
 import dataclasses
+import functools
 import math
-import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _paths
+from rigl_optax import _numbers, _paths
 
 PyTree = Any
 DensePredicate = Callable[[str, jax.ShapeDtypeStruct], bool]
@@ -129,7 +129,7 @@ class Distribution:
     stacked: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        check_sparsity("sparsity", self.sparsity)
+        object.__setattr__(self, "sparsity", check_sparsity("sparsity", self.sparsity))
         for pattern, sparsity in self.overrides.items():
             _paths.compile_pattern(pattern, "overrides")
             check_sparsity(f"overrides[{pattern!r}]", sparsity)
@@ -197,6 +197,12 @@ class Distribution:
                     f"{_paths.listing(paths)}; all leaves are "
                     f"{_paths.listing([path for path, _ in named])}"
                 )
+        if [path for path, _ in named] == [""] and not named[0][1].shape:
+            raise ValueError(
+                "a distribution was called on a number instead of params: under "
+                "optax.inject_hyperparams, which takes it for a schedule, name it in "
+                "static_args=('sparsity', ...)"
+            )
         if named and not layers:
             raise ValueError(
                 "nothing left to sparsify: `dense` keeps every leaf dense; leaves are "
@@ -271,10 +277,7 @@ def erdos_renyi(
     errors are those of `uniform`; layers whose density would exceed 1 are dense and the
     others make up for it.
     """
-
-    def scale(shape: tuple[int, ...]) -> float:
-        return sum(shape[-2:]) / math.prod(shape[-2:])
-
+    scale = _erdos_renyi_scale
     return Distribution(sparsity, scale, "erdos_renyi", dense, dict(overrides or {}), stacked)
 
 
@@ -312,13 +315,20 @@ def erk(
       >>> {path: round(s, 3) for path, s in erk(0.8)(params).items()}
       {'a/kernel': 0.841, 'b/kernel': 0.469}
     """
-    if not (isinstance(power, numbers.Real) and math.isfinite(power)):
-        raise ValueError(f"power={power!r}: must be a finite number")
-
-    def scale(shape: tuple[int, ...]) -> float:
-        return (sum(shape) / math.prod(shape)) ** power
-
+    power = _numbers.real("power", power, "a finite number")
+    if not math.isfinite(power):
+        raise ValueError(f"power={power}: must be a finite number")
+    scale = functools.partial(_erk_scale, power=power)
     return Distribution(sparsity, scale, "erk", dense, dict(overrides or {}), stacked)
+
+
+# Functions of the module, so that a distribution can be pickled.
+def _erdos_renyi_scale(shape: tuple[int, ...]) -> float:
+    return sum(shape[-2:]) / math.prod(shape[-2:])
+
+
+def _erk_scale(shape: tuple[int, ...], power: float) -> float:
+    return (sum(shape) / math.prod(shape)) ** power
 
 
 def zeros_in(sparsity: float, size: int) -> int:
@@ -326,12 +336,12 @@ def zeros_in(sparsity: float, size: int) -> int:
     return math.floor(sparsity * size)
 
 
-def check_sparsity(name: str, sparsity: float) -> None:
-    """Raises unless `sparsity` is a number in [0, 1)."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
-        raise TypeError(f"{name}={sparsity!r}: must be a number in [0, 1)")
-    if not 0 <= sparsity < 1:
+def check_sparsity(name: str, sparsity: float) -> float:
+    """Returns `sparsity` as a Python float; raises unless it is a number in [0, 1)."""
+    number = _numbers.real(name, sparsity, "a number in [0, 1)")
+    if not 0 <= number < 1:
         raise ValueError(f"{name}={sparsity}: must be in [0, 1)")
+    return number
 
 
 def _scaled_sparsities(
@@ -346,6 +356,8 @@ def _scaled_sparsities(
     and what they lack in zeros is taken from the rest (reference code `sparse_utils.py`,
     `get_mask_random` and callers; fact sheet section 2.2).
     """
+    if not layers:  # every one has a sparsity of its own
+        return {}
     scales = {x.path: scale(x.shape) for x in layers}
     zeros = {x.path: x.slices * zeros_in(sparsity, x.size) for x in layers}
     sizes = {x.path: x.slices * x.size for x in layers}

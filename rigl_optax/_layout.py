@@ -235,7 +235,10 @@ def at_start(
             "here too, or 0"
         )
     if sparsity > distribution.sparsity:
-        raise ValueError(f"{name}={sparsity}: must be at most {distribution.sparsity}")
+        raise ValueError(
+            f"sparsity={distribution.sparsity}, {name}={sparsity} (given, or by default): {name} "
+            "must be at most sparsity; give it too"
+        )
     return dataclasses.replace(distribution, sparsity=sparsity)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import _growth, _layout, _random, _transform
+from rigl_optax import _growth, _layout, _numbers, _random, _schedules, _transform
 from rigl_optax._grown import AT_REST, Grown
 from rigl_optax._structure import UNSTRUCTURED, Structures
 
@@ -116,7 +116,7 @@ def rigl(
         min_fan_in=min_fan_in,
         grown=grown,
         seed=seed,
-        remember=_accumulation(accumulate, begin, every, bool(overrides)),
+        remember=_accumulation(accumulate, begin, end, every, bool(overrides)),
     )
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
@@ -124,11 +124,14 @@ def rigl(
 
 
 def _accumulation(
-    number: int, begin: int, every: int, has_overrides: bool
+    number: int, begin: int, end: int, every: int, has_overrides: bool
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None:
     """Sums the gradients of the last `number` calls up to a rewiring."""
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= every:
-        raise ValueError(f"accumulate={number!r}: must be an integer in [1, every={every}]")
+    schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
+    begin, every = schedule.begin, schedule.every
+    number = _numbers.integer("accumulate", number, what=f"an integer in [1, every={every}]")
+    if not 1 <= number <= every:
+        raise ValueError(f"accumulate={number}: must be an integer in [1, every={every}]")
     if number == 1:
         return None
     if has_overrides:
