@@ -162,7 +162,7 @@ class Distribution:
 
     def layers(self, params: PyTree) -> list[Layer]:
         """The sparse leaves, in tree order, with what is special about each."""
-        named = _paths.flatten_with_paths(params)
+        named = _paths.named_arrays(params)
         stacked = self.stacked_paths(params)
         layers: list[Layer] = []
         used: set[str] = set()
@@ -212,7 +212,7 @@ class Distribution:
 
     def stacked_paths(self, params: PyTree) -> set[str]:
         """Paths of the leaves whose leading axis counts layers."""
-        named = _paths.flatten_with_paths(params)
+        named = _paths.named_arrays(params)
         found: set[str] = set()
         for pattern in self.stacked:
             regex = _paths.compile_pattern(pattern, "stacked")

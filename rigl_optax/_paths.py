@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 PyTree = Any
@@ -89,6 +90,26 @@ def flatten_with_paths(
     duplicates = [name for name, n in counts.items() if n > 1]
     if duplicates:
         raise ValueError(f"two leaves of the tree have the same path: {listing(duplicates)}")
+    return named
+
+
+def named_arrays(params: PyTree) -> list[tuple[str, Any]]:
+    """Names and leaves of parameters; Python's numbers become arrays, as in Optax.
+
+    Raises:
+      ValueError: If two leaves have the same name, or one is no array.
+    """
+    named = []
+    for name, leaf in flatten_with_paths(params):
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            named.append((name, leaf))
+        elif isinstance(leaf, int | float | complex):
+            named.append((name, jnp.asarray(leaf)))
+        else:
+            raise ValueError(
+                f"params: {name!r} is no array, but {leaf!r}; give what is trained alone, as "
+                "eqx.filter(model, eqx.is_inexact_array) of an Equinox model"
+            )
     return named
 
 

@@ -79,7 +79,8 @@ def rigl(
       initial_masks: Bool tree of the structure of params that replaces the random draw; the
         numbers of active weights are the masks' own. Copied at init.
       seed: Seeds the initial masks; in [0, 2**32). Not to be tied to the model's seed by
-        sharing a key.
+        sharing a key. Two transformations in one `optax.partition` draw the same masks for
+        leaves of one shape and place unless their seeds differ.
 
     Returns:
       A transformation whose state is a `SparseState`.
