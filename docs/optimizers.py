@@ -22,6 +22,35 @@ Three verdicts:
 
 What scales or adds to the updates of `rigl` afterwards undoes that inactive weights land on 0, so
 the wrapper comes last: put such things inside.
+`rigl_optax.check(params, opt_state)`, called outside of jit after a few steps, raises if an
+inactive weight is not 0, and names the layers.
+
+Where a wrapper gives our transformation a part of the parameters (`optax.partition`,
+`optax.masked`), `rigl_optax.get_masks(opt_state, params)` has the tree of all of them, with full
+masks for the others. Without `params` a scalar True stands for those; whatever takes masks takes
+that too.
+
+## How to freeze layers
+
+A layer that is frozen *inside* would still be rewired, and lose weights that never come back: where
+`init` can see that a sparse layer ignores its gradient, it refuses. Freeze around instead, so that
+the method sees only what trains:
+
+```python
+tx = optax.partition(
+    {"train": rigl_optax.rigl(optax.adamw(1e-3), 0.9, end=25_000), "frozen": optax.set_to_zero()},
+    {"encoder": "frozen", "head": "train"},
+)
+```
+
+Or keep the layer dense (`dense=` of the distribution) and freeze it inside; or freeze a sparse
+layer under `static_sparse`, which rewires nothing.
+
+## Several methods in one partition
+
+Each part is drawn by itself: the seed and the place of a leaf among those of its part decide. Two
+transformations of the same `seed` draw the same masks for leaves of one shape at the same place.
+Give each a seed of its own.
 """
 
 

@@ -12,6 +12,7 @@ from rigl_optax._distributions import erk as erk
 from rigl_optax._distributions import uniform as uniform
 from rigl_optax._grown import Grown as Grown
 from rigl_optax._masks import apply_masks as apply_masks
+from rigl_optax._masks import check as check
 from rigl_optax._masks import get_masks as get_masks
 from rigl_optax._schedules import constant_drop_fraction as constant_drop_fraction
 from rigl_optax._schedules import cosine_drop_fraction as cosine_drop_fraction

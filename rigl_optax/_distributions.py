@@ -1,8 +1,8 @@
 """How sparse each layer is to be: shapes in, `{path: sparsity}` out."""
 
 import dataclasses
+import functools
 import math
-import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _axes, _paths
+from rigl_optax import _axes, _numbers, _paths
 
 PyTree = Any
 DensePredicate = Callable[[str, jax.ShapeDtypeStruct], bool]
@@ -160,7 +160,7 @@ class Distribution:
     axes: _axes.Axes = _axes.default_axes
 
     def __post_init__(self) -> None:
-        check_sparsity("sparsity", self.sparsity)
+        object.__setattr__(self, "sparsity", check_sparsity("sparsity", self.sparsity))
         for pattern, sparsity in self.overrides.items():
             _paths.compile_pattern(pattern, "overrides")
             check_sparsity(f"overrides[{pattern!r}]", sparsity)
@@ -197,7 +197,7 @@ class Distribution:
 
     def layers(self, params: PyTree) -> list[Layer]:
         """The sparse leaves, in tree order, with what is special about each."""
-        named = _paths.flatten_with_paths(params)
+        named = _paths.named_arrays(params)
         stacked = self.stacked_paths(params)
         layers: list[Layer] = []
         used: set[str] = set()
@@ -234,6 +234,12 @@ class Distribution:
                     f"{_paths.listing(paths)}; all leaves are "
                     f"{_paths.listing([path for path, _ in named])}"
                 )
+        if [path for path, _ in named] == [""] and not named[0][1].shape:
+            raise ValueError(
+                "a distribution was called on a number instead of params: under "
+                "optax.inject_hyperparams, which takes it for a schedule, name it in "
+                "static_args=('sparsity', ...)"
+            )
         if named and not layers:
             raise ValueError(
                 "nothing left to sparsify: `dense` keeps every leaf dense; leaves are "
@@ -255,7 +261,7 @@ def stacked_paths(params: PyTree, stacked: Sequence[str]) -> set[str]:
     """Paths of the leaves that these patterns match: their leading axis counts layers."""
     if isinstance(stacked, str):
         raise TypeError(f"stacked={stacked!r}: must be a sequence of patterns")
-    named = _paths.flatten_with_paths(params)
+    named = _paths.named_arrays(params)
     found: set[str] = set()
     for pattern in stacked:
         regex = _paths.compile_pattern(pattern, "stacked")
@@ -324,10 +330,7 @@ def erdos_renyi(
     Arguments and errors are those of `uniform`; layers whose density would exceed 1 are dense and
     the others make up for it.
     """
-
-    def scale(layer: Layer) -> float:
-        return sum(layer.kernel[-2:]) / math.prod(layer.kernel[-2:])
-
+    scale = _erdos_renyi_scale
     return Distribution(sparsity, scale, "erdos_renyi", dense, dict(overrides or {}), stacked, axes)
 
 
@@ -367,13 +370,20 @@ def erk(
       >>> {path: round(s, 3) for path, s in erk(0.8)(params).items()}
       {'a/kernel': 0.841, 'b/kernel': 0.469}
     """
-    if not (isinstance(power, numbers.Real) and math.isfinite(power)):
-        raise ValueError(f"power={power!r}: must be a finite number")
-
-    def scale(layer: Layer) -> float:
-        return (sum(layer.shape) / math.prod(layer.shape)) ** power
-
+    power = _numbers.real("power", power, "a finite number")
+    if not math.isfinite(power):
+        raise ValueError(f"power={power}: must be a finite number")
+    scale = functools.partial(_erk_scale, power=power)
     return Distribution(sparsity, scale, "erk", dense, dict(overrides or {}), stacked, axes)
+
+
+# Functions of the module, so that a distribution can be pickled.
+def _erdos_renyi_scale(layer: Layer) -> float:
+    return sum(layer.kernel[-2:]) / math.prod(layer.kernel[-2:])
+
+
+def _erk_scale(layer: Layer, power: float) -> float:
+    return (sum(layer.shape) / math.prod(layer.shape)) ** power
 
 
 def zeros_in(sparsity: float, size: int) -> int:
@@ -381,12 +391,12 @@ def zeros_in(sparsity: float, size: int) -> int:
     return math.floor(sparsity * size)
 
 
-def check_sparsity(name: str, sparsity: float) -> None:
-    """Raises unless `sparsity` is a number in [0, 1)."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
-        raise TypeError(f"{name}={sparsity!r}: must be a number in [0, 1)")
-    if not 0 <= sparsity < 1:
+def check_sparsity(name: str, sparsity: float) -> float:
+    """Returns `sparsity` as a Python float; raises unless it is a number in [0, 1)."""
+    number = _numbers.real(name, sparsity, "a number in [0, 1)")
+    if not 0 <= number < 1:
         raise ValueError(f"{name}={sparsity}: must be in [0, 1)")
+    return number
 
 
 def _scaled_sparsities(
@@ -401,6 +411,8 @@ def _scaled_sparsities(
     and what they lack in zeros is taken from the rest (reference code `sparse_utils.py`,
     `get_mask_random` and callers; fact sheet section 2.2).
     """
+    if not layers:  # every one has a sparsity of its own
+        return {}
     scales = {x.path: scale(x) for x in layers}
     zeros = {x.path: x.slices * zeros_in(sparsity, x.size) for x in layers}
     sizes = {x.path: x.slices * x.size for x in layers}

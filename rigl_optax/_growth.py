@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import _ablation, _fan_in, _plan, _random, _selection, _topology
+from rigl_optax import _ablation, _fan_in, _numbers, _plan, _random, _selection, _topology
 from rigl_optax._grown import Grown
 from rigl_optax._layout import Layout, check_total, layer_rows
 from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs
@@ -80,8 +80,7 @@ def drop_and_grow_method(
         begin=begin, end=end, every=every, drop_fraction=drop_fraction, overrides=overrides
     )
     grown.check()
-    if isinstance(min_fan_in, bool) or not isinstance(min_fan_in, int) or min_fan_in < 0:
-        raise ValueError(f"min_fan_in={min_fan_in!r}: must be an integer of at least 0")
+    min_fan_in = _numbers.integer("min_fan_in", min_fan_in, least=0)
 
     def check(layout: Layout) -> None:
         if min_fan_in:

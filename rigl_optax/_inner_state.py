@@ -1,18 +1,21 @@
 """Which leaves of an inner optimizer's state belong to which weight, and their reset.
 
 Momentum, second moments, averages and the like mirror the tree of params somewhere
-below. A leaf of the state belongs to the parameter whose key path is the longest
-suffix of its own and whose shape it has. Keys are compared with their type: Adam's
-attribute `mu` is not a parameter in a dict under the key "mu". This needs nothing from
+below: subtrees with the key paths of all weights, or holes (`optax.MaskedNode`, None) in
+place of those that a wrapper keeps from an optimizer. A leaf of the state belongs to a weight
+if it sits at the weight's place in such a mirror and has its shape. The end of its path alone
+does not decide: a counter may be called as a weight is. Keys are compared with their type:
+Adam's attribute `mu` is not a parameter in a dict under the key "mu". This needs nothing from
 the optimizer, so it holds for every one that keeps a slot for each weight; statistics of
 another shape (factored, flattened) belong to nobody and are left alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from rigl_optax import _blend, _paths
@@ -42,23 +45,59 @@ class Kept(NamedTuple):
 
 def owners(state: PyTree, params: PyTree) -> list[int | None]:
     """For each leaf of `state`, the index of the leaf of `params` it belongs to, if any."""
-    by_path = {
-        _paths.strip_variable(path): (index, tuple(leaf.shape))
-        for index, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params))
+    weights = {
+        path: (index, tuple(np.shape(leaf)))
+        for index, (path, leaf) in enumerate(_paths.leaves_with_path(params))
     }
+    found = _paths.leaves_with_path(state, _paths.is_hole)
+    mirrors = _mirrors(found, {path: shape for path, (_, shape) in weights.items()})
 
     def owner(path: _paths.KeyPath, leaf: Any) -> int | None:
         shape = getattr(leaf, "shape", None)
         if shape is None or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return None
-        path = _paths.strip_variable(path)
         for start in range(len(path) + 1):
-            index, expected = by_path.get(path[start:], (None, None))
-            if index is not None and expected == tuple(shape):
-                return index
+            if path[:start] in mirrors and path[start:] in weights:
+                index, expected = weights[path[start:]]
+                return index if expected == tuple(shape) else None
         return None
 
-    return [owner(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
+    return [owner(path, leaf) for path, leaf in found if not _paths.is_hole(leaf)]
+
+
+def _mirrors(
+    state: Sequence[tuple[_paths.KeyPath, Any]],
+    weights: Mapping[_paths.KeyPath, tuple[int, ...]],
+) -> set[_paths.KeyPath]:
+    """Where in a state there are trees with a leaf for each weight, or a hole in its place.
+
+    A tree that has fewer weights and no holes, as an optimizer of some of them may make, is a
+    mirror if all of its leaves have their weights' shapes, and are not all scalars.
+
+    Args:
+      state: Key paths of its leaves and holes, and what is there.
+      weights: Key paths of the weights, and their shapes.
+    """
+    below: dict[_paths.KeyPath, list[tuple[_paths.KeyPath, Any]]] = {}
+    for path, node in state:
+        for start in range(len(path) + 1):
+            below.setdefault(path[:start], []).append((path[start:], node))
+
+    def is_mirror(entries: Sequence[tuple[_paths.KeyPath, Any]]) -> bool:
+        shapes = {path: np.shape(node) for path, node in entries if not _paths.is_hole(node)}
+        if not shapes or not shapes.keys() <= weights.keys():
+            return False
+        holes = {path for path, node in entries if _paths.is_hole(node)}
+        if all(
+            path in shapes or any(path[:end] in holes for end in range(len(path) + 1))
+            for path in weights
+        ):
+            return True
+        return all(weights[path] == shape for path, shape in shapes.items()) and any(
+            shapes.values()
+        )
+
+    return {prefix for prefix, entries in below.items() if is_mirror(entries)}
 
 
 def held_leaves(

@@ -189,10 +189,11 @@ def layout(
       ValueError: As the distribution does, or if it names a path that does not exist; if a
         structure does not fit its layer.
     """
-    leaves, treedef = jax.tree.flatten(params)
+    treedef = jax.tree.structure(params)
+    named = _paths.named_arrays(params)
+    paths, leaves = [path for path, _ in named], [leaf for _, leaf in named]
     if not leaves:
         return Layout(treedef, [], leaves, [])
-    paths = [path for path, _ in _paths.flatten_with_paths(params)]
     sparsities = distribution(params)
     unknown = [path for path in sparsities if path not in paths]
     if unknown:
@@ -314,7 +315,10 @@ def at_start(
             "here too, or 0"
         )
     if sparsity > distribution.sparsity:
-        raise ValueError(f"{name}={sparsity}: must be at most {distribution.sparsity}")
+        raise ValueError(
+            f"sparsity={distribution.sparsity}, {name}={sparsity} (given, or by default): {name} "
+            "must be at most sparsity; give it too"
+        )
     return dataclasses.replace(distribution, sparsity=sparsity)
 
 

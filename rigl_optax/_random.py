@@ -1,7 +1,6 @@
 """Stateless randomness: the same on every host, after every restart, under any PRNG flag."""
 
 import enum
-import numbers
 from collections.abc import Sequence
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
+from rigl_optax import _numbers
 from rigl_optax._packing import Packing, iota
 
 Seed = int | jax.Array
@@ -30,9 +30,7 @@ def check_seed(seed: Seed) -> None:
     if isinstance(seed, jax.Array):
         if seed.ndim or not jnp.issubdtype(seed.dtype, jnp.integer):
             raise TypeError(f"seed: must be an integer scalar, not {seed.dtype}{list(seed.shape)}")
-    elif isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise TypeError(f"seed={seed!r}: must be an integer")
-    elif not 0 <= seed < 2**32:
+    elif not 0 <= _numbers.integer("seed", seed) < 2**32:
         raise ValueError(f"seed={seed}: must be in [0, 2**32)")
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rigl_optax import _distributions, _explicit, _paths
+from rigl_optax import _distributions, _explicit, _numbers, _paths
 
 Pool = Literal["l1", "l2", "max"]
 
@@ -107,9 +107,8 @@ class Block:
 
     def __post_init__(self) -> None:
         for name in ("rows", "cols"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Block: {name}={value!r}: must be an integer of at least 1")
+            value = _numbers.integer(f"Block: {name}", getattr(self, name), least=1)
+            object.__setattr__(self, name, value)
         if self.pool_by not in get_args(Pool):
             raise ValueError(
                 f"Block: pool_by={self.pool_by!r}: must be one of {', '.join(get_args(Pool))}"
@@ -257,12 +256,11 @@ class ConstantFanIn:
     has_parts = True
 
     def __post_init__(self) -> None:
-        share = self.min_salient
-        is_number = isinstance(share, int | float) and not isinstance(share, bool)
-        if not is_number or not 0 <= share <= 1:
-            raise ValueError(
-                f"ConstantFanIn: min_salient={share!r}: must be a number from 0 (no ablation) to 1"
-            )
+        what = "a number from 0 (no ablation) to 1"
+        share = _numbers.real("ConstantFanIn: min_salient", self.min_salient, what)
+        if not 0 <= share <= 1:
+            raise ValueError(f"ConstantFanIn: min_salient={share}: must be {what}")
+        object.__setattr__(self, "min_salient", share)
 
     @property
     def salient_share(self) -> fractions.Fraction:
@@ -345,9 +343,10 @@ class NM:
     min_salient = 0.0
 
     def __post_init__(self) -> None:
-        whole = all(isinstance(x, int) and not isinstance(x, bool) for x in (self.n, self.m))
-        if not whole or not 1 <= self.n <= self.m:
-            raise ValueError(f"NM({self.n!r}, {self.m!r}): must be integers, 1 <= n <= m")
+        for name in ("n", "m"):
+            object.__setattr__(self, name, _numbers.integer(f"NM: {name}", getattr(self, name)))
+        if not 1 <= self.n <= self.m:
+            raise ValueError(f"NM({self.n}, {self.m}): must be integers, 1 <= n <= m")
 
     def grid(self, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
         """Shape of the grid, [units, *window, in / m, m]."""

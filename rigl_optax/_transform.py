@@ -14,6 +14,7 @@ from rigl_optax import (
     _masks,
     _memory,
     _random,
+    _refusals,
     _replay,
     _rewiring,
     _structure,
@@ -111,6 +112,7 @@ def sparse_transform(
     rewire_if = _rewiring.rewirer(method)
 
     def init_fn(params: PyTree) -> SparseState:
+        _refusals.check_params(params)
         layout = _layout.layout(params, distribution, sparsity is None, structure)
         if method.plan is not None and layout.sparse:
             method.plan.check([leaf.path for leaf in layout.sparse])
@@ -138,10 +140,14 @@ def sparse_transform(
                     mask = masks[leaf.position]
                     started[leaf.position] = _blend.masked(mask, started[leaf.position])
         memory, shadow = _memory.start(method, layout, masks)
+        inner_state = inner.init(layout.treedef.unflatten(started))
+        _refusals.check_inner_state(inner_state)
+        if method.plan is not None and method.shadow is None and layout.sparse:
+            _refusals.check_frozen(inner.update, inner_state, layout)
         return SparseState(
             count=jnp.zeros((), jnp.int32),
             masks=layout.treedef.unflatten(masks),
-            inner_state=inner.init(layout.treedef.unflatten(started)),
+            inner_state=inner_state,
             rewirings=jnp.zeros((), jnp.int32),
             healed=jnp.zeros((), jnp.int32),
             memory=memory,
@@ -181,7 +187,7 @@ def sparse_transform(
         call = _Call(
             layout=layout,
             weights=layout.leaves,
-            gradients=treedef.flatten_up_to(updates),
+            gradients=_refusals.flat_gradients(layout, updates),
             masks=masks,
             state=state,
             is_rewiring=is_rewiring,

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _axes, _blend, _distributions, _paths
+from rigl_optax import _axes, _blend, _distributions, _masks, _paths
 
 PyTree = Any
 Mode = Literal["unit", "layer"]
@@ -62,15 +62,12 @@ def sparse_aware_init(
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode={mode!r}: must be one of {', '.join(get_args(Mode))}")
-    found = dict(_paths.flatten_with_paths(masks))
+    named = _paths.flatten_with_paths(params)
+    found = _masks.of_params(masks, [p for p, _ in named], [x for _, x in named])
     stacks = _distributions.stacked_paths(params, stacked)
 
-    def scale(path: _paths.KeyPath, leaf: jax.Array) -> jax.Array:
-        name = _paths.path_string(path)
-        mask = found.get(name)
-        if mask is None or mask.shape != leaf.shape:
-            shape = "no mask" if mask is None else f"a mask of shape {mask.shape}"
-            raise ValueError(f"{name!r} of shape {leaf.shape} has {shape}")
+    def scale(name: str, leaf: jax.Array) -> jax.Array:
+        mask = jnp.asarray(found[name])
         first = int(name in stacks)
         if leaf.ndim - first < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
@@ -84,4 +81,4 @@ def sparse_aware_init(
         factor = jnp.sqrt(inputs / jnp.where(active > 0, active, inputs))
         return _blend.masked(mask, (leaf * factor).astype(leaf.dtype))
 
-    return jax.tree_util.tree_map_with_path(scale, params)
+    return _paths.map_with_names(scale, params)

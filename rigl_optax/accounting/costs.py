@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rigl_optax import _paths, _schedules
+from rigl_optax import _masks, _paths, _schedules
 from rigl_optax.accounting.flops import Cost
 
 PyTree = Any
@@ -127,12 +127,8 @@ def flops_of_masks(cost: Cost, masks: PyTree) -> float:
     Raises:
       ValueError: If the paths of `masks` are not those of `cost`.
     """
-    named = _paths.flatten_with_paths(masks)
-    if sorted(path for path, _ in named) != sorted(cost.by_parameter):
-        raise ValueError(
-            f"masks have paths {_paths.listing([path for path, _ in named])}; the parameters "
-            f"counted are {_paths.listing(list(cost.by_parameter))}"
-        )
+    found = _masks.over_paths(masks, list(cost.by_parameter))
+    named = [(path, mask) for path, mask in found.items() if mask is not None]
     counts = jax.device_get([jax.numpy.count_nonzero(mask) for _, mask in named])
     sparsity = {
         path: 1 - int(active) / mask.size

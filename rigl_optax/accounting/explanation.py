@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _layout, _paths, _schedules
+from rigl_optax import _layout, _paths, _refusals, _schedules
 from rigl_optax.accounting import _reasons, _warnings, bytes, costs
 from rigl_optax.accounting.flops import Cost, count_flops
 from rigl_optax.accounting.report import Explanation, LayerReport
@@ -65,6 +65,7 @@ def explain(
     """
     if method not in REWIRES:
         raise ValueError(f"method {method!r} cannot be explained; {', '.join(REWIRES)} can")
+    _refusals.check_params(params)
     schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
     distribution = _layout.as_distribution(sparsity, initial_masks)
     layout = _layout.layout(params, distribution, masked=initial_masks is not None)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _axes, _inner_state, _paths, _structure
+from rigl_optax import _axes, _inner_state, _masks, _paths, _structure
 from rigl_optax._structure import Block, Structures, Unstructured
 from rigl_optax.condensed import _csr, _topology
 from rigl_optax.condensed._csr import CSR
@@ -126,13 +126,7 @@ def _partial(
 ) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """The masks that are not full, with the shapes of their leaves."""
     named = _paths.flatten_with_paths(params)
-    found = dict(_paths.flatten_with_paths(masks))
-    wrong = [p for p, x in named if p not in found or found[p].shape != x.shape]
-    if wrong or len(found) != len(named):
-        raise ValueError(
-            f"masks do not fit params: {_paths.listing(wrong or sorted(found))}; params have "
-            f"{_paths.listing([path for path, _ in named])}"
-        )
+    found = _masks.of_params(masks, [path for path, _ in named], [leaf for _, leaf in named])
     partial = {p: (found[p], tuple(x.shape)) for p, x in named if not np.all(np.asarray(found[p]))}
     for path, leaf in named:
         if path not in partial:
@@ -218,13 +212,12 @@ def bind(
     """
     check(weights, topologies)
 
-    def kernel(path: _paths.KeyPath, leaf: Any) -> Any:
-        name = _paths.path_string(path)
+    def kernel(name: str, leaf: Any) -> Any:
         if name not in topologies:
             return leaf
         return _kernel(leaf, topologies[name], None if probes is None else probes[name])
 
-    return jax.tree_util.tree_map_with_path(kernel, weights)
+    return _paths.map_with_names(kernel, weights)
 
 
 def probes(topologies: Topologies) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rigl_optax import (
     _explicit,
     _growth,
     _layout,
+    _numbers,
     _packing,
     _plan,
     _random,
@@ -90,6 +91,7 @@ def deep_rewiring(
       Bellec et al., `Deep rewiring: training very sparse deep networks
       <https://arxiv.org/abs/1711.05136>`_, 2018, algorithm 1.
     """
+    l1, temperature = _numbers.real("l1", l1), _numbers.real("temperature", temperature)
     for name, value in (("l1", l1), ("temperature", temperature)):
         if not value >= 0:
             raise ValueError(f"{name}={value}: must be at least 0")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _blend, _layout, _plan, _random, _selection, _transform
+from rigl_optax import _blend, _layout, _numbers, _plan, _random, _selection, _transform
 from rigl_optax._method import (
     Arrays,
     Method,
@@ -149,6 +149,7 @@ def top_kast(
       Jayakumar et al., `Top-KAST: Top-K always sparse training
       <https://arxiv.org/abs/2106.03517>`_, 2020.
     """
+    exploration = _numbers.real("exploration", exploration)
     if not exploration >= 0:
         raise ValueError(f"exploration={exploration}: must be at least 0")
     if sparsity is None:

@@ -3,8 +3,9 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from rigl_optax import _blend, _paths
+from rigl_optax import _blend, _masks, _paths
 
 PyTree = Any
 
@@ -40,13 +41,7 @@ def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:
       Frankle and Carbin, `The lottery ticket hypothesis <https://arxiv.org/abs/1803.03635>`_,
       2019; Evci et al. 2020, appendix E.
     """
-    found = dict(_paths.flatten_with_paths(masks))
     named = _paths.flatten_with_paths(params)
-    shapes = {path: tuple(leaf.shape) for path, leaf in named}
-    if shapes != {path: tuple(mask.shape) for path, mask in found.items()}:
-        raise ValueError(
-            f"masks of {_paths.listing(sorted(found))} do not fit params of "
-            f"{_paths.listing(sorted(shapes))}"
-        )
-    leaves = [_blend.masked(found[path], leaf) for path, leaf in named]
+    found = _masks.of_params(masks, [path for path, _ in named], [leaf for _, leaf in named])
+    leaves = [_blend.masked(jnp.asarray(found[path]), leaf) for path, leaf in named]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

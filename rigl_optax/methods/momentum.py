@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import _allocation, _growth, _layout, _random, _transform
+from rigl_optax import _allocation, _growth, _layout, _numbers, _random, _transform
 from rigl_optax._grown import AT_REST, Grown
 from rigl_optax._method import RewiringInputs
 from rigl_optax._structure import UNSTRUCTURED, Structures
@@ -89,6 +89,7 @@ def sparse_momentum(
       performance <https://arxiv.org/abs/1907.04840>`_, 2019; as a baseline, Evci et al. 2020,
       section 4.
     """
+    momentum = _numbers.real("momentum", momentum)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum}: must be in [0, 1)")
 

@@ -11,6 +11,8 @@ import optax
 from rigl_optax import (
     _growth,
     _layout,
+    _masks,
+    _numbers,
     _plan,
     _random,
     _selection,
@@ -97,7 +99,7 @@ def gradual_magnitude_pruning(
         rule,
         replaces_step=not gradient_step,
         start=_active_at_start,
-        check=_layout.check_total if scope == "global" else None,
+        check=_check(scope, initial_masks),
     )
     return _transform.sparse_transform(
         inner,
@@ -194,7 +196,7 @@ def granet(
         grown_values=grown.values(seed),
         keeps_initial=grown.value == "initial",
         grown_state=grown.state,
-        check=_layout.check_total if scope == "global" else None,
+        check=_check(scope, initial_masks),
     )
     return _transform.sparse_transform(
         inner,
@@ -209,6 +211,7 @@ def granet(
 
 def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInputs], Arrays]:
     """From a rewiring's inputs to masks of what is left at this point of the schedule."""
+    power = _numbers.real("power", power)
     if not power > 0:
         raise ValueError(f"power={power}: must be above 0")
     if scope not in get_args(Scope):
@@ -245,6 +248,41 @@ def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) ->
     del layout
     packed = packing.pack(masks, False)
     return Started([], _selection.counts(packed, packing.rows))
+
+
+def _check(scope: Scope, initial_masks: PyTree | None) -> Callable[[_layout.Layout], None]:
+    """What `init` checks: there must not be fewer weights at the start than in the end."""
+
+    def check(layout: _layout.Layout) -> None:
+        if scope == "global":
+            _layout.check_total(layout)
+        if initial_masks is None:
+            return
+        masks = _masks.of_params(initial_masks, layout.paths, layout.leaves, "initial_masks")
+        counts = {
+            leaf.path: (_zeros(leaf, masks[leaf.path]), leaf.zeros or 0)
+            for leaf in layout.sparse
+            if not isinstance(masks[leaf.path], jax.core.Tracer)
+        }
+        if scope == "global":
+            sums = [sum(zeros) for zeros, _ in counts.values()]
+            ends = [final * len(zeros) for zeros, final in counts.values()]
+            counts = {"all layers together": ([sum(sums)], sum(ends))}
+        for path, (zeros, final) in counts.items():
+            if max(zeros, default=0) > final:
+                raise ValueError(
+                    f"initial_masks: {path!r} would start with {max(zeros)} zeros and end with "
+                    f"{final}: pruning only takes weights away; give a higher sparsity"
+                )
+
+    return check
+
+
+def _zeros(leaf: _layout.SparseLeaf, mask: Any) -> list[int]:
+    """Inactive groups of a leaf, for each ranking in it."""
+    with jax.ensure_compile_time_eval():  # `init` may be traced; the mask is not
+        groups = np.asarray(leaf.groups(jnp.asarray(mask)))
+    return [int(x) for x in np.sum(~groups.reshape(leaf.rankings, -1), axis=1)]
 
 
 def _needed(sparsity: float | _layout.Distribution | None) -> float | _layout.Distribution:

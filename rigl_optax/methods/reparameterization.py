@@ -9,6 +9,7 @@ from rigl_optax import (
     _allocation,
     _growth,
     _layout,
+    _numbers,
     _plan,
     _random,
     _selection,
@@ -88,6 +89,8 @@ def dynamic_sparse_reparameterization(
       Mostafa and Wang, `Parameter efficient training of deep convolutional neural networks by
       dynamic sparse reparameterization <https://arxiv.org/abs/1902.05967>`_, 2019.
     """
+    initial_threshold = _numbers.real("initial_threshold", initial_threshold)
+    tolerance = _numbers.real("tolerance", tolerance)
     if not initial_threshold > 0:
         raise ValueError(f"initial_threshold={initial_threshold}: must be above 0")
     if not 0 <= tolerance < 1:

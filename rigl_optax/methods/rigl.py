@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import _growth, _layout, _random, _transform
+from rigl_optax import _growth, _layout, _numbers, _random, _schedules, _transform
 from rigl_optax._grown import AT_REST, Grown
 from rigl_optax._structure import UNSTRUCTURED, Structures
 
@@ -80,7 +80,8 @@ def rigl(
         numbers of active weights are the masks' own. Copied at init. Without a `sparsity` each
         leaf is one layer; if some are stacks of layers, give the distribution that says so too.
       seed: Seeds the initial masks; in [0, 2**32). Not to be tied to the model's seed by
-        sharing a key.
+        sharing a key. Two transformations in one `optax.partition` draw the same masks for
+        leaves of one shape and place unless their seeds differ.
 
     Returns:
       A transformation whose state is a `SparseState`.
@@ -117,7 +118,7 @@ def rigl(
         min_fan_in=min_fan_in,
         grown=grown,
         seed=seed,
-        remember=_accumulation(accumulate, begin, every, bool(overrides)),
+        remember=_accumulation(accumulate, begin, end, every, bool(overrides)),
     )
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
@@ -125,11 +126,14 @@ def rigl(
 
 
 def _accumulation(
-    number: int, begin: int, every: int, has_overrides: bool
+    number: int, begin: int, end: int, every: int, has_overrides: bool
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None:
     """Sums the gradients of the last `number` calls up to a rewiring."""
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= every:
-        raise ValueError(f"accumulate={number!r}: must be an integer in [1, every={every}]")
+    schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
+    begin, every = schedule.begin, schedule.every
+    number = _numbers.integer("accumulate", number, what=f"an integer in [1, every={every}]")
+    if not 1 <= number <= every:
+        raise ValueError(f"accumulate={number}: must be an integer in [1, every={every}]")
     if number == 1:
         return None
     if has_overrides:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_optax import _explicit, _layout, _selection, _structure
+from rigl_optax import _explicit, _layout, _numbers, _selection, _structure
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._packing import Packing
 from rigl_optax._structure import UNSTRUCTURED, Structures
@@ -209,8 +209,7 @@ def synflow_masks(
       Tanaka et al., `Pruning neural networks without any data by iteratively conserving
       synaptic flow <https://arxiv.org/abs/2006.05467>`_, 2020.
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations={iterations!r}: must be an integer of at least 1")
+    iterations = _numbers.integer("iterations", iterations, least=1)
     layout = _layout_of(params, sparsity, scope, structure)
     positive = jax.tree.map(jnp.abs, params)
     ones = jnp.ones(tuple(input_shape), jnp.float32)

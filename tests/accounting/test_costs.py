@@ -20,7 +20,7 @@ def test_sparse_cost_of_a_distribution():
 def test_sparse_cost_of_masks():
     masks = {"a": jnp.arange(10) < 3, "b": jnp.ones((5, 5), bool), "bias": jnp.ones(3, bool)}
     assert accounting.flops_of_masks(COST, masks) == pytest.approx(60 + 100 + 40)
-    with pytest.raises(ValueError, match="masks have paths"):
+    with pytest.raises(ValueError, match="masks do not fit params: 'b', 'bias' have no mask"):
         accounting.flops_of_masks(COST, {"a": masks["a"]})
 
 
