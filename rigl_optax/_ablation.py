@@ -32,7 +32,10 @@ def fan_ins(leaves: Sequence[SparseLeaf], salient: Arrays, active: Arrays) -> Ar
     which = [i for i, leaf in enumerate(leaves) if leaf.structure.min_salient]
     # Few numbers: all devices decide on all units, and agree.
     scores = [_explicit.whole(salient[i]).reshape(leaves[i].layers, -1) for i in which]
-    totals = [_explicit.whole(active[i]).reshape(leaves[i].layers, -1).sum(1) for i in which]
+    totals = [
+        _explicit.whole(active[i]).reshape(leaves[i].layers, -1).sum(1, dtype=jnp.int32)
+        for i in which
+    ]
     staying = [
         _staying(leaves[i], score, total)
         for i, score, total in zip(which, scores, totals, strict=True)

@@ -34,17 +34,18 @@ def apportion(total: jax.Array, shares: jax.Array, room: jax.Array) -> jax.Array
     Returns:
       int32 [layers], adding up to `min(total, sum(room))`.
     """
-    wanted = jnp.minimum(total, jnp.sum(room))
+    # Sums of int32 would be int64 under `jax_enable_x64`.
+    wanted = jnp.minimum(total, jnp.sum(room, dtype=jnp.int32))
 
     def is_open(parts: jax.Array) -> jax.Array:
-        return jnp.sum(parts) < wanted
+        return jnp.sum(parts, dtype=jnp.int32) < wanted
 
     def split(parts: jax.Array) -> jax.Array:
-        left, free = wanted - jnp.sum(parts), room - parts
+        left, free = wanted - jnp.sum(parts, dtype=jnp.int32), room - parts
         weight = jnp.where(free > 0, shares, 0)
         weight = jnp.where(jnp.max(weight) > 0, weight, free.astype(jnp.float32))
         scale = _power_of_two(_SHARE_BITS - 1 - _exponent(jnp.max(weight)))
-        cumulative = jnp.cumsum((weight * scale).astype(jnp.int32))
+        cumulative = jnp.cumsum((weight * scale).astype(jnp.int32), dtype=jnp.int32)
         bounds = _scaled(left, cumulative)
         return parts + jnp.minimum(jnp.diff(bounds, prepend=0), free)
 
@@ -79,7 +80,7 @@ def mean_magnitudes(
         ones = _selection.counts([((q >> bit) & 1) == 1 for q in quanta], rows)
         return total + ones.astype(jnp.float32) * _power_of_two(bit)
 
-    sums = lax.fori_loop(0, _BITS, add_bit, jnp.zeros_like(scale))
+    sums = lax.fori_loop(jnp.int32(0), jnp.int32(_BITS), add_bit, jnp.zeros_like(scale))
     active = jnp.maximum(_selection.counts(masks, rows), 1).astype(jnp.float32)
     return sums / active * _power_of_two(exponents - (_BITS - 1))
 
@@ -99,7 +100,7 @@ def _scaled(total: jax.Array, parts: jax.Array) -> jax.Array:
         return 2 * quotient + times, rest - times * whole
 
     zeros = jnp.zeros_like(parts)
-    return lax.fori_loop(0, 31, add_bit, (zeros, zeros))[0]
+    return lax.fori_loop(jnp.int32(0), jnp.int32(31), add_bit, (zeros, zeros))[0]
 
 
 def _exponent(x: jax.Array) -> jax.Array:

@@ -54,6 +54,7 @@ def drop_and_grow_method(
     min_fan_in: int,
     grown: Grown,
     seed: _random.Seed,
+    needs_signal: bool = True,
     grow_counts: GrowCounts | None = None,
     remember: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Method:
@@ -70,6 +71,7 @@ def drop_and_grow_method(
       min_fan_in: As in `rigl`.
       grown: As in `rigl`.
       seed: As in `rigl`.
+      needs_signal: Whether scores that are all 0 say nothing: then a layer keeps its mask.
       grow_counts: How many each layer grows; None for as many as it dropped.
       remember: As in `Method`.
 
@@ -99,6 +101,7 @@ def drop_and_grow_method(
         keep_scores = _topology.drop_scores(inputs.weights, inputs.masks)
         kept = _selection.top_k(keep_scores, layers, keep)
         grow_scores = scores(inputs)
+        found = _topology.signals(inputs.masks, kept, grow_scores, layers)
         wanted = _selection.counts_by_row(inputs.masks, rows)
         if any(leaf.structure.min_salient for leaf in inputs.leaves):
             would_grow = _selection.top_k(_without(kept, grow_scores), layers, active - keep)
@@ -110,7 +113,10 @@ def drop_and_grow_method(
             kept = _selection.top_k(left, rows, jax.tree.map(jnp.minimum, held, wanted))
         lost = jax.tree.map(jnp.subtract, wanted, _selection.counts_by_row(kept, rows))
         grown = _selection.top_k(_without(kept, grow_scores), rows, lost)
-        return Outcome([k | g for k, g in zip(kept, grown, strict=True)])
+        chosen = [k | g for k, g in zip(kept, grown, strict=True)]
+        if not needs_signal:
+            return Outcome(chosen)
+        return _outcome(_topology.unless_uninformed(chosen, inputs.masks, found, layers))
 
     def rule(inputs: RewiringInputs) -> Outcome:
         if any(leaf.structure.has_parts for leaf in inputs.leaves):
@@ -119,17 +125,37 @@ def drop_and_grow_method(
         active = _selection.counts(inputs.masks, rows)
         fraction = plan.fractions(inputs.count, inputs.leaves, packing)
         dropped = _topology.drop_counts(active, fraction)
-        grow = dropped if grow_counts is None else grow_counts(active, dropped, inputs)
+        keep = active - dropped
+
+        def shared_out(has_signal: jax.Array) -> jax.Array:
+            assert grow_counts is not None
+            # A layer that stays as it is neither gives nor takes: as if it were full.
+            full = jnp.asarray(packing.sizes())
+            taking = jnp.where(has_signal, active, full), jnp.where(has_signal, dropped, 0)
+            return grow_counts(*taking, inputs)
+
         keep_scores = _topology.drop_scores(inputs.weights, inputs.masks)
         grow_scores = scores(inputs)
         prefer = None
         if min_fan_in:
             keep_scores = _fan_in.protected(keep_scores, inputs.leaves, packing, min_fan_in)
             prefer = _fan_in.preferred(grow_scores, inputs.leaves, packing, min_fan_in)
-        masks = _topology.keep_and_grow(
-            keep_scores, grow_scores, rows, active - dropped, grow, prefer
+        if not needs_signal:
+            return Outcome(
+                _topology.keep_and_grow(keep_scores, grow_scores, rows, keep, dropped, prefer)
+            )
+        return _outcome(
+            _topology.keep_and_grow_by_signal(
+                inputs.masks,
+                keep_scores,
+                grow_scores,
+                rows,
+                keep,
+                dropped if grow_counts is None else shared_out,
+                layers=rows,
+                prefer=prefer,
+            )
         )
-        return Outcome(masks)
 
     return Method(
         plan,
@@ -142,6 +168,10 @@ def drop_and_grow_method(
         check=check,
         ablates=True,
     )
+
+
+def _outcome(rewired: _topology.Grown) -> Outcome:
+    return Outcome(rewired.masks, uninformed=rewired.uninformed)
 
 
 def _without(masks: Arrays, scores: Arrays) -> Arrays:

@@ -95,6 +95,8 @@ def _started(start: Start, layout: Layout, masks: Arrays) -> Started:
 def _placed(x: jax.Array, like: jax.Array) -> jax.Array:
     if isinstance(x, jax.core.Tracer) or isinstance(like, jax.core.Tracer):
         return x
+    if not like.committed:  # where nobody said: free to move, as the weights are
+        return x
     return jax.device_put(x, like.sharding)
 
 

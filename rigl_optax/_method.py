@@ -39,6 +39,7 @@ class Outcome(NamedTuple):
     masks: Arrays
     marks: Arrays | None = None
     carry: PyTree = None
+    uninformed: jax.Array | None = None  # int32: layers that stayed, as no score said where to grow
 
 
 class Started(NamedTuple):

@@ -40,6 +40,7 @@ class Rewired(NamedTuple):
     grown: Arrays | None  # float32: values of new weights; None for 0
     healed: jax.Array  # int32: inactive weights that were not zero
     is_finite: jax.Array  # bool: whether the gradients could be ranked
+    uninformed: jax.Array  # int32: layers that stayed, as no score said where to grow
 
 
 Rewire = Callable[[Sequence[SparseLeaf], jax.Array, Sight], Rewired]
@@ -86,7 +87,8 @@ def _stay(method: Method, sight: Sight, whole: Packing) -> tuple[Rewired, Arrays
     changed = []
     if whole.is_packed:
         changed = [jnp.zeros(_bits.shape_of(m.shape), jnp.uint8) for m in sight.masks]
-    rewired = Rewired(sight.masks, [], sight.marks, sight.carry, grown, zero, jnp.array(True))
+    finite = jnp.array(True)
+    rewired = Rewired(sight.masks, [], sight.marks, sight.carry, grown, zero, finite, zero)
     return rewired, changed
 
 
@@ -171,7 +173,11 @@ def _rewire(
         # From the packed masks, which are copies: the leaves are overwritten by the new ones.
         pairs = zip(masks, inputs.masks, strict=True)
         changed = [_bits.pack(c) for c in expanded([new ^ old for new, old in pairs])]
-    return Rewired(expanded(masks), [], marks, carry, grown, healed, is_finite), changed
+    uninformed = jnp.zeros((), jnp.int32)
+    if outcome.uninformed is not None:
+        uninformed = accepted(outcome.uninformed, uninformed)
+    rewired = Rewired(expanded(masks), [], marks, carry, grown, healed, is_finite, uninformed)
+    return rewired, changed
 
 
 def total(masks: Sequence[jax.Array]) -> jax.Array:

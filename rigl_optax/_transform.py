@@ -152,6 +152,7 @@ def sparse_transform(
             healed=jnp.zeros((), jnp.int32),
             memory=memory,
             shadow=shadow,
+            uninformed=jnp.zeros((), jnp.int32),
         )
 
     def update_fn(
@@ -200,6 +201,7 @@ def sparse_transform(
             moved = _move_shadow(method.shadow, rewire_if, call)
 
         masks, rewirings, healed = list(masks), state.rewirings, state.healed
+        uninformed = jnp.asarray(state.uninformed)
         memory, rewired = state.memory, moved.rewired
         if rewired is not None and is_rewiring is not None:
             for leaf, mask in zip(layout.sparse, rewired.masks, strict=True):
@@ -207,6 +209,7 @@ def sparse_transform(
             happened = (is_rewiring & rewired.is_finite).astype(jnp.int32)
             rewirings = _rewiring.saturating_add(rewirings, happened)
             healed = _rewiring.saturating_add(healed, rewired.healed)
+            uninformed = _rewiring.saturating_add(uninformed, rewired.uninformed)
             memory = memory._replace(carry=rewired.carry)
             if rewired.marks:
                 memory = memory._replace(marks=_memory.tree(layout, rewired.marks))
@@ -223,6 +226,7 @@ def sparse_transform(
             healed=healed,
             memory=memory,
             shadow=shadow,
+            uninformed=uninformed,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

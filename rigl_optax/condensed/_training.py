@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rigl_optax import _growth, _inner_state, _packing, _paths, _random, _rewiring
@@ -34,12 +35,14 @@ class CondensedState(NamedTuple):
       topologies: `{path: topology}` of the condensed kernels, as they are now.
       inner_state: State of the wrapped optimizer, on the stored values.
       rewirings: int32 scalar: rewirings so far.
+      uninformed: As in `rigl_optax.SparseState`.
     """
 
     count: jax.Array  # type: ignore[assignment]
     topologies: dict[str, Topology | CSRTopology]
     inner_state: PyTree
     rewirings: jax.Array
+    uninformed: jax.typing.ArrayLike = np.int32(0)
 
 
 class CondensedTransformation(NamedTuple):
@@ -184,6 +187,7 @@ def sparse_evolutionary_training(
         min_fan_in=min_fan_in,
         grown=AT_REST,
         seed=seed,
+        needs_signal=False,
     )
     most = _growth.most_dropped(drop_fraction, overrides)
     return _transformation(inner, method, _ranking.at_random(seed), most, min_fan_in)
@@ -281,6 +285,7 @@ def _transformation(
             },
             inner_state=inner.init(weights),
             rewirings=jnp.zeros((), jnp.int32),
+            uninformed=jnp.zeros((), jnp.int32),
         )
 
     def update(
@@ -319,7 +324,8 @@ def _transformation(
         is_accepted = _rewiring.total([~jnp.isfinite(x) for x in judged]) == 0
         for each in ranked:
             is_accepted = is_accepted & each.is_sound
-        chosen = inputs.packing.unpack(method.rule(inputs).masks)
+        outcome = method.rule(inputs)
+        chosen = inputs.packing.unpack(outcome.masks)
         moved = {
             leaf.path: _unless_refused(each.move(mask), state.topologies[leaf.path], is_accepted)
             for leaf, each, mask in zip(layout.sparse, ranked, chosen, strict=True)
@@ -338,12 +344,16 @@ def _transformation(
         seen = jax.tree.map(lambda g: jnp.where(is_accepted, g, jnp.zeros_like(g)), grads)
         _, after = inner.update(seen, state.inner_state, weights, **extra_args)
         new_weights = carried(weights)
+        left_out = jnp.zeros((), jnp.int32)
+        if outcome.uninformed is not None:
+            left_out = jnp.where(is_accepted, outcome.uninformed, 0)
         inner_state = _settled(layout, moved, state.inner_state, after, weights, inner, new_weights)
         return new_weights, CondensedState(
             count=state.count + 1,
             topologies={path: moved[path].topology for path in state.topologies},
             inner_state=inner_state,
             rewirings=state.rewirings + is_accepted.astype(jnp.int32),
+            uninformed=_rewiring.saturating_add(jnp.asarray(state.uninformed), left_out),
         )
 
     def _ranked(layout: Layout, scores: Mapping[str, Any], state: CondensedState) -> list[Ranked]:

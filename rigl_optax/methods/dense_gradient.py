@@ -195,11 +195,11 @@ def top_kast(
     def rule(inputs: RewiringInputs) -> Outcome:
         packing = inputs.packing
         scores = [_selection.magnitude_scores(w) for w in inputs.weights]
-        sets = (
+        masks, marks = (
             _selection.top_k(scores, packing.rows, _selection.counts_for(packing, current))
             for current in (inputs.masks, inputs.marks)
         )
-        return Outcome(*sets)
+        return Outcome(masks, marks)
 
     method = Method(
         _plan.rewiring_plan(begin=begin, end=_last(end), every=every),

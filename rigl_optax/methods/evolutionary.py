@@ -81,6 +81,7 @@ def sparse_evolutionary_training(
         min_fan_in=min_fan_in,
         grown=grown,
         seed=seed,
+        needs_signal=False,
     )
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure

@@ -101,7 +101,7 @@ def sparse_momentum(
     def redistributed(active: jax.Array, dropped: jax.Array, inputs: RewiringInputs) -> jax.Array:
         means = _allocation.mean_magnitudes(inputs.gradients, inputs.masks, inputs.packing.rows)
         room = jnp.asarray(inputs.packing.sizes()) - (active - dropped)
-        return _allocation.apportion(jnp.sum(dropped), means, room)
+        return _allocation.apportion(jnp.sum(dropped, dtype=jnp.int32), means, room)
 
     method = _growth.drop_and_grow_method(
         _growth.gradient_scores,

@@ -186,7 +186,12 @@ def granet(
         scores = _topology.drop_scores(inputs.weights, left)
         growth = _growth.gradient_scores(inputs)
         keep, grow = (inputs.packing.per_row(x) for x in (active - dropped, dropped))
-        return Outcome(_topology.keep_and_grow(scores, growth, rows, keep, grow))
+        in_parts = inputs.packing.in_parts
+        layers = _layout.layer_rows(inputs.leaves) if in_parts else rows
+        grown = _topology.keep_and_grow_by_signal(
+            left, scores, growth, rows, keep, grow, layers=layers
+        )
+        return Outcome(grown.masks, uninformed=grown.uninformed)
 
     method = Method(
         plan,
@@ -231,7 +236,7 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
         zeros = jnp.where(inputs.count >= last, final, jnp.minimum(zeros, final))
         keep = sizes - zeros
         if scope == "global":
-            rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True)
+            rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True, dtype=jnp.int32)
         keep = jnp.minimum(keep, _selection.counts(inputs.masks, rows))
         scores = _topology.drop_scores(inputs.weights, inputs.masks)
         return _selection.top_k(scores, rows, packing.per_row(keep))

@@ -111,8 +111,9 @@ def dynamic_sparse_reparameterization(
         ]
         active = _selection.counts(inputs.masks, rows)
         keep = jnp.minimum(jnp.maximum(_selection.counts(above, rows), 1), active)
-        dropped = jnp.sum(active) - jnp.sum(keep)
-        target = _topology.drop_counts(jnp.sum(active), plan.default.drop_fraction(inputs.count))
+        total = jnp.sum(active, dtype=jnp.int32)
+        dropped = total - jnp.sum(keep, dtype=jnp.int32)
+        target = _topology.drop_counts(total, plan.default.drop_fraction(inputs.count))
         room = jnp.asarray(inputs.packing.sizes()) - keep
         grow = _allocation.apportion(dropped, keep.astype(jnp.float32), room)
         masks = _topology.keep_and_grow(

@@ -47,7 +47,9 @@ def rigl(
     where the gradient is the dense one: of the loss with respect to all weights, at their
     sparse values. New weights start at 0, with an optimizer state at rest; a weight that
     was dropped a moment ago may come back, with its value and state. The number of active
-    weights of a layer never changes. If a dense gradient is not finite, the topology stays.
+    weights of a layer never changes. If a dense gradient is not finite, the topology stays. A
+    layer whose gradients outside K are all 0 keeps its topology, and `uninformed` in the state
+    counts it.
 
     Afterwards every inactive weight is exactly 0, whatever was done to `params` in between,
     as long as nothing scales or adds to these updates: the wrapper comes last in a chain.

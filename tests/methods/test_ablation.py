@@ -33,6 +33,8 @@ def ablated(mask, weight, scores, fraction, share):
     units, inputs = mask.shape
     total = int(mask.sum())
     kept = core.kept_mask(mask, weight, fraction)
+    if not scores[~kept].any():  # nothing says where to grow
+        return mask
     salient = reference.grow_largest(kept, scores, total - int(kept.sum())).sum(1)
     order = sorted(range(units), key=lambda unit: (-salient[unit], unit))
     good = [unit for unit in order if enough(salient[unit], share, total // units)]
