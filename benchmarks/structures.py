@@ -49,7 +49,7 @@ def form(config: config_lib.Config) -> Form:
     ordinary = make()
     return Form(
         ordinary,
-        make(rewires=True) if config.condensed and methods.find(config).rewires else ordinary,
+        make(rewires=True) if config.condensed and methods.rewires(config) else ordinary,
         run.initial._replace(history=None),
         batches,
         methods.rewirings_before(config, config.steps) / config.steps,

@@ -167,6 +167,7 @@ def drop_and_grow_method(
         grown_state=grown.state,
         check=check,
         ablates=True,
+        moves_between_layers=grow_counts is not None,
     )
 
 

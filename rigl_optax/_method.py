@@ -101,6 +101,11 @@ class Method(NamedTuple):
       shadow: For methods whose weights live on while inactive.
       check: Raises at init if the layout does not suit the method.
       ablates: Whether `rule` ablates units where the structure asks for it.
+      progress: `progress(count)`, how far the numbers of active weights are on their way from the
+        first to the final ones after the rewiring at this count; None if they never change.
+      wider: `wider(layout)`, the layout of the weights that have gradients, where these are more
+        than the active ones; None otherwise.
+      moves_between_layers: Whether the number of a layer is decided in training.
     """
 
     plan: RewiringPlan | None
@@ -114,6 +119,9 @@ class Method(NamedTuple):
     shadow: Shadow | None = None
     check: Callable[[Layout], None] | None = None
     ablates: bool = False
+    progress: Callable[[int], float] | None = None
+    wider: Callable[[Layout], Layout] | None = None
+    moves_between_layers: bool = False
 
 
 class GrownState(NamedTuple):

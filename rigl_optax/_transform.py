@@ -25,6 +25,7 @@ from rigl_optax._method import Method, Shadow, ShadowView
 from rigl_optax._rewiring import Rewire, Rewired, Sight
 from rigl_optax._state import SparseState
 from rigl_optax._structure import Structures
+from rigl_optax._transformation import Design, Layouts, SparseTransformation
 
 PyTree = Any
 Leaves = list[Any]
@@ -85,7 +86,7 @@ def sparse_transform(
     seed: _random.Seed,
     initial_sparsity: _layout.Distribution | None = None,
     structure: Structures = _structure.UNSTRUCTURED,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Wraps `inner` so that the network it trains is sparse, exactly and always.
 
     Args:
@@ -98,7 +99,7 @@ def sparse_transform(
       structure: What the public methods take.
 
     Returns:
-      A transformation with a `SparseState`.
+      A transformation with a `SparseState`, and the design it was built from.
     """
     if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
         raise TypeError(
@@ -111,17 +112,21 @@ def sparse_transform(
     _structure.check(structure, method.ablates)
     rewire_if = _rewiring.rewirer(method)
 
-    def init_fn(params: PyTree) -> SparseState:
+    def layouts(params: PyTree) -> Layouts:
         _refusals.check_params(params)
         layout = _layout.layout(params, distribution, sparsity is None, structure)
         if method.plan is not None and layout.sparse:
             method.plan.check([leaf.path for leaf in layout.sparse])
         if method.check is not None and layout.sparse:
             method.check(layout)
-        drawn = layout
+        first = layout
         if initial_sparsity is not None and initial_masks is None:
-            drawn = _layout.layout(params, initial_sparsity, False, structure)
-            _layout.check_same_leaves(layout, drawn)
+            first = _layout.layout(params, initial_sparsity, False, structure)
+            _layout.check_same_leaves(layout, first)
+        return Layouts(first, layout)
+
+    def init_fn(params: PyTree) -> SparseState:
+        drawn, layout = layouts(params)
         if not layout.leaves:
             masks = []
         elif initial_masks is None:
@@ -229,7 +234,8 @@ def sparse_transform(
             uninformed=uninformed,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    design = Design(method, distribution, layouts, initial_masks, seed)
+    return SparseTransformation.of(init_fn, update_fn, design)
 
 
 def _move_weights(method: Method, rewire_if: Rewire, call: _Call) -> _Moved:

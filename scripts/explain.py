@@ -9,7 +9,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rigl_optax.training import command_line, costs, setup
+from rigl_optax.training import command_line, costs, mesh, setup
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _JSON = flags.DEFINE_bool("json", False, "For programs: one JSON object instead of a table.")
@@ -19,7 +19,8 @@ def main(argv: list[str]) -> None:
     """Explains the config of the flags."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    recipe = command_line.checked(_CONFIG.value)
+    command_line.use_cpu()
+    recipe = mesh.fitting(command_line.checked(_CONFIG.value))
     report = costs.explain(recipe, setup.prepare(recipe))
     if report is None:
         sys.exit(f"method {recipe.method!r} cannot be explained")

@@ -10,6 +10,7 @@ from rigl_optax.accounting.bytes import rewiring_bytes as rewiring_bytes
 from rigl_optax.accounting.bytes import storage_at as storage_at
 from rigl_optax.accounting.bytes import storage_bytes as storage_bytes
 from rigl_optax.accounting.costs import METHODS as METHODS
+from rigl_optax.accounting.costs import FlopsCounter as FlopsCounter
 from rigl_optax.accounting.costs import MethodCost as MethodCost
 from rigl_optax.accounting.costs import StepCost as StepCost
 from rigl_optax.accounting.costs import cumulative_cost as cumulative_cost

@@ -17,6 +17,7 @@ from rigl_optax import _growth, _inner_state, _packing, _paths, _random, _rewiri
 from rigl_optax._grown import AT_REST
 from rigl_optax._layout import Layout
 from rigl_optax._method import Method, RewiringInputs
+from rigl_optax._plan import RewiringPlan
 from rigl_optax.condensed import _conversion, _devices, _ranking
 from rigl_optax.condensed._conversion import Topologies
 from rigl_optax.condensed._csr_topology import CSRTopology
@@ -55,12 +56,14 @@ class CondensedTransformation(NamedTuple):
       rewire: In place of `update` where `is_rewiring_step(state.count)`: from gradients,
         scores, state and weights to new weights and the new state.
       is_rewiring_step: From a count, traced or not, to a bool scalar.
+      plan: The schedule it goes by, layer by layer; None for never.
     """
 
     init: Callable[[PyTree, Topologies], CondensedState]
     update: Callable[..., tuple[PyTree, CondensedState]]
     rewire: Callable[..., tuple[PyTree, CondensedState]]
     is_rewiring_step: Callable[[jax.typing.ArrayLike], jax.Array]
+    plan: RewiringPlan | None = None
 
 
 def rigl(
@@ -372,7 +375,7 @@ def _transformation(
         count = jnp.asarray(count, jnp.int32)
         return jnp.zeros((), bool) if plan is None else plan.is_rewiring_step(count)
 
-    return CondensedTransformation(init, update, rewire, is_rewiring_step)
+    return CondensedTransformation(init, update, rewire, is_rewiring_step, plan)
 
 
 def _unless_refused(moved: Moved, old: Topology | CSRTopology, is_accepted: jax.Array) -> Moved:

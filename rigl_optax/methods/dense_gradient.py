@@ -156,11 +156,14 @@ def top_kast(
         raise ValueError("sparsity=None: top_kast needs a number in [0, 1) or a distribution")
     wider = _layout.at_start(backward_sparsity, sparsity, "backward_sparsity")
 
+    def backward_layout(layout: _layout.Layout) -> _layout.Layout:
+        params = layout.treedef.unflatten(layout.leaves)
+        found = _layout.layout(params, wider, masked=False, structure=structure)
+        _layout.check_same_leaves(layout, found)
+        return found
+
     def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
-        backward = _layout.layout(
-            layout.treedef.unflatten(layout.leaves), wider, masked=False, structure=structure
-        )
-        _layout.check_same_leaves(layout, backward)
+        backward = backward_layout(layout)
         zeros = np.repeat([leaf.zeros for leaf in backward.sparse], packing.layers)
         scores = _random.random_scores(
             seed,
@@ -206,6 +209,7 @@ def top_kast(
         rule,
         start=start,
         shadow=Shadow(backward, _settled, _shown),
+        wider=backward_layout,
     )
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure

@@ -100,6 +100,8 @@ def gradual_magnitude_pruning(
         replaces_step=not gradient_step,
         start=_active_at_start,
         check=_check(scope, initial_masks),
+        progress=_progress(plan.default.schedule.steps(), power),
+        moves_between_layers=scope == "global",
     )
     return _transform.sparse_transform(
         inner,
@@ -202,6 +204,8 @@ def granet(
         keeps_initial=grown.value == "initial",
         grown_state=grown.state,
         check=_check(scope, initial_masks),
+        progress=_progress(plan.default.schedule.steps(), power),
+        moves_between_layers=scope == "global",
     )
     return _transform.sparse_transform(
         inner,
@@ -242,6 +246,12 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
         return _selection.top_k(scores, rows, packing.per_row(keep))
 
     return prune
+
+
+def _progress(steps: range, power: float) -> Callable[[int], float]:
+    """The share of the way from the first to the final numbers, for what is told beforehand."""
+    length = max(steps[-1] - steps[0], 1)
+    return lambda count: 1 - (min(max(steps[-1] - count, 0), length) / length) ** power
 
 
 def _power(x: jax.Array, power: float) -> jax.Array:

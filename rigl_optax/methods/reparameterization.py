@@ -140,6 +140,7 @@ def dynamic_sparse_reparameterization(
         keeps_initial=grown.value == "initial",
         grown_state=grown.state,
         check=_layout.check_total,
+        moves_between_layers=True,
     )
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure

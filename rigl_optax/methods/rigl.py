@@ -122,6 +122,8 @@ def rigl(
         seed=seed,
         remember=_accumulation(accumulate, begin, end, every, bool(overrides)),
     )
+    if method.plan is not None:
+        method = method._replace(plan=method.plan._replace(window=accumulate))
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )

@@ -93,16 +93,23 @@ class _NewestAndBest(ocp.training.preservation_policies.PreservationPolicy):
     ) -> Sequence[bool]:
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = set(sorted(steps)[-self.newest :])
-        measured = [(self._rank(s), s) for s in steps if self._rank(s) is not None]
-        if measured:
-            kept.add(max(measured)[1])
+        kept = {*sorted(steps)[-self.newest :], best(steps, self.ranks)}
         return [step in kept for step in steps]
 
-    def _rank(self, step: int) -> float | None:
-        """As last measured when that step was saved."""
-        before = [measured for measured in self.ranks if measured <= step]
-        return self.ranks[max(before)] if before else None
+
+def best(steps: Sequence[int], ranks: Mapping[int, float]) -> int | None:
+    """The step of the best checkpoint, the newer of equals; None if none has been measured.
+
+    Args:
+      steps: Of the checkpoints.
+      ranks: As in `open_checkpoints`; a checkpoint has the rank last measured when it was saved.
+    """
+    measured = []
+    for step in steps:
+        before = [done for done in ranks if done <= step]
+        if before:
+            measured.append((ranks[max(before)], step))
+    return max(measured)[1] if measured else None
 
 
 def open_checkpoints(

@@ -51,7 +51,8 @@ def training_record(
     Returns:
       Values: mean `loss` and `accuracy` over the training batches since the last record, the
       `learning_rate` of the last step; and of a masked method `density` (of all parameters),
-      `rewirings` so far, and `drop_fraction` at this step if it has one. Then
+      `rewirings` so far, and `drop_fraction` at this step if it has one, with
+      `drop_fraction/path` of layers that have another. Then
       `{kind: warning in words}`.
     """
     step, sums = jax.device_get((state.step, state.sums))
@@ -73,9 +74,8 @@ def training_record(
     rewirings, healed = counters(state)
     values["density"] = sum(active.values()) / sum(sizes(state).values())
     values["rewirings"] = float(rewirings)
-    if "drop_fraction" in methods.find(config).arguments(config):
-        values["drop_fraction"] = float(methods.drop_fraction(config)(step))
-    if methods.find(config).rewires:
+    values |= methods.drop_fractions(config, int(step), list(active))
+    if methods.rewires(config):
         warnings |= _dead(config, start, dead_units(config, state))
     return values, warnings | _warnings(
         config, int(step), rewirings, healed, int(sums.blind), active, start.active

@@ -1,11 +1,29 @@
 """Flags of the scripts: one clear line for a key that does not exist."""
 
+import os
 import sys
 
+import jax
 from absl import flags
 from ml_collections import config_dict
 
 from rigl_optax.training import config as config_lib
+
+
+def define_step() -> flags.FlagHolder[str]:
+    """The flag `--step` of the scripts that look at a checkpoint, for `evaluation.restore`."""
+    return flags.DEFINE_string(
+        "step", "newest", "Which checkpoint: newest, best (on the validation split), or its step."
+    )
+
+
+def use_cpu() -> None:
+    """Leaves accelerators to what trains, for scripts that look at runs; call it before computing.
+
+    `JAX_PLATFORMS=cuda` (or `tpu`) in the environment decides otherwise.
+    """
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
 
 
 def parse(argv: list[str]) -> list[str]:

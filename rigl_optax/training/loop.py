@@ -249,7 +249,7 @@ def _run_steps(
     compare(current)  # all hosts have found the same checkpoint
     at_start = checks.start_of(config, run.initial)
     observe = None
-    if methods.find(config).rewires:
+    if methods.rewires(config):
         observe = health.observer(run.initial, methods.distribution(config)(run.shapes))
     start = int(current.step)
     warned = metrics.warnings(workdir)

@@ -1,14 +1,19 @@
 """From a config to the optimizer: the one place of training that knows methods by name."""
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import rigl_optax
 from rigl_optax import _paths, accounting, condensed
+from rigl_optax._plan import RewiringPlan
+from rigl_optax._transformation import Design, design_of
 from rigl_optax.training import architectures, structures
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
@@ -39,9 +44,6 @@ class Method(NamedTuple):
       cost: What its steps cost, against dense ones.
       arguments: From the config to the transformation's keyword arguments.
       masked: Whether there are masks.
-      every: From the config to the steps between changes of the masks; None if they never change.
-      until: From the config to the step at which changes end.
-      begin: From the config to the first change.
       grows_by_gradient: Whether growth needs the gradients of inactive weights.
       keeps_counts: Whether the number of active weights of a layer never changes.
       start: Where the first masks come from, if not from the seed: a name in
@@ -55,20 +57,12 @@ class Method(NamedTuple):
     cost: accounting.MethodCost
     arguments: Callable[[Config], dict[str, Any]] = lambda config: {}
     masked: bool = True
-    every: Callable[[Config], int] | None = None
-    until: Callable[[Config], int] = lambda config: config.rewire_end
-    begin: Callable[[Config], int] = lambda config: 0
     grows_by_gradient: bool = False
     keeps_counts: bool = True
     start: str | None = None
     takes_sparsity: bool = True
     narrow: bool = False
     stored: Callable[..., condensed.CondensedTransformation] | None = None
-
-    @property
-    def rewires(self) -> bool:
-        """Whether the masks change."""
-        return self.every is not None
 
 
 def _rewiring(config: Config) -> dict[str, Any]:
@@ -132,16 +126,11 @@ def _soft_thresholding(config: Config) -> dict[str, Any]:
 
 _DECAYS = {0.9: 1.1e-2, 0.95: 1.65e-2, 0.98: 2.8e-2}
 
-_EACH_STEP: dict[str, Any] = {
-    "every": lambda config: 1,
-    "until": lambda config: config.steps,
-}
-_AT_INTERVALS: dict[str, Any] = {"every": lambda config: config.rewire_every}
 _COSTS = accounting.METHODS
 
 METHODS = {
     "dense": Method(None, _COSTS["dense"], masked=False),
-    "small_dense": Method(None, _COSTS["dense"], masked=False, narrow=True),
+    "small_dense": Method(None, _COSTS["small_dense"], masked=False, narrow=True),
     "static": Method(rigl_optax.static_sparse, _COSTS["static"], stored=condensed.static_sparse),
     "snip": Method(rigl_optax.static_sparse, _COSTS["snip"], start="snip"),
     "grasp": Method(rigl_optax.static_sparse, _COSTS["grasp"], start="grasp"),
@@ -151,30 +140,26 @@ METHODS = {
         _COSTS["set"],
         _rewiring,
         stored=condensed.sparse_evolutionary_training,
-        **_AT_INTERVALS,
     ),
-    "deepr": Method(rigl_optax.deep_rewiring, _COSTS["deepr"], _deep_rewiring, **_EACH_STEP),
+    "deepr": Method(rigl_optax.deep_rewiring, _COSTS["deepr"], _deep_rewiring),
     "snfs": Method(
         rigl_optax.sparse_momentum,
         _COSTS["snfs"],
         _rewiring,
         grows_by_gradient=True,
-        **_AT_INTERVALS,
     ),
     "snfs_redistribute": Method(
         rigl_optax.sparse_momentum,
-        _COSTS["snfs"],
+        _COSTS["snfs_redistribute"],
         lambda config: _rewiring(config) | {"redistribute": True},
         grows_by_gradient=True,
         keeps_counts=False,
-        **_AT_INTERVALS,
     ),
     "dsr": Method(
         rigl_optax.dynamic_sparse_reparameterization,
         _COSTS["dsr"],
         _rewiring,
         keeps_counts=False,
-        **_AT_INTERVALS,
     ),
     "rigl": Method(
         rigl_optax.rigl,
@@ -182,32 +167,24 @@ METHODS = {
         _rewiring,
         grows_by_gradient=True,
         stored=condensed.rigl,
-        **_AT_INTERVALS,
     ),
     "rigl_itop": Method(
         rigl_optax.rigl,
-        _COSTS["rigl"],
+        _COSTS["rigl_itop"],
         _seldom,
-        every=lambda config: 4 * config.rewire_every,
         grows_by_gradient=True,
     ),
     "gmp": Method(
         rigl_optax.gradual_magnitude_pruning,
-        _COSTS["pruning"],
+        _COSTS["gmp"],
         _pruning,
-        begin=_first_pruning,
-        until=lambda config: config.rewire_end + 1,
         keeps_counts=False,
-        **_AT_INTERVALS,
     ),
     "gmp_global": Method(
         rigl_optax.gradual_magnitude_pruning,
-        _COSTS["pruning"],
+        _COSTS["gmp_global"],
         lambda config: _pruning(config) | {"scope": "global"},
-        begin=_first_pruning,
-        until=lambda config: config.rewire_end + 1,
         keeps_counts=False,
-        **_AT_INTERVALS,
     ),
     "granet": Method(
         rigl_optax.granet,
@@ -215,32 +192,27 @@ METHODS = {
         _rewiring,
         grows_by_gradient=True,
         keeps_counts=False,
-        **_AT_INTERVALS,
     ),
     "top_kast": Method(
         rigl_optax.top_kast,
         _COSTS["top_kast"],
         _top_kast,
-        every=lambda config: config.rewire_every,
-        until=lambda config: config.steps,
     ),
-    "dnw": Method(rigl_optax.dnw, _COSTS["dnw"], **_EACH_STEP),
+    "dnw": Method(rigl_optax.dnw, _COSTS["dnw"]),
     "str": Method(
         rigl_optax.soft_thresholding,
         _COSTS["str"],
         _soft_thresholding,
         takes_sparsity=False,
         keeps_counts=False,
-        **_EACH_STEP,
     ),
-    "lottery": Method(rigl_optax.static_sparse, _COSTS["static"], start="ticket"),
+    "lottery": Method(rigl_optax.static_sparse, _COSTS["lottery"], start="ticket"),
     "lottery_rigl": Method(
         rigl_optax.rigl,
-        _COSTS["rigl"],
+        _COSTS["lottery_rigl"],
         _rewiring,
         grows_by_gradient=True,
         start="ticket",
-        **_AT_INTERVALS,
     ),
 }
 
@@ -361,6 +333,29 @@ def _condensed(
     return method.stored(inner, **(method.arguments(config) | seed | options(config)))
 
 
+def design(config: Config, tx: Any, shapes: PyTree) -> Design | None:
+    """What a run's transformation was built from; None for a dense run.
+
+    A condensed one starts from topologies that it is given. They are where the masked form of the
+    same run has its blocks, so the design of that one tells of both.
+
+    Args:
+      config: Of the run.
+      tx: From `build`.
+      shapes: Of the dense parameters.
+    """
+    if not config.condensed:
+        return design_of(tx)
+    method, sparsities = find(config), distribution(config)(shapes)
+    assert method.transform is not None
+    dims = {path: tuple(leaf.shape) for path, leaf in _paths.flatten_with_paths(shapes)}
+    found = structures.of_layers(config.structure, dims, sparsities)
+    blocks = {f"^{re.escape(path)}$": found[path] for path, s in sparsities.items() if s}
+    arguments = method.arguments(config) | {"seed": config.seed} | options(config)
+    masked = method.transform(optax.identity(), distribution(config), structure=blocks, **arguments)
+    return design_of(masked)
+
+
 def options(config: Config) -> dict[str, Any]:
     """The method's arguments from `config.method_options`, as `momentum=0.99,redistribute=True`.
 
@@ -430,23 +425,31 @@ def learning_rate(config: Config) -> optax.Schedule:
     return optax.join_schedules([rise, rest], [warmup])
 
 
-def drop_fraction(config: Config) -> optax.Schedule:
-    """The fraction of active weights replaced by a rewiring at a given step."""
-    return rigl_optax.cosine_drop_fraction(config.drop_fraction, config.rewire_end)
+@functools.lru_cache(maxsize=64)
+def plan(config: Config) -> RewiringPlan | None:
+    """When the run rewires, as the transformation itself has it; None for never."""
+    tx = build(config)
+    if isinstance(tx, condensed.CondensedTransformation):
+        return tx.plan
+    found = design_of(tx)
+    return None if found is None else found.plan
+
+
+def rewires(config: Config) -> bool:
+    """Whether the masks change."""
+    return plan(config) is not None
 
 
 def rewirings_before(config: Config, step: int) -> int:
     """How many rewirings the schedule holds before this step, so after `step` updates."""
-    method = find(config)
-    if method.every is None:
-        return 0
-    last = min(step, method.until(config))
-    return len(range(method.begin(config), last, method.every(config)))
+    found = plan(config)
+    return 0 if found is None else found.rewirings_before(step)
 
 
 def is_rewiring(config: Config, step: int) -> bool:
     """Whether update number `step`, counted from 0, may change the masks."""
-    return rewirings_before(config, step + 1) > rewirings_before(config, step)
+    found = plan(config)
+    return found is not None and found.rewires_at(step)
 
 
 def is_observed(config: Config, step: int) -> bool:
@@ -454,8 +457,8 @@ def is_observed(config: Config, step: int) -> bool:
 
     Where that is at every step, only before records of the training loss.
     """
-    method = find(config)
-    if method.every is not None and method.every(config) == 1:
+    found = plan(config)
+    if found is not None and any(schedule.every == 1 for schedule in found.schedules):
         return (step + 1) % config.log_every == 0 or step + 1 == config.steps
     return is_rewiring(config, step)
 
@@ -465,11 +468,27 @@ def growth_predicate(config: Config) -> Callable[[jax.Array], jax.Array] | None:
 
     None if no step of this method does.
     """
-    method = find(config)
-    if not method.grows_by_gradient or method.every is None:
+    found = plan(config)
+    if found is None or not find(config).grows_by_gradient:
         return None
-    begin, until, every = method.begin(config), method.until(config), method.every(config)
-    return lambda step: (step >= begin) & (step < until) & ((step - begin) % every == 0)
+    return found.is_rewiring_step
+
+
+def drop_fractions(config: Config, step: int, paths: Sequence[str]) -> dict[str, float]:
+    """Fractions of the active weights that a rewiring at this step replaces.
+
+    Returns:
+      `drop_fraction`, and `drop_fraction/path` of each layer in `paths` that has another schedule
+      of its own; nothing for a method that is given no drop fraction.
+    """
+    found = plan(config)
+    if found is None or "drop_fraction" not in find(config).arguments(config):
+        return {}
+    values = {"drop_fraction": float(found.default.drop_fraction(jnp.int32(step)))}
+    for path in paths:
+        if (own := found.of(path)) is not found.default:
+            values[f"drop_fraction/{path}"] = float(own.drop_fraction(jnp.int32(step)))
+    return values
 
 
 def _kernels(params: PyTree) -> PyTree:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from rigl_optax.training import checkpoints, files, loop, metrics, page_figures, score
+from rigl_optax.training import checkpoints, evaluation, files, loop, metrics, page_figures, score
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.charts import Record
 
@@ -43,22 +43,23 @@ figcaption, .note {{ color: #555; font-size: .93em; }}
 """
 
 
-def write(workdir: pathlib.Path, output: pathlib.Path) -> None:
+def write(workdir: pathlib.Path, output: pathlib.Path, which: str = evaluation.NEWEST) -> None:
     """Writes the page of a run, also while it trains.
 
     Args:
       workdir: The run's.
       output: The HTML file.
+      which: The checkpoint whose masks are shown, as in `evaluation.restore`.
 
     Raises:
       ValueError: If there is no run in the workdir, or its files are damaged.
     """
     temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(render(workdir), encoding="utf-8")
+    temporary.write_text(render(workdir, which), encoding="utf-8")
     temporary.replace(output)
 
 
-def render(workdir: pathlib.Path) -> str:
+def render(workdir: pathlib.Path, which: str = evaluation.NEWEST) -> str:
     """The page of a run as HTML; raises as `write` does."""
     config = config_lib.from_saved(checkpoints.read_config(workdir))
     records = metrics.read(workdir / metrics.FILE)
@@ -81,7 +82,7 @@ def render(workdir: pathlib.Path) -> str:
             _layers(explained, records),
             "<h2>Topology</h2>",
             *map(_figure, page_figures.topology(records)),
-            *map(_figure, page_figures.masks(workdir, config)),
+            *map(_figure, page_figures.masks(workdir, config, which)),
             "<h2>Config</h2>",
             _table(["key", "value"], keys, texts=2),
             "</body>\n</html>\n",

@@ -81,7 +81,7 @@ def prepare(config: Config) -> Run:
         tx,
         placement,
         masked=method.masked,
-        rewires=method.rewires,
+        rewires=methods.rewires(config),
         choose=functools.partial(first_masks.blocks, config) if config.condensed else None,
     )
     return Run(task, graphdef, tx, initial, placement, shapes)

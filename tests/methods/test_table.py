@@ -70,9 +70,9 @@ def measure(name):
             if not depends(update, params, state, t, {n: ~marks[n] for n in SPARSE}):
                 gradients.add("wider set")
             elif (
-                methods.METHODS[name].every
-                and methods.METHODS[name].every(config) > 1
-                and (methods.is_rewiring(config, t))
+                (plan := methods.plan(config)) is not None
+                and plan.default.schedule.every > 1
+                and plan.rewires_at(t)
             ):
                 gradients.add("rewirings")
             else:

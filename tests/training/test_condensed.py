@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rigl_optax.data import batches
-from rigl_optax.training import checks, health, methods, metrics, setup, state
+from rigl_optax.training import checks, files, health, loop, methods, metrics, setup, state
 from tests.training import condensed_runs as runs
 from tests.training.condensed_runs import GRU, LENET, MOBILENET
 
@@ -48,7 +48,7 @@ def test_it_ends_with_the_same_masks_and_weights(both):
     runs.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
     start, end = runs.masks_of(both[0][2].initial), runs.masks_of(ends[0])
     changed = [path for path in end if (end[path] != start[path]).any()]
-    assert bool(changed) == methods.find(config).rewires
+    assert bool(changed) == methods.rewires(config)
     assert checks.counters(ends[1]) == (methods.rewirings_before(config, config.steps), 0)
     before, after = (runs.dense_of(x) for x in (both[0][2].initial, ends[0]))
     assert all((before[path] != after[path]).any() for path in state.topologies(ends[1]))
@@ -69,7 +69,7 @@ def test_its_records_say_the_same(both):
             else:
                 assert condensed[name] == value, (condensed["kind"], condensed["step"], name)
     kinds = {kind for _, kind, _ in told[1]}
-    assert ("rewiring" in kinds) == methods.find(both[1][0]).rewires
+    assert ("rewiring" in kinds) == methods.rewires(both[1][0])
 
 
 def test_its_result_says_the_same(both):
@@ -198,3 +198,35 @@ def test_layers_that_stay_dense_may_be_of_any_kind():
     config = dataclasses.replace(GRU, dense_layers="embedding|layers")
     assert state.topologies(setup.prepare(config).initial).keys() == {"readout/0/kernel"}
     assert runs.advance(config, setup.prepare(config), 1).step == 1
+
+
+def test_layers_with_a_schedule_of_their_own_rewire_alike_and_are_told_alike(tmp_path):
+    own = "overrides={'layers/0': {'every': 5, 'drop_fraction': 0.1}}"
+    blocks = "{'layers/0': Block(4, 4), 'layers/1': Block(4, 5)}"
+    config = dataclasses.replace(LENET, method_options=own, structure=blocks, steps=20)
+    ends, told = [], []
+    for is_condensed in (False, True):
+        one, workdir = dataclasses.replace(config, condensed=is_condensed), tmp_path / "masked"
+        if is_condensed:
+            workdir = tmp_path / "condensed"
+        result, _ = runs.train(one, workdir)
+        assert result["warnings"] == []
+        ends.append(runs.final(one, workdir))
+        records = metrics.read(workdir / metrics.FILE)
+        rewired = [r["step"] for r in records if r["kind"] == "rewiring"]
+        assert rewired == [1, 6, 11]  # at counts 0, 5 and 10; ends at 15
+        trained = [r for r in records if r["kind"] == "train"]
+        assert [r["rewirings"] for r in trained] == [2, 3]
+        # Cosines to 0 at count 15, of what each layer was given.
+        shares = [(r["drop_fraction/layers/0/kernel"], r["drop_fraction"]) for r in trained]
+        assert shares == [pytest.approx((0.025, 0.075)), (0, 0)]
+        assert "drop_fraction/layers/1/kernel" not in trained[0]
+        plan = files.read(workdir / loop.EXPLANATION_FILE, "", files.EXPLANATION)
+        told.append((plan["rewirings"], plan["replaced"], plan["active"], plan["training_ratio"]))
+        flops = result["flops"]
+        assert flops["training"] / flops["training_dense"] == pytest.approx(told[-1][-1])
+        dense, sparse = flops["inference_dense"], flops["inference"]
+        expected = config.batch_size * (17 * 3 * sparse + 3 * (2 * sparse + dense))
+        assert flops["training"] == pytest.approx(expected)
+    runs.assert_same_masks(ends[1], ends[0])
+    assert told[0] == told[1] and told[0][0] == 3

@@ -9,10 +9,12 @@ import pytest
 from rich.console import Console
 
 import rigl_optax
+from rigl_optax import accounting
 from rigl_optax.training import (
     checkpoints,
     checks,
     costs,
+    files,
     loop,
     methods,
     metrics,
@@ -44,17 +46,28 @@ def test_every_method_trains_and_does_what_its_entry_says(small, ticket, tmp_pat
     result = finished(config, tmp_path)
     assert result["warnings"] == []
     assert result["test"]["accuracy"] > 0.15
-    assert (result["coverage"] is not None) == method.rewires
+    if not method.narrow:
+        told = files.read(tmp_path / loop.EXPLANATION_FILE, "", files.EXPLANATION)
+        assert told["rewirings"] == methods.rewirings_before(config, config.steps)
+        flops = result["flops"]
+        if name not in ("str", "dsr", "snfs_redistribute", "gmp_global", "granet"):
+            # The rest are decided in training.
+            spent = flops["training"] / flops["training_dense"]
+            assert told["training_ratio"] == pytest.approx(spent, rel=1e-2)
+            assert told["inference_ratio"] == flops["inference"] / flops["inference_dense"]
+    assert (result["coverage"] is not None) == methods.rewires(config)
     run = setup.prepare(config)
     with checkpoints.read_checkpoints(tmp_path) as saved:
         state = checkpoints.restore_newest(saved, run.initial, print)
     if not method.masked:
         return
+    at_start = checks.active_weights(config, run.initial)
+    assert {layer["path"]: layer["active"] for layer in told["layers"]} == at_start
     first, last = (rigl_optax.get_masks(s.opt_state) for s in (run.initial, state))
     changed = [
         bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (first, last)), strict=True)
     ]
-    assert any(changed) == method.rewires
+    assert any(changed) == methods.rewires(config)
     for mask, weights in zip(*map(jax.tree.leaves, (last, state.params)), strict=True):
         assert not np.asarray(weights)[~np.asarray(mask)].any()
     counts = [checks.active_weights(config, s) for s in (run.initial, state)]
@@ -204,6 +217,27 @@ def test_growth_predicate_agrees_with_the_counts(small):
     steps = [step for step in range(small.steps) if predicate(jnp.int32(step))]
     assert len(steps) == methods.rewirings_before(small, small.steps)
     assert methods.growth_predicate(dataclasses.replace(small, method="set")) is None
+
+
+def test_what_was_used_is_recorded_and_counted(small):
+    named = {
+        "rigl_itop": ("", 0.5, 2),  # what that method has instead of the config's
+        "rigl": ("drop_fraction=0.1", 0.1, 5),
+        "granet": ("", 0.3, 5),
+    }
+    for method, (options, first, dense) in named.items():
+        config = dataclasses.replace(small, method=method, method_options=options)
+        assert methods.drop_fractions(config, 0, ["a"]) == {"drop_fraction": pytest.approx(first)}
+        assert methods.plan(config).dense_gradients_before(60) == dense
+    config = dataclasses.replace(small, method_options="accumulate=4")
+    assert methods.plan(config).dense_gradients_before(60) == 1 + 4 * 4  # one call before the first
+    assert methods.drop_fractions(dataclasses.replace(small, method="gmp"), 20, ["a"]) == {}
+
+
+def test_costs_of_a_method_are_those_of_accounting():
+    for name, method in methods.METHODS.items():
+        assert method.cost is accounting.METHODS[name]
+    assert accounting.METHODS.keys() - methods.METHODS.keys() == {"pruning"}  # the paper's name
 
 
 def test_weight_decay_leaves_biases_alone(small):

@@ -89,9 +89,9 @@ def test_the_imagenet_schedule_is_that_of_the_fact_sheet():
         assert float(rate(at)) == pytest.approx(value, rel=1e-5, abs=1e-9), at
     assert (
         config.rewire_end == 25_000
-        and methods.METHODS["gmp"].begin(
+        and methods.plan(
             dataclasses.replace(config, method="gmp", rewire_every=1_000)
-        )
+        ).default.schedule.begin
         == 10_000
     )
 
@@ -113,9 +113,11 @@ def test_training_m_times_as_long_scales_rates_and_t_end_and_nothing_else(name):
         assert float(rates[1](5 * at)) == pytest.approx(float(rates[0](at)), rel=1e-3, abs=1e-4)
     assert five.rewire_end == 5 * once.rewire_end
     assert (five.rewire_every, five.drop_fraction) == (once.rewire_every, once.drop_fraction)
-    assert float(methods.drop_fraction(five)(five.rewire_end // 2)) == pytest.approx(0.15)
+    assert methods.drop_fractions(five, five.rewire_end // 2, [])["drop_fraction"] == pytest.approx(
+        0.15
+    )
     pruning = [dataclasses.replace(c, method="gmp", rewire_every=1_000) for c in (once, five)]
-    begins = [methods.METHODS["gmp"].begin(config) for config in pruning]
+    begins = [methods.plan(config).default.schedule.begin for config in pruning]
     assert begins[1] == pytest.approx(5 * begins[0], abs=1_000)
 
 
