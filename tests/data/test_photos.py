@@ -210,3 +210,33 @@ def test_a_tree_whose_parts_do_not_fit_is_refused(on_disk, records, tmp_path):
         (tmp_path / path).write_bytes(records[0][0])
         with pytest.raises((ValueError, FileNotFoundError), match=problem):
             image_folder.load(str(tmp_path), 0, SIZE, 1)
+
+
+def test_hidden_names_are_no_classes_and_no_photos(records, tmp_path):
+    for part in ("train", "val"):
+        for label in range(2):
+            for i in range(4):
+                path = tmp_path / part / f"class{label}" / f"{i}.jpeg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(records[i][0])
+    for name in (".ipynb_checkpoints/0.jpeg", "class0/._0.jpeg", "class1/.trash/0.jpeg"):
+        path = tmp_path / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no photo")
+    (tmp_path / "val" / ".ipynb_checkpoints").mkdir()
+    data = image_folder.load(str(tmp_path), 0, SIZE, 1)
+    assert data.classes == 2
+    assert data.train.examples + data.validation.examples == data.test.examples == 8
+    found = next(batches.evaluation_batches(data.test, 8))
+    assert found["labels"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_class_without_photos_is_said(records, tmp_path, caplog):
+    for part in ("train", "val"):
+        for i in range(4):
+            path = tmp_path / part / "a" / f"{i}.jpeg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(records[i][0])
+    (tmp_path / "train" / "b").mkdir()
+    assert image_folder.load(str(tmp_path), 0, SIZE, 1).classes == 2
+    assert "train has 1 classes without a photo (b); they are counted" in caplog.text
