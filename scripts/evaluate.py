@@ -7,11 +7,10 @@ python scripts/evaluate.py --workdir=runs/digits --export=digits.npz
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from rigl_optax.training import checkpoints, evaluation, export, mesh, score, setup
+from rigl_optax.training import checkpoints, command_line, evaluation, export, mesh, score, setup
 from rigl_optax.training import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
@@ -26,13 +25,13 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     config = config_lib.from_saved(checkpoints.read_config(workdir))
     if _EXPORT.value and pathlib.Path(_EXPORT.value).suffix != ".npz":
-        sys.exit(f"--export={_EXPORT.value}: must end in .npz")
+        command_line.refuse(f"--export={_EXPORT.value}: must end in .npz")
     config = mesh.fitting(config)
     run = setup.prepare(config)
     with checkpoints.read_checkpoints(workdir) as saved:
         state = checkpoints.restore_newest(saved, run.initial, print, config)
     if state is None:
-        sys.exit(f"{workdir} has no checkpoint yet")
+        command_line.refuse(f"{workdir} has no checkpoint yet")
     found = evaluation.evaluator(config, run)(state, getattr(run.dataset, _SPLIT.value))
     print(
         f"step {int(state.step)}  {_SPLIT.value}  loss {found['loss']:.4f}  "
@@ -45,4 +44,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

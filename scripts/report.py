@@ -4,11 +4,10 @@ python scripts/report.py --workdir=runs/digits [--output=digits.html]
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from rigl_optax.training import page
+from rigl_optax.training import command_line, page
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
 _OUTPUT = flags.DEFINE_string(
@@ -22,12 +21,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
     workdir = pathlib.Path(_WORKDIR.value)
     output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else workdir / "report.html"
-    try:
-        page.write(workdir, output)
-    except ValueError as error:
-        sys.exit(str(error))
+    page.write(workdir, output)
     print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -4,11 +4,10 @@ python scripts/sample.py --workdir=runs/tdavid --length=500 --prompt="The Lord"
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from rigl_optax.training import checkpoints, mesh, sampling, setup
+from rigl_optax.training import checkpoints, command_line, mesh, sampling, setup
 from rigl_optax.training import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's.", required=True)
@@ -28,20 +27,17 @@ def main(argv: list[str]) -> None:
     with checkpoints.read_checkpoints(workdir) as saved:
         state = checkpoints.restore_newest(saved, run.initial, print, config)
     if state is None:
-        sys.exit(f"{workdir} has no checkpoint yet")
-    try:
-        drawn = sampling.sample(
-            run,
-            state,
-            _LENGTH.value,
-            prompt=_PROMPT.value.encode(),
-            temperature=_TEMPERATURE.value,
-            seed=_SEED.value,
-        )
-    except ValueError as error:
-        sys.exit(str(error))
+        command_line.refuse(f"{workdir} has no checkpoint yet")
+    drawn = sampling.sample(
+        run,
+        state,
+        _LENGTH.value,
+        prompt=_PROMPT.value.encode(),
+        temperature=_TEMPERATURE.value,
+        seed=_SEED.value,
+    )
     print(_PROMPT.value + drawn.decode(errors="replace"))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

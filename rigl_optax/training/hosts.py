@@ -7,13 +7,14 @@ and prints; checkpoints are written by all, each its own parts.
 import contextlib
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from rigl_optax.training import mistakes
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -71,12 +72,12 @@ def failing_together() -> Iterator[None]:
         exits = isinstance(error, SystemExit) and not isinstance(error.code, str)
         if jax.process_count() == 1 or exits:
             raise
-        print(f"process {jax.process_index()} of {jax.process_count()}:", file=sys.stderr)
-        traceback.print_exc()
+        print(f"process {jax.process_index()} of {jax.process_count()}:", file=sys.stderr, end=" ")
+        found = mistakes.tell(error)
         sys.stdout.flush()
         sys.stderr.flush()
         # At exit, JAX waits for all processes to arrive there.
-        os._exit(1)
+        os._exit(found)
 
 
 def is_first() -> bool:

@@ -52,7 +52,7 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
       What is in `result.json`.
 
     Raises:
-      StoppedError: If the process was asked to stop (SIGTERM); what was done has been saved.
+      StoppedError: If the process was asked to stop (SIGTERM, Ctrl-C); what was done is saved.
       NonFiniteError: If a loss or weight is not finite and `config.on_nonfinite` says to stop, or
         going back has not helped.
       RuntimeError: If a file cannot be written, or another process trains in this workdir.
@@ -319,7 +319,8 @@ def _run_steps(
             if is_last or done % config.log_every == 0 or done % config.eval_every == 0:
                 show(done, "  ".join(f"{name} {value}" for name, value in shown.items()))
             is_due = config.checkpoint_every and done % config.checkpoint_every == 0
-            is_stopped = stop(done) and not is_last
+            status = stop(done)
+            is_stopped = status and not is_last
             if is_last or is_due or is_stopped:
                 recovery.check(current)
                 compare(current)
@@ -328,5 +329,7 @@ def _run_steps(
                 rate = speed(done)
                 checkpoints.save(saved, current, config, rate)
             if is_stopped:
-                raise signals.StoppedError(f"asked to stop: saved at step {done} of {config.steps}")
+                raise signals.StoppedError(
+                    f"asked to stop: saved at step {done} of {config.steps}", status
+                )
     return current, rate, warned

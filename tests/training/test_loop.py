@@ -4,7 +4,9 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from rich.console import Console
 
 import rigl_optax
 from rigl_optax.data import batches
-from rigl_optax.training import checkpoints, checks, loop, methods, metrics, setup
+from rigl_optax.training import checkpoints, checks, loop, methods, metrics, setup, signals
 
 
 def train(config, workdir):
@@ -124,6 +126,25 @@ def test_a_run_stopped_anywhere_and_started_again_ends_bit_for_bit_the_same(
     assert_same_state(final_state(config, tmp_path), final_state(config, uninterrupted))
     assert again["test"] == result["test"]
     assert metrics.read(tmp_path / metrics.FILE) == metrics.read(uninterrupted / metrics.FILE)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_so(finished, tmp_path, monkeypatch):
+    config, _, result, _ = finished
+    real = batches.training_batch
+
+    def interrupting(*args, step, **keys):
+        if step == 32:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, step=step, **keys)
+
+    with monkeypatch.context() as patch, pytest.raises(signals.StoppedError) as told:
+        patch.setattr(batches, "training_batch", interrupting)
+        train(config, tmp_path)
+    saved = re.fullmatch(r"asked to stop: saved at step (\d+) of 60", str(told.value))[1]
+    assert told.value.status == 130
+    again, printed = train(config, tmp_path)
+    assert f"resumed at step {saved} of 60" in printed
+    assert again["fingerprints"] == result["fingerprints"] and again["test"] == result["test"]
 
 
 def test_a_finished_run_started_again_only_evaluates(finished):
