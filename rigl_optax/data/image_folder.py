@@ -17,7 +17,13 @@ TREE = (
 )
 
 
-def load(data_dir: str, max_bad_records: int, size: int, threads: int) -> batches.Dataset:
+def load(
+    data_dir: str,
+    max_bad_records: int,
+    size: int,
+    threads: int,
+    validation_fraction: float = 0.0,
+) -> batches.Dataset:
     """The photos of a tree; those under `val` are the test split. Arguments as in `imagenet.load`.
 
     Raises:
@@ -30,7 +36,9 @@ def load(data_dir: str, max_bad_records: int, size: int, threads: int) -> batche
     names = classes(root / "train")
     classes(root / "val")
     train, test = (Folder(root / part, names) for part in ("train", "val"))
-    return photos.dataset(train, test, len(names), max_bad_records, size, threads)
+    return photos.dataset(
+        train, test, len(names), max_bad_records, size, threads, validation_fraction
+    )
 
 
 class Folder:

@@ -11,8 +11,6 @@ import sys
 import traceback
 from types import FrameType
 
-from rigl_optax.training.recovery import NonFiniteError
-
 # Exit statuses: a run that failed; one that was asked for wrongly, which no second try will mend.
 FAILED, MISTAKEN = 1, 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -35,7 +33,8 @@ def status(error: BaseException) -> int | None:
         return None
     if isinstance(error, ValueError | TypeError | FileNotFoundError):
         return MISTAKEN
-    return FAILED if isinstance(error, RuntimeError | NonFiniteError) else None
+    own = type(error).__module__.startswith("rigl_optax.")
+    return FAILED if own or isinstance(error, RuntimeError) else None
 
 
 def one_line(text: str) -> str:

@@ -97,6 +97,6 @@ class StoppedError(Exception):
       status: The exit status that says so.
     """
 
-    def __init__(self, message: str, status: int = STOPPED) -> None:
+    def __init__(self, message: str = "", status: int = STOPPED) -> None:
         super().__init__(message)
         self.status = status

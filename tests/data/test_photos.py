@@ -167,7 +167,9 @@ def test_a_dataset_has_three_disjoint_splits_of_all_photos(on_disk, records):
     root, load = on_disk
     data = load(str(root), 0, SIZE, 2)
     assert (data.classes, data.maximum, data.left_out()) == (CLASSES, 255.0, ())
-    assert [s.examples for s in data[:3]] == [23, 1, 6]
+    assert [s.examples for s in data[:3]] == [22, 2, 6]
+    for fraction, examples in ((0.01, 1), (0.25, 6)):
+        assert load(str(root), 0, SIZE, 1, fraction).validation.examples == examples
     assert data.train.image_shape == (SIZE, SIZE, 3)
     assert sorted([*data.train.members, *data.validation.members]) == list(range(24))
     whole = next(batches.evaluation_batches(make(records), 30))
@@ -190,6 +192,28 @@ def test_channels_are_normalised_on_the_device(on_disk):
     found = next(batches.evaluation_batches(data.test, 6))
     expected = (found["images"] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(batches.normalised(found, data), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_small_tree_is_read_once_before_training(records, monkeypatch):
+    train, test = Listed(spoiled(records[:24], 20)), Listed(spoiled(records[24:], 5))
+    with pytest.raises(ValueError, match="record 20 cannot be read"):
+        photos.dataset(train, test, CLASSES, 0, SIZE, 2)
+    assert len(photos.dataset(train, test, CLASSES, 2, SIZE, 2).left_out()) == 2
+    with monkeypatch.context() as patch:  # a large one is not: that would take too long
+        patch.setattr(photos, "CHECKED", 29)
+        assert photos.dataset(train, test, CLASSES, 0, SIZE, 2).left_out() == ()
+    monkeypatch.setattr(photos, "CHECKED_BYTES", 1)
+    assert photos.dataset(train, test, CLASSES, 2, SIZE, 2).left_out() == ()
+
+
+@pytest.mark.parametrize(
+    ("photos_there", "held_out"),
+    [(9, 1), (160, 16), (4_000, 400), (20_000, 500), (60_000, 600), (1_281_167, 12_812)],
+)
+def test_how_many_are_held_out_for_validation(photos_there, held_out, monkeypatch):
+    records = range(photos_there)  # only their number is asked for
+    monkeypatch.setattr(photos, "CHECKED", 0)
+    assert photos.dataset(records, records, 2, 0, SIZE, 1).validation.examples == held_out
 
 
 @pytest.mark.parametrize("load", [imagenet.load, image_folder.load])

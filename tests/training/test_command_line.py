@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rigl_optax.data import text
-from rigl_optax.training import checkpoints, command_line, config, hosts, mistakes, recovery
+from rigl_optax.training import checkpoints, command_line, config, hosts, mistakes, recovery, state
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Of ml_collections, which loads a config file in an old way.
@@ -92,6 +92,11 @@ def failing(action):
     raise AssertionError("nothing failed")
 
 
+def small_state(loss):
+    sums = state.zero_sums()._replace(loss=jnp.float32(loss))
+    return state.TrainState(jnp.int32(1), {}, {}, (), sums, None)
+
+
 def inside_jit():
     jax.jit(lambda x: text.steps_per_epoch(1, 1, x.shape[0]))(jnp.ones(3))
 
@@ -117,6 +122,8 @@ def test_what_fails_is_no_mistake(tmp_path):
         raise KeyboardInterrupt
 
     assert failing(interrupt) == 130
+    lost = small_state(float("nan"))
+    assert failing(lambda: recovery.check(lost)) == 1
 
 
 def test_what_others_raise_keeps_its_traceback(capsys):

@@ -147,6 +147,48 @@ def test_ctrl_c_finishes_the_step_saves_and_says_so(finished, tmp_path, monkeypa
     assert again["fingerprints"] == result["fingerprints"] and again["test"] == result["test"]
 
 
+def test_one_state_is_on_the_device_in_training_and_after_a_resume(small, tmp_path, monkeypatch):
+    config = dataclasses.replace(
+        small, hidden=(600, 304), steps=25, sparsity=0.5, checkpoint_every=20, eval_every=25
+    )
+    others = jax.live_arrays()  # of other tests; kept, so that no new one has the place of one
+    known = set(map(id, others))
+    found = []
+
+    def check(state):
+        own = {id(x): x.nbytes for x in jax.live_arrays() if id(x) not in known}
+        sizes = [x.nbytes for x in jax.tree.leaves(state)]
+        masks = sum(x.nbytes for x in jax.tree.leaves(state.opt_state) if x.dtype != np.float32)
+        found.append((int(state.step), sum(own.values()) - sum(sizes), masks, sum(sizes)))
+
+    monkeypatch.setattr(loop.recovery, "check", check)
+    real = batches.training_batch
+
+    def stopping(*args, step, **keys):
+        if step == 22:
+            raise Stopped
+        return real(*args, step=step, **keys)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(batches, "training_batch", stopping)
+        train(config, tmp_path)
+    assert "resumed at step 20 of 25" in train(config, tmp_path)[1]
+    assert {step for step, *_ in found} == {10, 20, 25}
+    for _, beside, masks, whole in found:
+        # The first masks, for what is told of them; batches and sums.
+        assert beside <= masks + 100_000 < whole / 3
+
+
+def test_metrics_are_read_once_at_a_start(finished, tmp_path, monkeypatch):
+    config, workdir, *_ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    read, calls = metrics.read, []
+    monkeypatch.setattr(metrics, "read", lambda path: calls.append(path) or read(path))
+    train(config, tmp_path / "run")
+    # At the start, by the writer that drops what is recorded again, and for the curve at the end.
+    assert len(calls) == 3
+
+
 def test_a_finished_run_started_again_only_evaluates(finished):
     config, workdir, result, _ = finished
     before = final_state(config, workdir)
