@@ -49,6 +49,7 @@ def get_config() -> config_dict.ConfigDict:
         {
             "dataset": "cifar10",
             "data_dir": "",
+            "validation_fraction": 0.0,
             "image_size": 32,
             "augment": "pad_crop",
             "loader_threads": 1,

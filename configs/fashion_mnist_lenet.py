@@ -29,6 +29,7 @@ def get_config() -> config_dict.ConfigDict:
         {
             "dataset": "fashion_mnist",
             "data_dir": "",
+            "validation_fraction": 0.0,
             "image_size": 0,
             "augment": "none",
             "loader_threads": 1,

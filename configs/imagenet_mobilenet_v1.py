@@ -52,6 +52,7 @@ def get_config() -> config_dict.ConfigDict:
         {
             "dataset": "imagenet2012",
             "data_dir": "",
+            "validation_fraction": 0.0,
             "image_size": 224,
             "augment": "resized_crop",
             "loader_threads": 16,

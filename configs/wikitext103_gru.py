@@ -23,6 +23,7 @@ def get_config() -> config_dict.ConfigDict:
         {
             "dataset": "wikitext103",
             "data_dir": "",
+            "validation_fraction": 0.0,
             "image_size": 0,
             "augment": "none",
             "loader_threads": 1,

@@ -18,7 +18,7 @@ import pathlib
 import sys
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     # Runs that differ in their seed only share their compiled steps.
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    sparsities = [float(s) for s in _SPARSITIES.value or [base.sparsity]]
+    sparsities = _sparsities(_SPARSITIES.value) or [base.sparsity]
     if not _TRAIN.value:
         command_line.use_cpu()
     console = display.make_console()
@@ -91,6 +91,13 @@ def main(argv: list[str]) -> None:
         console.print(f"wrote {cost}")
     if _CURVES.value:
         _draw_curves(base, compared, results, workdir, console, judged)
+
+
+def _sparsities(words: list[str] | None) -> list[float]:
+    try:
+        return [float(word) for word in words or []]
+    except ValueError as error:
+        raise ValueError(f"--sparsities={','.join(words or [])}: must be numbers") from error
 
 
 def _draw_curves(
@@ -137,4 +144,4 @@ def _draw_curves(
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse)
+    command_line.run(main)

@@ -9,9 +9,8 @@ environment uses one.
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from rigl_optax.training import (
     checkpoints,
@@ -38,13 +37,10 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     config = config_lib.from_saved(checkpoints.read_config(workdir))
     if _EXPORT.value and pathlib.Path(_EXPORT.value).suffix != ".npz":
-        sys.exit(f"--export={_EXPORT.value}: must end in .npz")
+        command_line.refuse(f"--export={_EXPORT.value}: must end in .npz")
     config = mesh.fitting(config)
     run = setup.prepare(config)
-    try:
-        state = evaluation.restore(workdir, config, run, _STEP.value)
-    except ValueError as error:
-        sys.exit(str(error))
+    state = evaluation.restore(workdir, config, run, _STEP.value)
     found = evaluation.evaluator(config, run)(state, getattr(run.dataset, _SPLIT.value))
     print(
         f"step {int(state.step)}  {_SPLIT.value}  loss {found['loss']:.4f}  "
@@ -57,4 +53,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -4,9 +4,8 @@ python scripts/explain.py --config=configs/digits_lenet.py --config.sparsity=.98
 """
 
 import json
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from rigl_optax.training import command_line, costs, mesh, setup
@@ -23,10 +22,10 @@ def main(argv: list[str]) -> None:
     recipe = mesh.fitting(command_line.checked(_CONFIG.value))
     report = costs.explain(recipe, setup.prepare(recipe))
     if report is None:
-        sys.exit(f"method {recipe.method!r} cannot be explained")
+        command_line.refuse(f"method {recipe.method!r} cannot be explained")
     print(json.dumps(report.to_dict(), indent=2) if _JSON.value else report.to_text())
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse)
+    command_line.run(main)

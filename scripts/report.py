@@ -7,9 +7,8 @@ environment uses one.
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from rigl_optax.training import command_line, page
 
@@ -27,12 +26,9 @@ def main(argv: list[str]) -> None:
     command_line.use_cpu()
     workdir = pathlib.Path(_WORKDIR.value)
     output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else workdir / "report.html"
-    try:
-        page.write(workdir, output, _STEP.value)
-    except ValueError as error:
-        sys.exit(str(error))
+    page.write(workdir, output, _STEP.value)
     print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -7,9 +7,8 @@ environment uses one.
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from rigl_optax.training import checkpoints, command_line, evaluation, mesh, sampling, setup
 from rigl_optax.training import config as config_lib
@@ -30,20 +29,17 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     config = config_lib.from_saved(checkpoints.read_config(workdir))
     run = setup.prepare(mesh.fitting(config))
-    try:
-        state = evaluation.restore(workdir, config, run, _STEP.value)
-        drawn = sampling.sample(
-            run,
-            state,
-            _LENGTH.value,
-            prompt=_PROMPT.value.encode(),
-            temperature=_TEMPERATURE.value,
-            seed=_SEED.value,
-        )
-    except ValueError as error:
-        sys.exit(str(error))
+    state = evaluation.restore(workdir, config, run, _STEP.value)
+    drawn = sampling.sample(
+        run,
+        state,
+        _LENGTH.value,
+        prompt=_PROMPT.value.encode(),
+        temperature=_TEMPERATURE.value,
+        seed=_SEED.value,
+    )
     print(_PROMPT.value + drawn.decode(errors="replace"))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -18,11 +18,10 @@ if __name__ == "__main__":
 import pathlib
 import sys
 
-import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
-from rigl_optax.training import command_line, hosts, loop, recovery, signals
+from rigl_optax.training import command_line, hosts, loop, signals
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go.", required=True)
@@ -36,23 +35,16 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
     config = command_line.checked(_CONFIG.value)
-    try:
-        hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    except ValueError as error:
-        sys.exit(str(error))
+    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with hosts.failing_together():
         try:
             loop.train(config, pathlib.Path(_WORKDIR.value))
         except signals.StoppedError as stopped:
             if hosts.is_first():
                 print(stopped)
-            sys.exit(signals.STOPPED)
-        except (recovery.NonFiniteError, RuntimeError) as error:
-            if jax.process_count() > 1:
-                raise  # the others are to end as well
-            sys.exit(str(error))
+            sys.exit(stopped.status)
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse)
+    command_line.run(main)

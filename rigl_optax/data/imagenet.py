@@ -13,7 +13,13 @@ PREPARE = (
 )
 
 
-def load(data_dir: str, max_bad_records: int, size: int, threads: int) -> batches.Dataset:
+def load(
+    data_dir: str,
+    max_bad_records: int,
+    size: int,
+    threads: int,
+    validation_fraction: float = 0.0,
+) -> batches.Dataset:
     """ImageNet; its own validation photos are the test split, as in the paper.
 
     Args:
@@ -22,6 +28,7 @@ def load(data_dir: str, max_bad_records: int, size: int, threads: int) -> batche
         `photos.dataset`.
       size: Side of the squares that photos become.
       threads: How many decode at once.
+      validation_fraction: See `photos.dataset`.
 
     Raises:
       FileNotFoundError: If the data are not there, or not to the end, saying how to get them.
@@ -31,4 +38,6 @@ def load(data_dir: str, max_bad_records: int, size: int, threads: int) -> batche
         raise FileNotFoundError(f"config.data_dir is empty. For ImageNet: {PREPARE}")
     found = tfds_directory.find(pathlib.Path(data_dir), NAME, PREPARE)
     train, test = (found.records(split) for split in ("train", "validation"))
-    return photos.dataset(train, test, found.classes, max_bad_records, size, threads)
+    return photos.dataset(
+        train, test, found.classes, max_bad_records, size, threads, validation_fraction
+    )

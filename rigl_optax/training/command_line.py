@@ -1,13 +1,44 @@
-"""Flags of the scripts: one clear line for a key that does not exist."""
+"""Where scripts start: what the user got wrong is one line and exit status 2."""
 
+import difflib
 import os
 import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import jax
-from absl import flags
+from absl import app, flags
 from ml_collections import config_dict
 
 from rigl_optax.training import config as config_lib
+from rigl_optax.training import mistakes
+
+_CONFIG = "config"  # the flag of the scripts that take one
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Does what `absl.app.run` does, but without a traceback for what a sentence says.
+
+    The exit status is 2 for a mistake in flags, config or files, 1 for a run that failed, and 130
+    for Ctrl-C where there is nothing to save. Any other error keeps its traceback.
+    """
+
+    def told(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except (Exception, KeyboardInterrupt) as error:
+            if mistakes.status(error) is None:
+                raise
+            sys.exit(mistakes.tell(error))
+
+    app.run(told, flags_parser=parse)
+
+
+def refuse(problem: str) -> NoReturn:
+    """Ends with one line and exit status 2."""
+    print(mistakes.one_line(problem), file=sys.stderr)
+    sys.exit(mistakes.MISTAKEN)
 
 
 def define_step() -> flags.FlagHolder[str]:
@@ -27,23 +58,66 @@ def use_cpu() -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """For `absl.app.run(main, flags_parser=parse)`: `absl`'s parser, errors made readable.
-
-    `ml_collections` refuses an unknown `--config.key` with a traceback; this one exits with
-    status 1 and the list of known keys.
-    """
+    """Parses the flags; ends with one line if they, or the config file, are wrong."""
     try:
-        return list(flags.FLAGS(argv))
-    except (AttributeError, KeyError) as error:
-        known = ", ".join(config_lib.known_keys())
-        sys.exit(f"unknown config key: {' '.join(str(error).split())}\nknown keys are {known}")
-    except flags.Error as error:
-        sys.exit(f"{error}\nPass --help for the flags.")
+        found = list(flags.FLAGS(argv))
+        if _CONFIG in flags.FLAGS:
+            _check_is_config(flags.FLAGS[_CONFIG].value)
+    except Exception as error:  # whatever the code of a config file raises
+        refuse(_problem(error, argv))
+    return found
 
 
 def checked(values: config_dict.ConfigDict) -> config_lib.Config:
-    """The config of the flags; exits with status 1 and what is wrong with it, if anything is."""
-    try:
-        return config_lib.from_mapping(values.to_dict())
-    except ValueError as error:
-        sys.exit(str(error))
+    """The config of the flags, checked.
+
+    Raises:
+      ValueError: If something is wrong with it.
+    """
+    return config_lib.from_mapping(values.to_dict())
+
+
+def _check_is_config(value: object) -> None:
+    if isinstance(value, config_dict.ConfigDict):
+        return
+    # Of a file that cannot be read `ml_collections` hands over an object that raises when used.
+    getattr(value, "method", None)
+    raise TypeError(f"get_config() returned {value!r}, not a ConfigDict")
+
+
+def _problem(error: Exception, argv: Sequence[str]) -> str:
+    """Says what is wrong with flags or config file, from what parsing them raised."""
+    file = _config_file(argv)
+    chain: list[BaseException] = [error]
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(deeper)
+    root = chain[-1]
+    if file and isinstance(root, OSError) and not isinstance(error, flags.Error):
+        return f"--config={file}: cannot be read; pass the path of a config file"
+    inside = [
+        frame.lineno
+        for one in chain
+        for frame in traceback.extract_tb(one.__traceback__)
+        if file and frame.filename == file
+    ]
+    if inside or isinstance(root, SyntaxError):
+        at = f", line {inside[-1]}" if inside else ""
+        return f"--config={file}{at}: {type(root).__name__}: {root}"
+    if isinstance(error, flags.Error):
+        return f"{error}; pass --help for the flags"
+    if isinstance(root, TypeError) or "get_config" in str(root):
+        return f"--config={file}: {root}; a config file has a function get_config()"
+    if not isinstance(root, AttributeError | KeyError):
+        return f"{type(error).__name__}: {error}"
+    key, known = str(root.args[0] if root.args else root), config_lib.known_keys()
+    near = "".join(f" (did you mean {n!r}?)" for n in difflib.get_close_matches(key, known, 1))
+    return f"unknown config key: {key!r}{near}; known keys are {', '.join(known)}"
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """The path that was given as config, if one was; without what is handed to the file."""
+    for i, word in enumerate(argv):
+        name, _, value = word.lstrip("-").partition("=")
+        if name == _CONFIG and word.startswith("-"):
+            return (value or "".join(argv[i + 1 : i + 2])).split(":")[0]
+    return ""

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# What does not change the numbers a run computes: these may differ when it is resumed.
+# What does not change the numbers a run computes: these may differ when it is resumed. For the two
+# that sometimes do, see `differences`.
 BOOKKEEPING = frozenset(
     {
         "data_dir",
@@ -26,6 +27,10 @@ BOOKKEEPING = frozenset(
     }
 )
 
+# Datasets that are what `data_dir` holds: elsewhere it only says where the same data are.
+FROM_FOLDER = ("text", "image_folder")
+PHOTOS = ("imagenet2012", "image_folder")
+
 # Keys that earlier versions did not have, and what those did: their runs can be resumed and read.
 ADDED: dict[str, Any] = {
     "image_size": 0,
@@ -42,6 +47,7 @@ ADDED: dict[str, Any] = {
     "label_smoothing": 0.0,
     "structure": "",
     "condensed": False,
+    "validation_fraction": 0.0,
 }
 
 # What a key may be.
@@ -71,6 +77,8 @@ class Config:
       dataset: Images: `digits`, `fashion_mnist`, `cifar10`; `imagenet2012`, or `image_folder` for a
         tree of photos. Texts: `wikitext103`, `tdavid`, `topics`, or `text` for files of a folder.
       data_dir: Where the dataset is; empty for its usual place.
+      validation_fraction: Of the training photos (`imagenet2012`, `image_folder`), held out for
+        validation; 0 for 1 %, and of small trees at least 500 or a tenth, whichever is less.
       image_size: Images are resized to so many pixels a side; 0 for as they are stored, but not of
         photos, which are stored in many sizes.
       augment: Of training images: `none`; `pad_crop`, 4 mirrored pixels on each side, a random crop
@@ -140,6 +148,7 @@ class Config:
 
     dataset: str
     data_dir: str
+    validation_fraction: float
     image_size: int
     augment: str
     loader_threads: int
@@ -188,8 +197,19 @@ class Config:
     max_bad_records: int
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(x, float) and not math.isfinite(x) for x in values):
+                raise ValueError(f"config.{field.name}={value}: must be finite")
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"config.hidden={self.hidden}: must be at least 1 each")
         lowest = {
             "steps": 1,
+            "batch_size": 1,
+            "rewire_every": 1,
+            "learning_rate": 0,
+            "weight_decay": 0,
             "log_every": 1,
             "eval_every": 1,
             "eval_batch_size": 1,
@@ -207,16 +227,27 @@ class Config:
         for name, bound in lowest.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"config.{name}={getattr(self, name)}: must be at least {bound}")
+        for name in ("steps", "rewire_every", "batch_size", "eval_batch_size", "seed"):
+            if getattr(self, name) >= 2**31:
+                raise ValueError(f"config.{name}={getattr(self, name)}: must be below 2**31")
+        if not 0 <= self.drop_fraction <= 1:
+            raise ValueError(f"config.drop_fraction={self.drop_fraction}: must be in [0, 1]")
         if not 0 < self.rewire_until <= 1:
             raise ValueError(
                 f"config.rewire_until={self.rewire_until}: must be in (0, 1], a fraction of the run"
             )
-        for name in ("warmup", "prune_from", "label_smoothing"):
+        fractions = ("warmup", "prune_from", "label_smoothing", "sparsity", "momentum")
+        for name in (*fractions, "validation_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"config.{name}={getattr(self, name)}: must be in [0, 1)")
         for name in ("width", "decay_factor"):
-            if not 0 < getattr(self, name) < math.inf:
+            if getattr(self, name) <= 0:
                 raise ValueError(f"config.{name}={getattr(self, name)}: must be positive")
+        if self.validation_fraction and self.dataset not in PHOTOS:
+            raise ValueError(
+                f"config.validation_fraction={self.validation_fraction}: must be 0 for "
+                f"{self.dataset}, whose splits are given; it is for {', '.join(PHOTOS)}"
+            )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -291,12 +322,21 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], config: Config) -> list[str]:
-    """Keys that change the numbers and differ, as `key: saved -> now`."""
+    """Keys that change the numbers and differ, as `key: saved -> now`.
+
+    Of a text the lanes of an evaluation do, since each begins without a state; and `data_dir` does
+    where the dataset is whatever it holds.
+    """
     added = {key: list(x) if isinstance(x, tuple) else x for key, x in ADDED.items()}
     saved, now = {**added, **saved}, to_json(config)
+    free = set(BOOKKEEPING)
+    if config.sequence_length:
+        free.remove("eval_batch_size")
+    if config.dataset in FROM_FOLDER:
+        free.remove("data_dir")
     return [
         f"{key}: {saved.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}"
-        for key in sorted((set(saved) | set(now)) - BOOKKEEPING)
+        for key in sorted((set(saved) | set(now)) - free)
         if saved.get(key, "absent") != now.get(key, "absent")
     ]
 
@@ -309,7 +349,8 @@ def keywords(words: str, key: str, example: str) -> dict[str, Any]:
     """
     try:
         call = ast.parse(f"f({words})", mode="eval").body
-        assert isinstance(call, ast.Call) and not call.args
+        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+            raise ValueError("not keyword arguments")
         return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError, AssertionError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(f"config.{key}={words!r}: must be like {example!r}") from None

@@ -41,14 +41,24 @@ RECORD: Form = {"step": (int,), "kind": TEXT, str: (*NUMBER, str)}
 
 
 def write(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file at once: a reader sees the old content or the new."""
+    """Writes a JSON file at once: a reader sees the old content or the new, also after a crash."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w") as file:
         json.dump(value, file, indent=2)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
+    put_in_place(temporary, path)
+
+
+def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    """Renames a file that is on the disk, and sees to it that its new name outlives a power cut."""
     temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def read(path: pathlib.Path, what: str, form: Form) -> dict[str, Any]:

@@ -4,16 +4,24 @@ Every process runs the same program on the same global arrays. Process 0 alone w
 and prints; checkpoints are written by all, each its own parts.
 """
 
+import collections
 import contextlib
+import json
 import os
+import pathlib
+import secrets
 import sys
-import traceback
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from rigl_optax.training import mistakes
+
+PATIENCE = 5.0  # seconds for a file of one process to be seen by the others
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -71,12 +79,12 @@ def failing_together() -> Iterator[None]:
         exits = isinstance(error, SystemExit) and not isinstance(error.code, str)
         if jax.process_count() == 1 or exits:
             raise
-        print(f"process {jax.process_index()} of {jax.process_count()}:", file=sys.stderr)
-        traceback.print_exc()
+        print(f"process {jax.process_index()} of {jax.process_count()}:", file=sys.stderr, end=" ")
+        found = mistakes.tell(error)
         sys.stdout.flush()
         sys.stderr.flush()
         # At exit, JAX waits for all processes to arrive there.
-        os._exit(1)
+        os._exit(found)
 
 
 def is_first() -> bool:
@@ -104,6 +112,57 @@ def first_does(action: Callable[[], T]) -> T | None:
     if error is not None:
         raise error
     return result
+
+
+def first_tells(action: Callable[[], T]) -> T:
+    """What `action` returns on process 0, everywhere; it must be JSON.
+
+    Raises:
+      RuntimeError: As `first_does`.
+    """
+    if jax.process_count() == 1:
+        return action()
+    text = first_does(lambda: json.dumps(action()).encode()) or b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    data = np.frombuffer(text.ljust(size, b" "), np.uint8)
+    told: T = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(data))))
+    return told
+
+
+def check_shared(workdir: pathlib.Path) -> None:
+    """Checks that all processes see one workdir: each looks for a word of the first one.
+
+    Raises:
+      ValueError: On all of them, if it is not.
+    """
+    if jax.process_count() == 1:
+        return
+    name = first_tells(lambda: f".seen-{secrets.token_hex(8)}")
+    path = workdir / name
+    first_does(lambda: path.write_text(name))
+    deadline = time.monotonic() + PATIENCE
+    while not (is_there := path.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)  # a network file system may be a little late
+    seen = np.asarray(multihost_utils.process_allgather(np.bool_(is_there))).reshape(-1)
+    first_does(lambda: path.unlink(missing_ok=True))
+    if not seen.all():
+        blind = ", ".join(str(i) for i in np.flatnonzero(~seen))
+        raise ValueError(
+            f"{workdir}: process {blind} does not see there what process 0 has written; the "
+            "workdir must be one directory that all processes see, on a file system that they share"
+        )
+
+
+def check_devices() -> None:
+    """Checks that all processes have as many devices.
+
+    Raises:
+      ValueError: If they have not; it says how many each has.
+    """
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"process {i}: {counts[i]}" for i in sorted(counts))
+        raise ValueError(f"processes must have as many devices each, but there are {each}")
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
       What is in `result.json`.
 
     Raises:
-      StoppedError: If the process was asked to stop (SIGTERM); what was done has been saved.
+      StoppedError: If the process was asked to stop (SIGTERM, Ctrl-C); what was done is saved.
       NonFiniteError: If a loss or weight is not finite and `config.on_nonfinite` says to stop, or
         going back has not helped.
       RuntimeError: If a file cannot be written, or another process trains in this workdir.
@@ -70,48 +70,61 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
     run.placement.rows(config.batch_size)  # refuses what cannot be spread
     compare = fingerprint.comparer(config, run.placement)
     workdir.mkdir(parents=True, exist_ok=True)
+    hosts.check_shared(workdir)
+    # One state at a time is on the devices: whoever trains takes it out of here and donates it.
+    held = [run.initial]
+    run = run._replace(initial=state.outline(run.initial))
+
+    def read() -> metrics.Records:
+        return hosts.first_tells(lambda: metrics.read(workdir / metrics.FILE))
+
     with hosts.first_enters(lambda: checkpoints.lock(workdir), elsewhere=None):
         hosts.first_does(lambda: checkpoints.check_claim(workdir, config))
         evaluate = evaluation.evaluator(config, run)
         judged = run.task.score
-        validated = metrics.recorded(workdir, "validation", judged.key)
+        records = read()
+        validated = metrics.recorded(records, "validation", judged.key)
         ranks = {done: judged.rank({judged.key: value}) for done, value in validated.items()}
         with (
             checkpoints.open_checkpoints(workdir, config.keep_checkpoints, ranks) as saved,
             signals.asked_to_stop() as stop,
         ):
-            restored = checkpoints.restore_newest(saved, run.initial, console.print, config)
+            if is_again := bool(saved.checkpoints):
+                held.clear()  # before the other one is read
+                held += _newest(config, run, saved, console)
             # Only now: a launch that is refused changes nothing.
             hosts.first_does(lambda: checkpoints.claim(workdir, config))
             _explain(config, run, workdir, console)
-            is_again = False
             while True:
-                start = run.initial if restored is None else restored
-                if restored is not None or is_again:
-                    console.print(f"resumed at step {int(start.step)} of {config.steps}")
-                told = metrics.warnings(workdir)
-                tally = costs.Tally(config, run, metrics.looks(workdir, int(start.step)))
+                start = int(held[0].step)
+                if is_again:
+                    console.print(f"resumed at step {start} of {config.steps}")
+                told = metrics.warnings(records)
+                records = metrics.until(records, start)
+                tally = costs.Tally(config, run, metrics.looks(records, start))
                 with hosts.first_enters(
-                    functools.partial(
-                        metrics.writer, workdir, resumed_at=int(start.step), spent=tally.spent
-                    ),
+                    functools.partial(metrics.writer, workdir, resumed_at=start, spent=tally.spent),
                     elsewhere=metrics.write_nothing,
                 ) as write:
                     watch = _Watch(
-                        evaluate, compare, tally, saved, ranks, write, console, stop, workdir, told
+                        *(evaluate, compare, tally, saved, ranks, write, console, stop, workdir),
+                        *(told, records),
                     )
+                    gone_at = None
                     try:
-                        end, steps_per_second, warnings = _run_steps(config, run, start, watch)
+                        end, steps_per_second, warnings = _run_steps(config, run, held, watch)
                     except recovery.NonFiniteError as error:
-                        restored = _go_back(config, run, int(start.step), error, watch)
-                        is_again = True
-                        continue
-                    measured = {
-                        "validation": evaluate(end, run.dataset.validation),
-                        "test": evaluate(end, run.dataset.test),
-                    }
-                    write("test", config.steps, measured["test"])
-                    break
+                        _check_goes_back(config, start, error, watch)
+                        gone_at = error.step
+                    if gone_at is None:
+                        measured = {
+                            "validation": evaluate(end, run.dataset.validation),
+                            "test": evaluate(end, run.dataset.test),
+                        }
+                        write("test", config.steps, measured["test"])
+                        break
+                    held += _go_back(config, run, gone_at, watch)
+                records, is_again = read(), True
         flops = tally.flops()
         result: dict[str, Any] = {
             "config": checkpoints.read_config(workdir),
@@ -120,7 +133,7 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
             "weights": sum(state.sizes(end).values()),
             "flops": flops._asdict(),
             "coverage": health.coverage(end),
-            "curve": metrics.curve(workdir),
+            "curve": metrics.curve(read()),
             "steps_per_second": steps_per_second,
             "warnings": list((warnings | _left_out(run)).values()),
             "fingerprints": compare(end),
@@ -180,6 +193,7 @@ class _Watch(NamedTuple):
     stop: signals.Stop
     workdir: pathlib.Path
     told: dict[str, str]  # warnings of earlier launches, some of steps that are done again
+    records: metrics.Records  # of earlier launches, up to where this one goes on
 
     def warn(self, step: int, found: dict[str, str], warned: dict[str, str]) -> None:
         """Records what has not been warned of; prints what has not even been told before."""
@@ -190,28 +204,38 @@ class _Watch(NamedTuple):
             self.write(metrics.WARNING, step, {metrics.WARNING: kind, "text": found[kind]})
 
 
-def _go_back(
-    config: Config, run: setup.Run, start: int, error: recovery.NonFiniteError, watch: _Watch
-) -> State | None:
-    """The newest state from before an error that can be read, None for the initial one.
+def _newest(
+    config: Config,
+    run: setup.Run,
+    saved: checkpoints.Checkpoints,
+    console: Console,
+    until: int | None = None,
+) -> list[State]:
+    """Reads the newest state that can be read, or makes the first one; alone in a list."""
+    found = checkpoints.restore_newest(saved, run.initial, console.print, config, until)
+    return [run.draw() if found is None else found]
 
-    It notes that the run goes back there; raises the error if it is not to.
-    """
+
+def _check_goes_back(
+    config: Config, start: int, error: recovery.NonFiniteError, watch: _Watch
+) -> None:
+    """Raises the error if the run is not to go back to a checkpoint."""
     if config.on_nonfinite != "rollback":
         raise error
-    before = metrics.went_back_from(watch.workdir, start)
+    before = metrics.went_back_from(watch.records, start)
     if start < before:
         raise recovery.NonFiniteError(
             f"{error}, after going back for it from step {before}", error.step
         )
     watch.console.print(f"warning: {error}; back to the last checkpoint")
+
+
+def _go_back(config: Config, run: setup.Run, gone_at: int, watch: _Watch) -> list[State]:
+    """Reads the newest state from before a step that can be read, and notes the going back."""
     watch.saved.wait()
-    back = checkpoints.restore_newest(
-        watch.saved, run.initial, watch.console.print, config, until=error.step
-    )
-    to = 0 if back is None else int(back.step)
+    back = _newest(config, run, watch.saved, watch.console, until=gone_at)
     # On disk before anything is done again: a run killed from here on takes the same steps.
-    note = {"from": float(error.step)}
+    note, to = {"from": float(gone_at)}, int(back[0].step)
     hosts.first_does(lambda: watch.write(metrics.ROLLBACK, to, note))
     return back
 
@@ -231,20 +255,21 @@ def _programs(config: Config, run: setup.Run, *, skips: bool) -> dict[bool, step
 
 
 def _run_steps(
-    config: Config, run: setup.Run, current: State, watch: _Watch
+    config: Config, run: setup.Run, held: list[State], watch: _Watch
 ) -> tuple[State, float, dict[str, str]]:
     """Steps until the last, checkpoints on the way; the last state, steps per second, warnings.
 
-    `current` is copied first: its buffers are donated, and the caller's stay valid. Up to the
-    step that the run has gone back from, steps that are not finite are skipped.
+    It takes the state out of `held`, for its buffers are donated to the first step. Up to the step
+    that the run has gone back from, steps that are not finite are skipped.
     """
-    evaluate, compare, tally, saved, ranks, write, console, stop, workdir, _ = watch
+    evaluate, compare, tally, saved, ranks, write, console, stop, workdir, _, records = watch
+    current = held.pop()
     judged = run.task.score
-    careful_until = metrics.went_back_from(workdir, int(current.step))
+    careful_until = metrics.went_back_from(records, int(current.step))
     skips = config.on_nonfinite == "skip"
     steps = _programs(config, run, skips=skips)
     careful_steps = _programs(config, run, skips=True) if careful_until else steps
-    losses = list(metrics.recorded(workdir, "train", "loss").values())
+    losses = list(metrics.recorded(records, "train", "loss").values())
     rows = run.placement.rows(config.batch_size)
     compare(current)  # all hosts have found the same checkpoint
     at_start = checks.start_of(config, run.initial)
@@ -252,7 +277,7 @@ def _run_steps(
     if methods.rewires(config):
         observe = health.observer(run.initial, methods.distribution(config)(run.shapes))
     start = int(current.step)
-    warned = metrics.warnings(workdir)
+    warned = metrics.warnings(records)
     watch.warn(start, _left_out(run), warned)
     rate = measured_before = checkpoints.steps_per_second(saved, start)
     began = time.monotonic()
@@ -263,7 +288,6 @@ def _run_steps(
         timed = done - start - len(called)
         return timed / (time.monotonic() - began) if timed > 0 else measured_before
 
-    current = jax.tree.map(lambda x: x.copy(), current)
     behind = state.skipped(current)
     shown: dict[str, str] = {}
 
@@ -319,7 +343,8 @@ def _run_steps(
             if is_last or done % config.log_every == 0 or done % config.eval_every == 0:
                 show(done, "  ".join(f"{name} {value}" for name, value in shown.items()))
             is_due = config.checkpoint_every and done % config.checkpoint_every == 0
-            is_stopped = stop(done) and not is_last
+            status = stop(done)
+            is_stopped = status and not is_last
             if is_last or is_due or is_stopped:
                 recovery.check(current)
                 compare(current)
@@ -328,5 +353,7 @@ def _run_steps(
                 rate = speed(done)
                 checkpoints.save(saved, current, config, rate)
             if is_stopped:
-                raise signals.StoppedError(f"asked to stop: saved at step {done} of {config.steps}")
+                raise signals.StoppedError(
+                    f"asked to stop: saved at step {done} of {config.steps}", status
+                )
     return current, rate, warned

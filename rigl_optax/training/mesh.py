@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rigl_optax.training import hosts
 from rigl_optax.training.config import Config
 
 PyTree = Any
@@ -136,6 +137,7 @@ def placement(config: Config) -> Placement:
     """
     if config.mesh_axes not in AXIS_TYPES:
         raise ValueError(f"config.mesh_axes={config.mesh_axes!r}: axes are {', '.join(AXIS_TYPES)}")
+    hosts.check_devices()
     devices = jax.devices()
     params = config.mesh_params
     data = config.mesh_data or -(-len(devices) // params)

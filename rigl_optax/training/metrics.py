@@ -16,6 +16,7 @@ FORWARD_FLOPS = "forward_flops"  # of one example, in `rewiring` records
 WARNING = "warning"  # a kind of record: `warning` names what it is about, `text` says it
 ROLLBACK = "rollback"  # a kind of record: at the step gone back to, `from` the step gone back at
 Values = Mapping[str, float | str]
+Records = list[dict[str, Any]]
 Write = Callable[[str, int, Values], None]
 
 
@@ -43,43 +44,47 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def recorded(workdir: pathlib.Path, kind: str, name: str) -> dict[int, float]:
+def until(records: Records, step: int) -> Records:
+    """What a run that goes on at a step does not record again: all up to it but the test's."""
+    return [r for r in records if r["step"] <= step and r["kind"] != "test"]
+
+
+def recorded(records: Records, kind: str, name: str) -> dict[int, float]:
     """What was recorded of one thing: its value by the updates done."""
-    found = [r for r in read(workdir / FILE) if r["kind"] == kind and name in r]
-    return {r["step"]: float(r[name]) for r in found}
+    return {r["step"]: float(r[name]) for r in records if r["kind"] == kind and name in r}
 
 
-def curve(workdir: pathlib.Path) -> list[dict[str, float]]:
+def curve(records: Records) -> list[dict[str, float]]:
     """What every evaluation on the validation split measured, with its `step`."""
-    found = [r for r in read(workdir / FILE) if r["kind"] == "validation"]
+    found = [r for r in records if r["kind"] == "validation"]
     return [{k: v for k, v in r.items() if k not in ("kind", "training_flops")} for r in found]
 
 
-def went_back_from(workdir: pathlib.Path, step: int) -> int:
+def went_back_from(records: Records, step: int) -> int:
     """The step that a run, now at `step`, has last gone back from; 0 if it never has."""
-    found = recorded(workdir, ROLLBACK, "from")
+    found = recorded(records, ROLLBACK, "from")
     return max((int(origin) for to, origin in found.items() if to <= step), default=0)
 
 
-def warnings(workdir: pathlib.Path) -> dict[str, str]:
+def warnings(records: Records) -> dict[str, str]:
     """What has been warned of, each kind once, in the order in which it was told."""
-    found = [r for r in read(workdir / FILE) if r["kind"] == WARNING]
+    found = [r for r in records if r["kind"] == WARNING]
     return {str(r[WARNING]): str(r["text"]) for r in found if WARNING in r and "text" in r}
 
 
-def looks(workdir: pathlib.Path, step: int) -> list[tuple[int, float]]:
+def looks(records: Records, step: int) -> list[tuple[int, float]]:
     """What a forward pass cost at each look at the masks up to a step: (updates done, FLOPs)."""
-    found = recorded(workdir, "rewiring", FORWARD_FLOPS)
+    found = recorded(records, "rewiring", FORWARD_FLOPS)
     return [(done, flops) for done, flops in found.items() if done <= step]
 
 
 def drop_after(path: pathlib.Path, step: int) -> None:
     """Removes what a run resumed at `step` is to write again: later records, and the test's."""
-    kept = [r for r in read(path) if r["step"] <= step and r.get("kind") != "test"]
+    kept = until(read(path), step)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
     sync(temporary)
-    temporary.replace(path)
+    files.put_in_place(temporary, path)
 
 
 def sync(path: pathlib.Path) -> None:

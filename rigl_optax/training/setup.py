@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ class Run(NamedTuple):
       initial: The state at step 0.
       placement: Where the state and the batches are.
       shapes: Of the dense parameters, a tree of `jax.ShapeDtypeStruct`.
+      draw: Makes the state at step 0 once more.
     """
 
     task: tasks.Task
@@ -39,6 +41,7 @@ class Run(NamedTuple):
     initial: state.TrainState
     placement: mesh.Placement
     shapes: PyTree
+    draw: Callable[[], state.TrainState]
 
     @property
     def dataset(self) -> Any:
@@ -76,7 +79,8 @@ def prepare(config: Config) -> Run:
     elif method.start is not None:
         masks = first_masks.salient(config, make_model, task)
     tx = methods.build(config, masks)
-    graphdef, initial = state.create(
+    create = functools.partial(
+        state.create,
         make_model,
         tx,
         placement,
@@ -84,7 +88,8 @@ def prepare(config: Config) -> Run:
         rewires=methods.rewires(config),
         choose=functools.partial(first_masks.blocks, config) if config.condensed else None,
     )
-    return Run(task, graphdef, tx, initial, placement, shapes)
+    graphdef, initial = create()
+    return Run(task, graphdef, tx, initial, placement, shapes, lambda: create()[1])
 
 
 def _check_dense_layers(config: Config, shapes: PyTree) -> None:

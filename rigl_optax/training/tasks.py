@@ -30,7 +30,7 @@ IMAGES: dict[str, Callable[[str, int], batches.Dataset]] = {
     "fashion_mnist": fashion_mnist.load,
     "cifar10": cifar10.load,
 }
-PHOTOS: dict[str, Callable[[str, int, int, int], batches.Dataset]] = {
+PHOTOS: dict[str, Callable[[str, int, int, int, float], batches.Dataset]] = {
     "imagenet2012": imagenet.load,
     "image_folder": image_folder.load,
 }
@@ -233,5 +233,9 @@ def _images(config: Config) -> batches.Dataset:
             f"config.augment='pad_crop': for {config.dataset} it is none or resized_crop"
         )
     return PHOTOS[config.dataset](
-        config.data_dir, config.max_bad_records, config.image_size, config.loader_threads
+        config.data_dir,
+        config.max_bad_records,
+        config.image_size,
+        config.loader_threads,
+        config.validation_fraction,
     )

@@ -9,6 +9,7 @@ from rigl_optax.training import config as config_lib
 SMALL = config_lib.Config(
     dataset="digits",
     data_dir="",
+    validation_fraction=0.0,
     image_size=0,
     augment="none",
     loader_threads=1,

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -232,6 +233,52 @@ def test_what_goes_wrong_on_one_process_ends_both(tmp_path, what):
     assert not (tmp_path / checkpoints.RESULT_FILE).exists()
 
 
+APART = """
+import pathlib, sys
+from rigl_optax.training import hosts, mesh
+from tests.training.conftest import SMALL
+hosts.join(sys.argv[1], 2, int(sys.argv[2]))
+with hosts.failing_together():
+    assert hosts.first_tells(lambda: {"a": [1.5, "x"] * 20}) == {"a": [1.5, "x"] * 20}
+    hosts.check_shared(pathlib.Path(sys.argv[3]))
+    print("shared", flush=True)
+    hosts.check_shared(pathlib.Path(sys.argv[4]))
+"""
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_not_shared_is_found_at_once(tmp_path):
+    port = free_port()
+    for name in ("both", "own0", "own1"):
+        (tmp_path / name).mkdir()
+    commands = [
+        [
+            "-c",
+            APART,
+            f"localhost:{port}",
+            str(i),
+            str(tmp_path / "both"),
+            str(tmp_path / f"own{i}"),
+        ]
+        for i in range(2)
+    ]
+    said = together(commands, devices=1)
+    assert [code for code, _ in said] == [2, 2], said
+    for i, (_, (out, error)) in enumerate(said):
+        assert "shared" in out
+        assert f"own{i}: process 1 does not see there what process 0 has written" in error
+        assert "Traceback" not in error
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_processes_with_other_numbers_of_devices_are_refused(monkeypatch):
+    counts = {0: 4, 1: 2}
+    devices = [types.SimpleNamespace(process_index=i) for i in counts for _ in range(counts[i])]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(ValueError, match="as many devices each, but .* process 0: 4, process 1: 2"):
+        hosts.check_devices()
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -264,6 +311,8 @@ def test_alone_nothing_is_joined(monkeypatch):
 
 def test_what_the_first_process_does_alone():
     assert hosts.is_first() and hosts.first_does(lambda: 3) == 3
+    assert hosts.first_tells(lambda: {"a": 3}) == {"a": 3}
+    hosts.check_devices()
     with pytest.raises(OSError, match="full"), hosts.first_enters(failing, elsewhere=None):
         pass
     with hosts.first_enters(lambda: io.StringIO("x"), elsewhere=None) as file:

@@ -4,7 +4,9 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from rich.console import Console
 
 import rigl_optax
 from rigl_optax.data import batches
-from rigl_optax.training import checkpoints, checks, loop, methods, metrics, setup
+from rigl_optax.training import checkpoints, checks, loop, methods, metrics, setup, signals
 
 
 def train(config, workdir):
@@ -124,6 +126,67 @@ def test_a_run_stopped_anywhere_and_started_again_ends_bit_for_bit_the_same(
     assert_same_state(final_state(config, tmp_path), final_state(config, uninterrupted))
     assert again["test"] == result["test"]
     assert metrics.read(tmp_path / metrics.FILE) == metrics.read(uninterrupted / metrics.FILE)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_so(finished, tmp_path, monkeypatch):
+    config, _, result, _ = finished
+    real = batches.training_batch
+
+    def interrupting(*args, step, **keys):
+        if step == 32:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, step=step, **keys)
+
+    with monkeypatch.context() as patch, pytest.raises(signals.StoppedError) as told:
+        patch.setattr(batches, "training_batch", interrupting)
+        train(config, tmp_path)
+    saved = re.fullmatch(r"asked to stop: saved at step (\d+) of 60", str(told.value))[1]
+    assert told.value.status == 130
+    again, printed = train(config, tmp_path)
+    assert f"resumed at step {saved} of 60" in printed
+    assert again["fingerprints"] == result["fingerprints"] and again["test"] == result["test"]
+
+
+def test_one_state_is_on_the_device_in_training_and_after_a_resume(small, tmp_path, monkeypatch):
+    config = dataclasses.replace(
+        small, hidden=(600, 304), steps=25, sparsity=0.5, checkpoint_every=20, eval_every=25
+    )
+    others = jax.live_arrays()  # of other tests; kept, so that no new one has the place of one
+    known = set(map(id, others))
+    found = []
+
+    def check(state):
+        own = {id(x): x.nbytes for x in jax.live_arrays() if id(x) not in known}
+        sizes = [x.nbytes for x in jax.tree.leaves(state)]
+        masks = sum(x.nbytes for x in jax.tree.leaves(state.opt_state) if x.dtype != np.float32)
+        found.append((int(state.step), sum(own.values()) - sum(sizes), masks, sum(sizes)))
+
+    monkeypatch.setattr(loop.recovery, "check", check)
+    real = batches.training_batch
+
+    def stopping(*args, step, **keys):
+        if step == 22:
+            raise Stopped
+        return real(*args, step=step, **keys)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(batches, "training_batch", stopping)
+        train(config, tmp_path)
+    assert "resumed at step 20 of 25" in train(config, tmp_path)[1]
+    assert {step for step, *_ in found} == {10, 20, 25}
+    for _, beside, masks, whole in found:
+        # The first masks, for what is told of them; batches and sums.
+        assert beside <= masks + 100_000 < whole / 3
+
+
+def test_metrics_are_read_once_at_a_start(finished, tmp_path, monkeypatch):
+    config, workdir, *_ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    read, calls = metrics.read, []
+    monkeypatch.setattr(metrics, "read", lambda path: calls.append(path) or read(path))
+    train(config, tmp_path / "run")
+    # At the start, by the writer that drops what is recorded again, and for the curve at the end.
+    assert len(calls) == 3
 
 
 def test_a_finished_run_started_again_only_evaluates(finished):

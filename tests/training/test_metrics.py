@@ -1,6 +1,8 @@
+import pathlib
+
 import pytest
 
-from rigl_optax.training import metrics
+from rigl_optax.training import files, metrics
 
 
 def lines(tmp_path):
@@ -39,3 +41,16 @@ def test_a_broken_line_in_the_middle_names_its_place(tmp_path, broken):
     path.write_text(broken + '\n{"step": 2}\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl:1: not a metrics record"):
         metrics.read(path)
+
+
+def test_a_file_and_its_new_name_are_on_the_disk_before_anything_goes_on(tmp_path, monkeypatch):
+    synced, fsync = [], files.os.fsync
+
+    def watched(number):
+        synced.append(pathlib.Path(files.os.readlink(f"/proc/self/fd/{number}")))
+        fsync(number)
+
+    monkeypatch.setattr(files.os, "fsync", watched)
+    files.write(tmp_path / "a.json", {"a": 1})
+    assert synced == [tmp_path / "a.json.tmp", tmp_path]
+    assert files.read(tmp_path / "a.json", "", {}) == {"a": 1}

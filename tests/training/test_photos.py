@@ -82,7 +82,7 @@ def finished(config, tmp_path_factory):
 def test_a_network_of_the_paper_learns_from_jpeg_files(config, finished):
     workdir, result, printed = finished
     assert "rigl, mobilenet_v1 on imagenet2012: 20 steps" in printed and result["warnings"] == []
-    losses = list(metrics.recorded(workdir, "train", "loss").values())
+    losses = list(metrics.recorded(metrics.read(workdir / metrics.FILE), "train", "loss").values())
     assert losses[-1] < losses[0]
     run, state = setup.prepare(config), ended(config, workdir)
     masks = rigl_optax.get_masks(state.opt_state)

@@ -324,7 +324,7 @@ def test_the_script_evaluates_and_exports(vision, trained, tmp_path):
     assert export.read(path).config["seed"] == vision.seed
     command[-1] = "--export=weights.pkl"
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and "must end in .npz" in done.stderr
+    assert done.returncode == 2 and "must end in .npz" in done.stderr
 
 
 # Compilation
