@@ -228,7 +228,7 @@ def connections(
         if arm.sparsity is None:
             continue
         run = setup.prepare(config)
-        with checkpoints.open_checkpoints(folder, config.keep_checkpoints) as saved:
+        with checkpoints.read_checkpoints(folder) as saved:
             final = checkpoints.restore_newest(saved, run.initial, print, config)
         before, after = (
             _input_connections(weight_masks(state), run.task.image_shape)

@@ -15,6 +15,7 @@ from rigl_optax.training import (
     checkpoints,
     checks,
     costs,
+    data_fingerprint,
     display,
     evaluation,
     files,
@@ -58,9 +59,12 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
       RuntimeError: If a file cannot be written, or another process trains in this workdir.
     """
     console = console or display.make_console()
+    display.outlive_reader(console)
     if not hosts.is_first():
         console.quiet = True
     recovery.check_policy(config.on_nonfinite)
+    checkpoints.check_path(workdir)
+    fingerprint.compare_configs(config)
     with checkpoints.told_of_failures(workdir):
         return _train(config, workdir, console)
 
@@ -80,7 +84,10 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
             checkpoints.open_checkpoints(workdir, config.keep_checkpoints, ranks) as saved,
             signals.asked_to_stop() as stop,
         ):
-            restored = checkpoints.restore_newest(saved, run.initial, console.print, config)
+            data = data_fingerprint.of(run.dataset)
+            restored = checkpoints.restore_newest(
+                saved, run.initial, console.print, config, data=data
+            )
             # Only now: a launch that is refused changes nothing.
             hosts.first_does(lambda: checkpoints.claim(workdir, config))
             _explain(config, run, workdir, console)
@@ -93,23 +100,39 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
                 tally = costs.Tally(config, run, metrics.looks(workdir, int(start.step)))
                 with hosts.first_enters(
                     functools.partial(
-                        metrics.writer, workdir, resumed_at=int(start.step), spent=tally.spent
+                        metrics.writer,
+                        workdir,
+                        resumed_at=int(start.step),
+                        spent=tally.spent,
+                        say=console.print,
                     ),
                     elsewhere=metrics.write_nothing,
                 ) as write:
                     watch = _Watch(
-                        evaluate, compare, tally, saved, ranks, write, console, stop, workdir, told
+                        evaluate,
+                        compare,
+                        tally,
+                        saved,
+                        data,
+                        ranks,
+                        write,
+                        console,
+                        stop,
+                        workdir,
+                        told,
                     )
                     try:
                         end, steps_per_second, warnings = _run_steps(config, run, start, watch)
                     except recovery.NonFiniteError as error:
-                        restored = _go_back(config, run, int(start.step), error, watch)
+                        restored = _go_back(config, run, error, watch)
                         is_again = True
                         continue
                     measured = {
                         "validation": evaluate(end, run.dataset.validation),
                         "test": evaluate(end, run.dataset.test),
                     }
+                    for split, values in measured.items():
+                        recovery.check_evaluation(split, values, config.steps)
                     write("test", config.steps, measured["test"])
                     break
         flops = tally.flops()
@@ -174,6 +197,7 @@ class _Watch(NamedTuple):
     compare: fingerprint.Compare
     tally: costs.Tally
     saved: checkpoints.Checkpoints
+    data: dict[str, str]
     ranks: dict[int, float]
     write: metrics.Write
     console: Console
@@ -191,27 +215,31 @@ class _Watch(NamedTuple):
 
 
 def _go_back(
-    config: Config, run: setup.Run, start: int, error: recovery.NonFiniteError, watch: _Watch
+    config: Config, run: setup.Run, error: recovery.NonFiniteError, watch: _Watch
 ) -> State | None:
     """The newest state from before an error that can be read, None for the initial one.
 
-    It notes that the run goes back there; raises the error if it is not to.
+    It notes that the run goes back there; raises the error if it is not to. What it decides
+    follows from what is on disk, so that a run that was killed in between decides alike.
     """
-    if config.on_nonfinite != "rollback":
+    if config.on_nonfinite != "rollback" or not error.can_skip:
         raise error
-    before = metrics.went_back_from(watch.workdir, start)
-    if start < before:
-        raise recovery.NonFiniteError(
-            f"{error}, after going back for it from step {before}", error.step
-        )
-    watch.console.print(f"warning: {error}; back to the last checkpoint")
     watch.saved.wait()
     back = checkpoints.restore_newest(
         watch.saved, run.initial, watch.console.print, config, until=error.step
     )
     to = 0 if back is None else int(back.step)
+    times = metrics.times_gone_back(watch.workdir, error.step)
+    if times >= config.max_rollbacks:
+        raise recovery.NonFiniteError(
+            f"{error}, after going back {times} times, the last time from step "
+            f"{metrics.went_back_from(watch.workdir, error.step)}; config.max_rollbacks="
+            f"{config.max_rollbacks}",
+            error.step,
+        )
+    watch.console.print(f"warning: {error}; back to the last checkpoint")
     # On disk before anything is done again: a run killed from here on takes the same steps.
-    note = {"from": float(error.step)}
+    note = {"from": float(error.step), "times": float(times + 1)}
     hosts.first_does(lambda: watch.write(metrics.ROLLBACK, to, note))
     return back
 
@@ -238,13 +266,14 @@ def _run_steps(
     `current` is copied first: its buffers are donated, and the caller's stay valid. Up to the
     step that the run has gone back from, steps that are not finite are skipped.
     """
-    evaluate, compare, tally, saved, ranks, write, console, stop, workdir, _ = watch
+    evaluate, compare, tally, saved, data, ranks, write, console, stop, workdir, _ = watch
     judged = run.task.score
     careful_until = metrics.went_back_from(workdir, int(current.step))
     skips = config.on_nonfinite == "skip"
     steps = _programs(config, run, skips=skips)
     careful_steps = _programs(config, run, skips=True) if careful_until else steps
     losses = list(metrics.recorded(workdir, "train", "loss").values())
+    left = metrics.recorded(workdir, "train", "skipped")  # steps, by the record that told of them
     rows = run.placement.rows(config.batch_size)
     compare(current)  # all hosts have found the same checkpoint
     at_start = checks.start_of(config, run.initial)
@@ -304,15 +333,20 @@ def _run_steps(
                 values, warnings = checks.training_record(config, current, at_start)
                 warnings |= _left_out(run)
                 write("train", done, values)
-                losses = [*losses[-recovery.RECORDS :], values["loss"]]
-                if leap := recovery.spike(losses):
-                    write("spike", done, {"loss": values["loss"]})
-                    warnings["spike"] = f"step {done}: {leap}"
+                if "skipped" in values:
+                    left[done] = values["skipped"]
+                    recovery.check_skipped(left, done, config.log_every)
+                if "loss" in values:
+                    losses = [*losses[-recovery.RECORDS :], values["loss"]]
+                    if leap := recovery.spike(losses):
+                        write("spike", done, {"loss": values["loss"]})
+                        warnings["spike"] = f"step {done}: {leap}"
+                    shown["loss"] = f"{values['loss']:.4f}"
+                    shown["acc"] = f"{100 * values['accuracy']:.2f} %"
                 watch.warn(done, warnings, warned)
-                shown["loss"] = f"{values['loss']:.4f}"
-                shown["acc"] = f"{100 * values['accuracy']:.2f} %"
             if is_last or done % config.eval_every == 0:
                 validation = evaluate(current, run.dataset.validation)
+                recovery.check_evaluation("validation", validation, done)
                 write("validation", done, validation)
                 shown["val"] = judged.text(validation)
                 ranks[done] = judged.rank(validation)
@@ -326,7 +360,9 @@ def _run_steps(
                 if hosts.is_first():
                     metrics.sync(workdir / metrics.FILE)  # never behind a checkpoint
                 rate = speed(done)
-                checkpoints.save(saved, current, config, rate)
+                checkpoints.save(saved, current, config, rate, data)
             if is_stopped:
                 raise signals.StoppedError(f"asked to stop: saved at step {done} of {config.steps}")
+    if left:
+        warned["skipped"] = checks.skipped(left)
     return current, rate, warned
