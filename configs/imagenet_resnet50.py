@@ -108,6 +108,7 @@ def get_config() -> config_dict.ConfigDict:
             "mesh_axes": "auto",
             "compare_at_rewirings": False,
             "on_nonfinite": "stop",
+            "max_rollbacks": 10,
             "max_bad_records": 0,
         }
     )

@@ -1,6 +1,6 @@
 """What a training record says, and what can go silently wrong with sparse training."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,25 +49,22 @@ def training_record(
       start: From `start_of`.
 
     Returns:
-      Values: mean `loss` and `accuracy` over the training batches since the last record, the
-      `learning_rate` of the last step; and of a masked method `density` (of all parameters),
-      `rewirings` so far, and `drop_fraction` at this step if it has one, with
-      `drop_fraction/path` of layers that have another. Then
+      Values: mean `loss` and `accuracy` over the training batches since the last record, unless
+      all were skipped; how many were `skipped`, if any; the `learning_rate` of the last step; and
+      of a masked method `density` (of all parameters), `rewirings` so far, and `drop_fraction` at
+      this step if it has one, with `drop_fraction/path` of layers that have another. Then
       `{kind: warning in words}`.
     """
     step, sums = jax.device_get((state.step, state.sums))
-    values = {
-        "loss": float(sums.loss / max(sums.examples, 1)),
-        "accuracy": float(sums.correct / max(sums.examples, 1)),
-        "learning_rate": float(methods.learning_rate(config)(step - 1)),
-    }
+    values = {}
+    if sums.examples:
+        values["loss"] = float(sums.loss / sums.examples)
+        values["accuracy"] = float(sums.correct / sums.examples)
+    values["learning_rate"] = float(methods.learning_rate(config)(step - 1))
     warnings = {}
     if sums.skipped:
         values["skipped"] = float(sums.skipped)
-        warnings["skipped"] = (
-            f"{int(sums.skipped)} steps up to step {int(step)} were skipped: their loss or "
-            "gradients were not finite"
-        )
+        warnings["skipped"] = skipped({int(step): float(sums.skipped)})
     if not methods.find(config).masked:
         return values, warnings
     active = active_weights(config, state)
@@ -79,6 +76,18 @@ def training_record(
         warnings |= _dead(config, start, dead_units(config, state))
     return values, warnings | _warnings(
         config, int(step), rewirings, healed, int(sums.blind), active, start.active
+    )
+
+
+def skipped(left: Mapping[int, float]) -> str:
+    """What is said of steps left out.
+
+    Args:
+      left: How many, by the step of the record that counts them.
+    """
+    return (
+        f"{int(sum(left.values()))} steps up to step {max(left)} were skipped: their loss or "
+        "gradients were not finite"
     )
 
 

@@ -22,6 +22,7 @@ BOOKKEEPING = frozenset(
         "mesh_axes",
         "compare_at_rewirings",
         "on_nonfinite",
+        "max_rollbacks",
         "max_bad_records",
         "loader_threads",
     }
@@ -48,6 +49,7 @@ ADDED: dict[str, Any] = {
     "structure": "",
     "condensed": False,
     "validation_fraction": 0.0,
+    "max_rollbacks": 10,
 }
 
 # What a key may be.
@@ -137,11 +139,13 @@ class Config:
         `mesh_params`. The batch is spread over all devices of the mesh.
       mesh_params: Devices among which parameters, masks and optimizer state are cut up.
       mesh_axes: `auto` or `explicit`: whether shardings are a part of the types.
-      compare_at_rewirings: Compare the masks of all devices after every rewiring, not only
-        before a checkpoint.
+      compare_at_rewirings: Compare the masks and weights of all devices after every rewiring, not
+        only before a checkpoint.
       on_nonfinite: What to do when a loss, a gradient or a weight is not finite: `stop`; `skip`
         the step, at the cost of looking at all gradients at every step; or `rollback` to the last
-        checkpoint, and from there skip such steps until past the place.
+        checkpoint, and from there skip such steps until past the place. 50 steps skipped in a row
+        end the run, and so does a validation or test loss that is not finite.
+      max_rollbacks: How often a run goes back before it ends with the error.
       max_bad_records: How many records of a dataset may be left out since they cannot be read; of
         photos, by each process.
     """
@@ -194,6 +198,7 @@ class Config:
     mesh_axes: str
     compare_at_rewirings: bool
     on_nonfinite: str
+    max_rollbacks: int
     max_bad_records: int
 
     def __post_init__(self) -> None:
@@ -219,6 +224,7 @@ class Config:
             "mesh_data": 0,
             "mesh_params": 1,
             "max_bad_records": 0,
+            "max_rollbacks": 0,
             "sequence_length": 0,
             "gradient_clip": 0,
             "image_size": 0,

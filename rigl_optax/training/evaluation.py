@@ -42,7 +42,7 @@ def restore(
         step: int | None = None
         if which == BEST:
             key = run.task.score.key
-            measured = metrics.recorded(workdir, "validation", key)
+            measured = metrics.recorded(metrics.read(workdir / metrics.FILE), "validation", key)
             ranks = {done: run.task.score.rank({key: value}) for done, value in measured.items()}
             step = checkpoints.best(steps, ranks)
         elif which.isdecimal():

@@ -43,8 +43,9 @@ RECORD: Form = {"step": (int,), "kind": TEXT, str: (*NUMBER, str)}
 def write(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file at once: a reader sees the old content or the new, also after a crash."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2)
+    temporary.unlink(missing_ok=True)  # it may be a link to something else
+    with temporary.open("x") as file:
+        json.dump(value, file, indent=2, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
@@ -81,12 +82,17 @@ def read(path: pathlib.Path, what: str, form: Form) -> dict[str, Any]:
 def parse(text: str, form: Form) -> dict[str, Any]:
     """A JSON object from a text; raises a ValueError that says what is wrong with it."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if problem := _problem(value, form, "it"):
         raise ValueError(problem)
     return dict(value)
+
+
+def _refuse(constant: str) -> None:
+    """Python's parser takes NaN and Infinity, which JSON has not."""
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _problem(value: Any, form: Form, where: str) -> str | None:

@@ -15,6 +15,7 @@ from rigl_optax.training import (
     checkpoints,
     checks,
     costs,
+    data_fingerprint,
     display,
     evaluation,
     files,
@@ -58,9 +59,12 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
       RuntimeError: If a file cannot be written, or another process trains in this workdir.
     """
     console = console or display.make_console()
+    display.outlive_reader(console)
     if not hosts.is_first():
         console.quiet = True
     recovery.check_policy(config.on_nonfinite)
+    checkpoints.check_path(workdir)
+    fingerprint.compare_configs(config)
     with checkpoints.told_of_failures(workdir):
         return _train(config, workdir, console)
 
@@ -89,9 +93,10 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
             checkpoints.open_checkpoints(workdir, config.keep_checkpoints, ranks) as saved,
             signals.asked_to_stop() as stop,
         ):
+            data = data_fingerprint.of(run.dataset)
             if is_again := bool(saved.checkpoints):
                 held.clear()  # before the other one is read
-                held += _newest(config, run, saved, console)
+                held += _newest(config, run, saved, console, data)
             # Only now: a launch that is refused changes nothing.
             hosts.first_does(lambda: checkpoints.claim(workdir, config))
             _explain(config, run, workdir, console)
@@ -103,27 +108,35 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
                 records = metrics.until(records, start)
                 tally = costs.Tally(config, run, metrics.looks(records, start))
                 with hosts.first_enters(
-                    functools.partial(metrics.writer, workdir, resumed_at=start, spent=tally.spent),
+                    functools.partial(
+                        metrics.writer,
+                        workdir,
+                        resumed_at=start,
+                        spent=tally.spent,
+                        say=console.print,
+                    ),
                     elsewhere=metrics.write_nothing,
                 ) as write:
                     watch = _Watch(
-                        *(evaluate, compare, tally, saved, ranks, write, console, stop, workdir),
-                        *(told, records),
+                        *(evaluate, compare, tally, saved, data, ranks, write, console, stop),
+                        *(workdir, told, records),
                     )
                     gone_at = None
                     try:
                         end, steps_per_second, warnings = _run_steps(config, run, held, watch)
                     except recovery.NonFiniteError as error:
-                        _check_goes_back(config, start, error, watch)
+                        _check_goes_back(config, error, read(), watch)
                         gone_at = error.step
                     if gone_at is None:
                         measured = {
                             "validation": evaluate(end, run.dataset.validation),
                             "test": evaluate(end, run.dataset.test),
                         }
+                        for split, values in measured.items():
+                            recovery.check_evaluation(split, values, config.steps)
                         write("test", config.steps, measured["test"])
                         break
-                    held += _go_back(config, run, gone_at, watch)
+                    held += _go_back(config, run, gone_at, read(), watch)
                 records, is_again = read(), True
         flops = tally.flops()
         result: dict[str, Any] = {
@@ -187,6 +200,7 @@ class _Watch(NamedTuple):
     compare: fingerprint.Compare
     tally: costs.Tally
     saved: checkpoints.Checkpoints
+    data: dict[str, str]
     ranks: dict[int, float]
     write: metrics.Write
     console: Console
@@ -209,33 +223,46 @@ def _newest(
     run: setup.Run,
     saved: checkpoints.Checkpoints,
     console: Console,
+    data: dict[str, str] | None = None,
     until: int | None = None,
 ) -> list[State]:
     """Reads the newest state that can be read, or makes the first one; alone in a list."""
-    found = checkpoints.restore_newest(saved, run.initial, console.print, config, until)
+    found = checkpoints.restore_newest(
+        saved, run.initial, console.print, config, until=until, data=data
+    )
     return [run.draw() if found is None else found]
 
 
 def _check_goes_back(
-    config: Config, start: int, error: recovery.NonFiniteError, watch: _Watch
+    config: Config, error: recovery.NonFiniteError, records: metrics.Records, watch: _Watch
 ) -> None:
-    """Raises the error if the run is not to go back to a checkpoint."""
-    if config.on_nonfinite != "rollback":
+    """Raises the error if the run is not to go back to a checkpoint.
+
+    What it decides follows from what is on disk, so that a run that was killed in between decides
+    alike.
+    """
+    if config.on_nonfinite != "rollback" or not error.can_skip:
         raise error
-    before = metrics.went_back_from(watch.records, start)
-    if start < before:
+    times = metrics.times_gone_back(records, error.step)
+    if times >= config.max_rollbacks:
         raise recovery.NonFiniteError(
-            f"{error}, after going back for it from step {before}", error.step
+            f"{error}, after going back {times} times, the last time from step "
+            f"{metrics.went_back_from(records, error.step)}; config.max_rollbacks="
+            f"{config.max_rollbacks}",
+            error.step,
         )
     watch.console.print(f"warning: {error}; back to the last checkpoint")
 
 
-def _go_back(config: Config, run: setup.Run, gone_at: int, watch: _Watch) -> list[State]:
+def _go_back(
+    config: Config, run: setup.Run, gone_at: int, records: metrics.Records, watch: _Watch
+) -> list[State]:
     """Reads the newest state from before a step that can be read, and notes the going back."""
     watch.saved.wait()
     back = _newest(config, run, watch.saved, watch.console, until=gone_at)
     # On disk before anything is done again: a run killed from here on takes the same steps.
-    note, to = {"from": float(gone_at)}, int(back[0].step)
+    times, to = metrics.times_gone_back(records, gone_at) + 1, int(back[0].step)
+    note = {"from": float(gone_at), "times": float(times)}
     hosts.first_does(lambda: watch.write(metrics.ROLLBACK, to, note))
     return back
 
@@ -262,7 +289,7 @@ def _run_steps(
     It takes the state out of `held`, for its buffers are donated to the first step. Up to the step
     that the run has gone back from, steps that are not finite are skipped.
     """
-    evaluate, compare, tally, saved, ranks, write, console, stop, workdir, _, records = watch
+    evaluate, compare, tally, saved, data, ranks, write, console, stop, workdir, _, records = watch
     current = held.pop()
     judged = run.task.score
     careful_until = metrics.went_back_from(records, int(current.step))
@@ -270,6 +297,8 @@ def _run_steps(
     steps = _programs(config, run, skips=skips)
     careful_steps = _programs(config, run, skips=True) if careful_until else steps
     losses = list(metrics.recorded(records, "train", "loss").values())
+    # Steps that were skipped, by the record that told of them.
+    left = metrics.recorded(records, "train", "skipped")
     rows = run.placement.rows(config.batch_size)
     compare(current)  # all hosts have found the same checkpoint
     at_start = checks.start_of(config, run.initial)
@@ -328,15 +357,20 @@ def _run_steps(
                 values, warnings = checks.training_record(config, current, at_start)
                 warnings |= _left_out(run)
                 write("train", done, values)
-                losses = [*losses[-recovery.RECORDS :], values["loss"]]
-                if leap := recovery.spike(losses):
-                    write("spike", done, {"loss": values["loss"]})
-                    warnings["spike"] = f"step {done}: {leap}"
+                if "skipped" in values:
+                    left[done] = values["skipped"]
+                    recovery.check_skipped(left, done, config.log_every)
+                if "loss" in values:
+                    losses = [*losses[-recovery.RECORDS :], values["loss"]]
+                    if leap := recovery.spike(losses):
+                        write("spike", done, {"loss": values["loss"]})
+                        warnings["spike"] = f"step {done}: {leap}"
+                    shown["loss"] = f"{values['loss']:.4f}"
+                    shown["acc"] = f"{100 * values['accuracy']:.2f} %"
                 watch.warn(done, warnings, warned)
-                shown["loss"] = f"{values['loss']:.4f}"
-                shown["acc"] = f"{100 * values['accuracy']:.2f} %"
             if is_last or done % config.eval_every == 0:
                 validation = evaluate(current, run.dataset.validation)
+                recovery.check_evaluation("validation", validation, done)
                 write("validation", done, validation)
                 shown["val"] = judged.text(validation)
                 ranks[done] = judged.rank(validation)
@@ -351,9 +385,11 @@ def _run_steps(
                 if hosts.is_first():
                     metrics.sync(workdir / metrics.FILE)  # never behind a checkpoint
                 rate = speed(done)
-                checkpoints.save(saved, current, config, rate)
+                checkpoints.save(saved, current, config, rate, data)
             if is_stopped:
                 raise signals.StoppedError(
                     f"asked to stop: saved at step {done} of {config.steps}", status
                 )
+    if left:
+        warned["skipped"] = checks.skipped(left)
     return current, rate, warned

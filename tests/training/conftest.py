@@ -55,6 +55,7 @@ SMALL = config_lib.Config(
     mesh_axes="auto",
     compare_at_rewirings=False,
     on_nonfinite="stop",
+    max_rollbacks=10,
     max_bad_records=0,
 )
 
