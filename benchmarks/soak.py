@@ -22,13 +22,13 @@ from rigl_optax.training import checkpoints, loop
 from tests.training import crash_harness as harness
 
 CONFIG = {
-    "hidden": "100,50",
-    "sparsity": "0.9",
-    "rewire_every": "5",
-    "rewire_until": "1.0",
-    "log_every": "500",
-    "eval_every": "5000",
-    "checkpoint_every": "1000",
+    "model.hidden": "100,50",
+    "method.sparsity": "0.9",
+    "method.every": "5",
+    "method.until": "1.0",
+    "log.every": "500",
+    "eval.every": "5000",
+    "checkpoint.every": "1000",
 }
 GROWTH = 0.05  # of the memory, from the second quarter of a run to the last: what is called flat
 

@@ -1,6 +1,6 @@
 """Tells what a config will train, and what that costs, before any training.
 
-python scripts/explain.py --config=configs/digits_lenet.py --config.sparsity=.98 [--json]
+python scripts/explain.py --config=configs/digits_lenet.py --config.method.sparsity=.98 [--json]
 """
 
 import json

@@ -1,7 +1,7 @@
 """Trains one run from a config, or goes on with it where it was interrupted.
 
 python scripts/train.py --config=configs/digits_lenet.py --workdir=runs/digits \
-    --config.sparsity=.98 --config.method=static
+    --config.method.sparsity=.98 --config.method.name=static
 
 On several hosts the same command on each; TPU pods and SLURM are recognised. Elsewhere, on host i
 of 4, with a workdir that all of them see:

@@ -22,7 +22,7 @@ class Architecture(NamedTuple):
         or, if it is `open`, of the hidden widths instead.
       dense: From the name of a distribution to patterns of the kernels that stay dense, and why;
         None for `rigl_optax.default_dense`.
-      open: Whether `config.hidden` says how wide the layers are.
+      open: Whether `config.model.hidden` says how wide the layers are.
       fixed: Arguments that the name stands for.
     """
 
@@ -55,17 +55,17 @@ def build(config: Config, image_shape: Sequence[int], classes: int, width: float
       width: By which hidden widths are multiplied.
 
     Raises:
-      ValueError: If `config.hidden` or `config.model_options` does not fit the model.
+      ValueError: If `config.model.hidden` or `config.model_options` does not fit the model.
     """
-    found = ARCHITECTURES[config.model]
+    found = ARCHITECTURES[config.model.name]
     options = model_options(config, found.make, found.fixed) | found.fixed
-    if found.open != bool(config.hidden):
+    if found.open != bool(config.model.hidden):
         raise ValueError(
-            f"config.hidden={config.hidden}: {config.model} "
+            f"config.model.hidden={config.model.hidden}: {config.model.name} "
             + ("needs its hidden widths" if found.open else "has its own widths: leave it empty")
         )
-    size = scaled(config.hidden, width) if found.open else width
-    dtype, rngs = jnp.dtype(config.compute_dtype), nnx.Rngs(config.seed)
+    size = scaled(config.model.hidden, width) if found.open else width
+    dtype, rngs = jnp.dtype(config.model.dtype), nnx.Rngs(config.seed)
     return found.make(image_shape, classes, size, **options, dtype=dtype, rngs=rngs)
 
 
@@ -77,16 +77,18 @@ def scaled(hidden: Sequence[int], width: float) -> tuple[int, ...]:
 def dense_layers(config: Config) -> DensePredicate:
     """Which leaves stay dense in this model under this distribution, for `dense=` of it.
 
-    With `config.dense_layers` of "default", those that the paper and its code keep so.
+    With `config.model.dense_layers` of "default", those that the paper and its code keep so.
     """
-    if config.dense_layers == "none":
+    if config.model.dense_layers == "none":
         return rigl_optax.DenseLayers({})
-    if config.dense_layers != "default":
-        return rigl_optax.DenseLayers({config.dense_layers: "config.dense_layers says so"})
-    found = ARCHITECTURES.get(config.model)
+    if config.model.dense_layers != "default":
+        return rigl_optax.DenseLayers(
+            {config.model.dense_layers: "config.model.dense_layers says so"}
+        )
+    found = ARCHITECTURES.get(config.model.name)
     if found is None or found.dense is None:
         return rigl_optax.default_dense
-    return rigl_optax.DenseLayers(found.dense(config.distribution.partition("(")[0]))
+    return rigl_optax.DenseLayers(found.dense(config.method.distribution.partition("(")[0]))
 
 
 def model_options(
@@ -106,7 +108,7 @@ def model_options(
     unknown = sorted(set(found) - set(allowed))
     if unknown:
         raise ValueError(
-            f"config.model_options: {config.model} has no {', '.join(unknown)}; it has "
+            f"config.model_options: {config.model.name} has no {', '.join(unknown)}; it has "
             f"{', '.join(allowed) or 'none'}"
         )
     return found

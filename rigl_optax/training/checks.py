@@ -138,7 +138,7 @@ def _dead(config: Config, start: Start, now: dict[str, int]) -> dict[str, str]:
     ablated: list[str] = []
     for path in now:
         lost = now[path] - start.dead[path]
-        if lost > 0 and structures.ablates(config.structure, path):
+        if lost > 0 and structures.ablates(config.method.structure, path):
             ablated.append(f"{path} {start.dead[path]} -> {now[path]}")
         elif lost > 0 and lost >= DEAD_SHARE * start.units[path]:
             died.append(f"{path} {start.dead[path]} -> {now[path]} of {start.units[path]}")
@@ -149,7 +149,7 @@ def _dead(config: Config, start: Start, now: dict[str, int]) -> dict[str, str]:
         )
     if ablated:
         warnings["ablated"] = (
-            f"units are ablated, as config.structure asks: {', '.join(ablated)}; if these are "
+            f"units are ablated, as config.method.structure asks: {', '.join(ablated)}; if these are "
             "outputs of the network, give that layer another structure by its pattern"
         )
     return warnings

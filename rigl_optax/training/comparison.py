@@ -33,7 +33,7 @@ TICKETS = "rigl"  # the method whose final masks are lottery tickets
 class Arm(NamedTuple):
     """One line of the table: a method at a sparsity (None: one to which it means nothing).
 
-    Of a structure, as in `config.structure`; empty for single weights.
+    Of a structure, as in `config.method.structure`; empty for single weights.
     """
 
     method: str
@@ -76,7 +76,7 @@ def arms(
     Args:
       names: Of methods.
       sparsities: In [0, 1).
-      structures: As in `config.structure`; a method that takes none is compared without.
+      structures: As in `config.method.structure`; a method that takes none is compared without.
 
     Raises:
       ValueError: If there is no method of a name; it lists those there are.
@@ -101,21 +101,24 @@ def runs(
     """The config and folder of every run, seed by seed, so that an early stop is balanced."""
     for seed in range(seeds):
         for arm in compared:
-            config = dataclasses.replace(base, method=arm.method, seed=base.seed + seed)
+            config = config_lib.changed(base, {"method.name": arm.method, "seed": base.seed + seed})
             if arm.sparsity is not None:
-                is_stored = config.condensed and methods.can_be_stored(config, arm.structure)
+                is_stored = config.method.condensed and methods.can_be_stored(config, arm.structure)
                 config = dataclasses.replace(
                     config, sparsity=arm.sparsity, structure=arm.structure, condensed=is_stored
                 )
             else:
-                config = dataclasses.replace(config, structure="", condensed=False)
+                config = config_lib.changed(
+                    config,
+                    {"method.structure": {"name": "unstructured"}, "method.condensed": False},
+                )
             if methods.find(config).start == "ticket":
                 ticket = (
                     workdir
                     / Arm(TICKETS, arm.sparsity, arm.structure).folder
                     / f"seed{config.seed}"
                 )
-                config = dataclasses.replace(config, ticket=str(ticket))
+                config = config_lib.changed(config, {"method.ticket": str(ticket)})
             yield arm, config, workdir / arm.folder / f"seed{config.seed}"
 
 
@@ -199,9 +202,9 @@ def _trained(
     failed = _failed(folder, config)
     if failed is None:
         try:
-            if config.ticket:
-                ticket = dataclasses.replace(config, method=TICKETS, ticket="")
-                found = pathlib.Path(config.ticket)
+            if config.method.ticket:
+                ticket = config_lib.changed(config, {"method.name": TICKETS, "method.ticket": ""})
+                found = pathlib.Path(config.method.ticket)
                 _finished(found, ticket) or _train(ticket, found)
             return _train(config, folder)
         except recovery.NonFiniteError as error:
@@ -230,8 +233,8 @@ def _recorded(path: pathlib.Path | None, config: config_lib.Config) -> dict[str,
     record = files.read(path, "the record of a run", files.RESULT)
     saved = dict(record["config"])
     # A ticket is the run of the same arm and seed, in whichever workdir that was.
-    if _arm_and_seed(saved.get("ticket", "")) == _arm_and_seed(config.ticket):
-        saved["ticket"] = config.ticket
+    if _arm_and_seed(saved.get("ticket", "")) == _arm_and_seed(config.method.ticket):
+        saved["ticket"] = config.method.ticket
     changed = config_lib.differences(saved, config)
     if changed:
         raise ValueError(f"{path} is of another config ({'; '.join(changed)}); delete it")

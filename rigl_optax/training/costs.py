@@ -1,6 +1,5 @@
 """What a run will be and cost: explained before its first step, and added up on the way."""
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from flax import nnx
 from rigl_optax import _paths, accounting
 from rigl_optax.accounting import explanation
 from rigl_optax.training import checkpoints, checks, files, methods, setup
+from rigl_optax.training import config as config_lib
 from rigl_optax.training import state as state_lib
 from rigl_optax.training.config import Config
 from rigl_optax.training.setup import Run
@@ -47,10 +47,10 @@ def explain(config: Config, run: Run) -> accounting.Explanation | None:
     }
     design = methods.design(config, run.tx, run.shapes)
     if design is None:
-        return accounting.explain(run.shapes, config.sparsity, method="dense", **about)
+        return accounting.explain(run.shapes, config.method.sparsity, method="dense", **about)
     before = _cost_of_ticket(config) / config.batch_size
     return explanation.explain_design(
-        design, run.shapes, method=config.method, spent_before=before, **about
+        design, run.shapes, method=config.method.name, spent_before=before, **about
     )
 
 
@@ -135,18 +135,20 @@ def _count_true(mask: jax.Array) -> jax.Array:
 
 def _reference(config: Config) -> float:
     """FLOPs of a dense forward pass of the network that a narrow one stands in for."""
-    whole = setup.prepare(dataclasses.replace(config, method="dense"))
+    whole = setup.prepare(config_lib.changed(config, {"method.name": "dense"}))
     example = whole.task.example(config)
     return float(accounting.count_flops(_forward(whole), whole.shapes, *example).total)
 
 
 def _cost_of_ticket(config: Config) -> float:
     """FLOPs of finding the masks that a run starts from."""
-    if not config.ticket:
+    if not config.method.ticket:
         return 0.0
-    path = pathlib.Path(config.ticket) / checkpoints.RESULT_FILE
+    path = pathlib.Path(config.method.ticket) / checkpoints.RESULT_FILE
     if not path.exists():
-        raise ValueError(f"config.ticket={config.ticket!r}: that run has no {path.name}")
+        raise ValueError(
+            f"config.method.ticket={config.method.ticket!r}: that run has no {path.name}"
+        )
     return float(files.read(path, "the result of a run", files.RESULT)["flops"]["training"])
 
 

@@ -69,7 +69,7 @@ def evaluator(config: Config, run: Run) -> Evaluate:
     """
     placement, task = run.placement, run.task
     eval_step = step.make_eval_step(run)
-    batch_size = placement.padded(config.eval_batch_size)
+    batch_size = placement.padded(config.eval.batch_size)
     rows = placement.rows(batch_size)
 
     def evaluate(state: TrainState, split: Any) -> dict[str, float]:

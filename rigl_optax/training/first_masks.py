@@ -26,10 +26,10 @@ def width(config: Config, make_model: MakeModel) -> float:
     As in the paper's accounting that one takes 4 bytes an active weight and a bit for each.
     """
     if not methods.find(config).narrow:
-        return config.width
+        return config.model.width
 
     def shapes(part: float) -> PyTree:
-        model = nnx.eval_shape(lambda: make_model(part * config.width))
+        model = nnx.eval_shape(lambda: make_model(part * config.model.width))
         return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
     full = shapes(1.0)
@@ -39,7 +39,7 @@ def width(config: Config, make_model: MakeModel) -> float:
         size = math.prod(leaf.shape)
         zeros = math.floor(sparsities.get(path, 0.0) * size)
         target += 4 * (size - zeros) + (size / 8 if path in sparsities else 0)
-    return config.width * rigl_optax.small_dense_width(shapes, target)
+    return config.model.width * rigl_optax.small_dense_width(shapes, target)
 
 
 def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Task) -> PyTree:
@@ -52,7 +52,7 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
     model, layers = make_model(), methods.distribution(config)
     if kind == "synflow":
         model.eval()  # running statistics at their start: normalisation is left out
-    structure = structures.parse(config.structure)
+    structure = structures.parse(config.method.structure)
     graphdef = nnx.graphdef(model)
     params, model_state = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, ...))
 
@@ -61,7 +61,9 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
 
     if kind == "synflow":
         if not isinstance(task, tasks.Images):
-            raise ValueError(f"config.method='synflow': not for {config.dataset}, but for images")
+            raise ValueError(
+                f"config.method.name='synflow': not for {config.data.name}, but for images"
+            )
         shape = (1, *task.image_shape)
         return rigl_optax.synflow_masks(params, layers, apply, shape, structure=structure)
 
@@ -69,7 +71,7 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
 
     def loss(params: PyTree, batch: dict[str, Any]) -> jax.Array:
         logits = apply(params, *task.inputs(batch)) / temperature
-        return losses.cross_entropy(logits, batch["labels"], config.label_smoothing).mean()
+        return losses.cross_entropy(logits, batch["labels"], config.loss.label_smoothing).mean()
 
     first = jax.tree.map(jnp.asarray, task.training_batch(config, 0))
     score = rigl_optax.snip_masks if kind == "snip" else rigl_optax.grasp_masks
@@ -89,11 +91,11 @@ def stored(config: Config, params: PyTree) -> dict[str, tuple[float, rigl_optax.
     sparsities = methods.distribution(config)(params)
     if not any(sparsities.values()):
         raise ValueError(
-            f"config.sparsity={config.sparsity}: must leave some layer sparse with "
-            "config.condensed=True"
+            f"config.method.sparsity={config.method.sparsity}: must leave some layer sparse with "
+            "config.method.condensed=True"
         )
     shapes = {path: tuple(leaf.shape) for path, leaf in _paths.flatten_with_paths(params)}
-    structure = structures.of_layers(config.structure, shapes, sparsities)
+    structure = structures.of_layers(config.method.structure, shapes, sparsities)
     found = {}
     for path, sparsity in sparsities.items():
         block = structure[path]
@@ -101,9 +103,9 @@ def stored(config: Config, params: PyTree) -> dict[str, tuple[float, rigl_optax.
             continue  # all of it is there
         if not isinstance(block, rigl_optax.Block):
             raise ValueError(
-                f"config.structure={config.structure!r}: must be blocks for {path!r} with "
-                f"config.condensed=True, not {block}; give it some by its pattern, or keep it "
-                "dense by config.dense_layers"
+                f"config.method.structure={config.method.structure!r}: must be blocks for {path!r} with "
+                f"config.method.condensed=True, not {block}; give it some by its pattern, or keep it "
+                "dense by config.model.dense_layers"
             )
         block.grid(shapes[path], path)
         found[path] = sparsity, block

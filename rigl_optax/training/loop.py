@@ -54,7 +54,7 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
 
     Raises:
       StoppedError: If the process was asked to stop (SIGTERM, Ctrl-C); what was done is saved.
-      NonFiniteError: If a loss or weight is not finite and `config.on_nonfinite` says to stop, or
+      NonFiniteError: If a loss or weight is not finite and `config.faults.on_nonfinite` says to stop, or
         going back has not helped.
       RuntimeError: If a file cannot be written, or another process trains in this workdir.
     """
@@ -62,7 +62,7 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
     display.outlive_reader(console)
     if not hosts.is_first():
         console.quiet = True
-    recovery.check_policy(config.on_nonfinite)
+    recovery.check_policy(config.faults.on_nonfinite)
     checkpoints.check_path(workdir)
     fingerprint.compare_configs(config)
     with checkpoints.told_of_failures(workdir):
@@ -90,7 +90,7 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
         validated = metrics.recorded(records, "validation", judged.key)
         ranks = {done: judged.rank({judged.key: value}) for done, value in validated.items()}
         with (
-            checkpoints.open_checkpoints(workdir, config.keep_checkpoints, ranks) as saved,
+            checkpoints.open_checkpoints(workdir, config.checkpoint.keep, ranks) as saved,
             signals.asked_to_stop() as stop,
         ):
             data = data_fingerprint.of(run.dataset)
@@ -164,7 +164,9 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
 
 def _explain(config: Config, run: setup.Run, workdir: pathlib.Path, console: Console) -> None:
     """Says what will be sparse and what it costs, before the first step; keeps it as JSON."""
-    console.print(f"{config.method}, {config.model} on {config.dataset}: {config.steps:,} steps")
+    console.print(
+        f"{config.method.name}, {config.model.name} on {config.data.name}: {config.steps:,} steps"
+    )
     explained = costs.explain(config, run)
     if explained is None:
         console.print(
@@ -241,14 +243,14 @@ def _check_goes_back(
     What it decides follows from what is on disk, so that a run that was killed in between decides
     alike.
     """
-    if config.on_nonfinite != "rollback" or not error.can_skip:
+    if config.faults.on_nonfinite != "rollback" or not error.can_skip:
         raise error
     times = metrics.times_gone_back(records, error.step)
-    if times >= config.max_rollbacks:
+    if times >= config.faults.max_rollbacks:
         raise recovery.NonFiniteError(
             f"{error}, after going back {times} times, the last time from step "
-            f"{metrics.went_back_from(records, error.step)}; config.max_rollbacks="
-            f"{config.max_rollbacks}",
+            f"{metrics.went_back_from(records, error.step)}; config.faults.max_rollbacks="
+            f"{config.faults.max_rollbacks}",
             error.step,
         )
     watch.console.print(f"warning: {error}; back to the last checkpoint")
@@ -273,12 +275,12 @@ def _programs(config: Config, run: setup.Run, *, skips: bool) -> dict[bool, step
         step.make_train_step,
         run,
         methods.growth_predicate(config),
-        config.log_every,
-        label_smoothing=config.label_smoothing,
+        config.log.every,
+        label_smoothing=config.loss.label_smoothing,
         skips=skips,
     )
     ordinary = make()
-    return {False: ordinary, True: make(rewires=True) if config.condensed else ordinary}
+    return {False: ordinary, True: make(rewires=True) if config.method.condensed else ordinary}
 
 
 def _run_steps(
@@ -293,7 +295,7 @@ def _run_steps(
     current = held.pop()
     judged = run.task.score
     careful_until = metrics.went_back_from(records, int(current.step))
-    skips = config.on_nonfinite == "skip"
+    skips = config.faults.on_nonfinite == "skip"
     steps = _programs(config, run, skips=skips)
     careful_steps = _programs(config, run, skips=True) if careful_until else steps
     losses = list(metrics.recorded(records, "train", "loss").values())
@@ -345,21 +347,21 @@ def _run_steps(
                 if not methods.find(config).keeps_counts:
                     values[metrics.FORWARD_FLOPS] = tally.look(done, current)
                 write("rewiring", done, values)
-                if config.compare_at_rewirings:
+                if config.faults.compare_at_rewirings:
                     compare(current)
             if is_new:
                 called.add(take)
                 jax.block_until_ready(current)  # compiled by now: the clock goes on
                 began += time.monotonic() - stopped
             is_last = done == config.steps
-            if is_last or done % config.log_every == 0:
+            if is_last or done % config.log.every == 0:
                 recovery.check(current)
                 values, warnings = checks.training_record(config, current, at_start)
                 warnings |= _left_out(run)
                 write("train", done, values)
                 if "skipped" in values:
                     left[done] = values["skipped"]
-                    recovery.check_skipped(left, done, config.log_every)
+                    recovery.check_skipped(left, done, config.log.every)
                 if "loss" in values:
                     losses = [*losses[-recovery.RECORDS :], values["loss"]]
                     if leap := recovery.spike(losses):
@@ -368,15 +370,15 @@ def _run_steps(
                     shown["loss"] = f"{values['loss']:.4f}"
                     shown["acc"] = f"{100 * values['accuracy']:.2f} %"
                 watch.warn(done, warnings, warned)
-            if is_last or done % config.eval_every == 0:
+            if is_last or done % config.eval.every == 0:
                 validation = evaluate(current, run.dataset.validation)
                 recovery.check_evaluation("validation", validation, done)
                 write("validation", done, validation)
                 shown["val"] = judged.text(validation)
                 ranks[done] = judged.rank(validation)
-            if is_last or done % config.log_every == 0 or done % config.eval_every == 0:
+            if is_last or done % config.log.every == 0 or done % config.eval.every == 0:
                 show(done, "  ".join(f"{name} {value}" for name, value in shown.items()))
-            is_due = config.checkpoint_every and done % config.checkpoint_every == 0
+            is_due = config.checkpoint.every and done % config.checkpoint.every == 0
             status = stop(done)
             is_stopped = status and not is_last
             if is_last or is_due or is_stopped:

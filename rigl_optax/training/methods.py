@@ -28,7 +28,7 @@ DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
 
 _OVERRIDDEN = "uniform(overrides={'reset/kernel': 0.5})"
 
-# Of the learning rate's schedule and `config.momentum`.
+# Of the learning rate's schedule and `config.optimizer.options['momentum']`.
 OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], Inner]] = {
     "sgd": lambda rate, momentum: optax.sgd(rate, momentum=momentum, nesterov=True),
     "heavy_ball": lambda rate, momentum: optax.sgd(rate, momentum=momentum),
@@ -68,8 +68,8 @@ class Method(NamedTuple):
 def _rewiring(config: Config) -> dict[str, Any]:
     return {
         "end": config.rewire_end,
-        "every": config.rewire_every,
-        "drop_fraction": config.drop_fraction,
+        "every": config.method.every,
+        "drop_fraction": config.method.drop_fraction,
     }
 
 
@@ -78,7 +78,7 @@ def _seldom(config: Config) -> dict[str, Any]:
     # larger part at each. Its own runs have Delta T 4,000 of 100,000 steps and 0.5.
     return {
         "end": config.rewire_end,
-        "every": 4 * config.rewire_every,
+        "every": 4 * config.method.every,
         "drop_fraction": 0.5,
     }
 
@@ -87,27 +87,27 @@ def _pruning(config: Config) -> dict[str, Any]:
     return {
         "begin": _first_pruning(config),
         "end": config.rewire_end + 1,
-        "every": config.rewire_every,
+        "every": config.method.every,
     }
 
 
 def _first_pruning(config: Config) -> int:
     # The last one, at the end of the rewirings of others, is on the grid.
-    begin = config.step_at(config.prune_from)
+    begin = config.step_at(config.method.prune_from)
     if begin > config.rewire_end:
         raise ValueError(
-            f"config.prune_from={config.prune_from}: must not be after config.rewire_until="
-            f"{config.rewire_until}"
+            f"config.method.prune_from={config.method.prune_from}: must not be after config.method.until="
+            f"{config.method.until}"
         )
-    steps = (config.rewire_end - begin) // config.rewire_every
-    return config.rewire_end - steps * config.rewire_every
+    steps = (config.rewire_end - begin) // config.method.every
+    return config.rewire_end - steps * config.method.every
 
 
 def _top_kast(config: Config) -> dict[str, Any]:
     # Twice as many weights learn as are seen: 80 and 50 %, 90 and 80 % in the paper.
     return {
-        "backward_sparsity": max(0.0, 1 - 2 * (1 - config.sparsity)),
-        "every": config.rewire_every,
+        "backward_sparsity": max(0.0, 1 - 2 * (1 - config.method.sparsity)),
+        "every": config.method.every,
     }
 
 
@@ -120,7 +120,7 @@ def _deep_rewiring(config: Config) -> dict[str, Any]:
 def _soft_thresholding(config: Config) -> dict[str, Any]:
     # How sparse it becomes is learned: the decays that came nearest to each sparsity on the
     # validation split of Fashion-MNIST, with seed 100 (docs/results.md).
-    nearest = min(_DECAYS, key=lambda s: abs(s - config.sparsity))
+    nearest = min(_DECAYS, key=lambda s: abs(s - config.method.sparsity))
     return {"threshold_decay": _DECAYS[nearest], "layers": rigl_optax.uniform(0.0)}
 
 
@@ -223,17 +223,19 @@ def find(config: Config) -> Method:
     Raises:
       ValueError: If there is none of that name; it lists those there are.
     """
-    if config.method not in METHODS:
-        raise ValueError(f"config.method={config.method!r}: methods are {', '.join(METHODS)}")
-    return METHODS[config.method]
+    if config.method.name not in METHODS:
+        raise ValueError(
+            f"config.method.name={config.method.name!r}: methods are {', '.join(METHODS)}"
+        )
+    return METHODS[config.method.name]
 
 
 def distribution(config: Config) -> Any:
     """The layer-wise distribution of the config's sparsity; call it on the parameters."""
-    name, opened, rest = config.distribution.partition("(")
+    name, opened, rest = config.method.distribution.partition("(")
     if name not in DISTRIBUTIONS or bool(opened) != rest.endswith(")"):
         raise ValueError(
-            f"config.distribution={config.distribution!r}: distributions are "
+            f"config.method.distribution={config.method.distribution!r}: distributions are "
             f"{', '.join(DISTRIBUTIONS)}, with or without options as in {_OVERRIDDEN!r}"
         )
     found = config_lib.keywords(rest.removesuffix(")"), "distribution", _OVERRIDDEN)
@@ -242,12 +244,12 @@ def distribution(config: Config) -> Any:
     unknown = sorted(set(found) - set(allowed))
     if unknown:
         raise ValueError(
-            f"config.distribution: {name} has no {', '.join(unknown)}; it has {', '.join(allowed)}"
+            f"config.method.distribution: {name} has no {', '.join(unknown)}; it has {', '.join(allowed)}"
         )
     dense = architectures.dense_layers(config)
-    if config.structure == structures.MEASURED:
-        dense = structures.DenseWhereQuicker({}, sparsity=config.sparsity, others=dense)
-    return DISTRIBUTIONS[name](config.sparsity, dense=dense, **found)
+    if config.method.structure == structures.MEASURED:
+        dense = structures.DenseWhereQuicker({}, sparsity=config.method.sparsity, others=dense)
+    return DISTRIBUTIONS[name](config.method.sparsity, dense=dense, **found)
 
 
 def build(
@@ -264,42 +266,46 @@ def build(
       initial_masks: For methods whose first masks are not drawn from the seed.
 
     Returns:
-      What trains masked parameters, or with `config.condensed` stored blocks.
+      What trains masked parameters, or with `config.method.condensed` stored blocks.
 
     Raises:
       ValueError: If `method_options` has a name that the method does not take, or there is no such
         optimizer; if `condensed` does not go with another key.
     """
-    if config.optimizer not in OPTIMIZERS:
+    if config.optimizer.name not in OPTIMIZERS:
         raise ValueError(
-            f"config.optimizer={config.optimizer!r}: optimizers are {', '.join(OPTIMIZERS)}"
+            f"config.optimizer.name={config.optimizer.name!r}: optimizers are {', '.join(OPTIMIZERS)}"
         )
     parts = [
-        optax.add_decayed_weights(config.weight_decay, mask=_DECAYED[config.weight_decay_on]),
-        OPTIMIZERS[config.optimizer](learning_rate(config), config.momentum),
+        optax.add_decayed_weights(
+            config.optimizer.weight_decay, mask=_DECAYED[config.optimizer.weight_decay_on]
+        ),
+        OPTIMIZERS[config.optimizer.name](
+            learning_rate(config), config.optimizer.options["momentum"]
+        ),
     ]
-    if config.gradient_clip:
-        parts.insert(0, optax.clip_by_global_norm(config.gradient_clip))
+    if config.optimizer.gradient_clip:
+        parts.insert(0, optax.clip_by_global_norm(config.optimizer.gradient_clip))
     inner = optax.chain(*parts)
     method = find(config)
     layers = distribution(config)
-    if config.condensed:
+    if config.method.condensed:
         return _condensed(config, inner)
     if method.transform is None:
         if config.method_options:
             raise ValueError(
-                f"config.method_options={config.method_options!r}: {config.method} has none"
+                f"config.method_options={config.method_options!r}: {config.method.name} has none"
             )
         return inner
     arguments = method.arguments(config) | {"seed": config.seed} | options(config)
-    if config.structure:
+    if config.method.structure:
         if not takes_structure(method):
             able = [name for name, m in METHODS.items() if takes_structure(m)]
             raise ValueError(
-                f"config.structure={config.structure!r}: {config.method} decides on single "
+                f"config.method.structure={config.method.structure!r}: {config.method.name} decides on single "
                 f"weights; methods that rank groups are {', '.join(able)}"
             )
-        arguments["structure"] = structures.parse(config.structure)
+        arguments["structure"] = structures.parse(config.method.structure)
     if initial_masks is not None:
         arguments["initial_masks"] = initial_masks
     if method.takes_sparsity:
@@ -314,20 +320,20 @@ def _condensed(
     if method.stored is None:
         able = [name for name, m in METHODS.items() if m.stored is not None]
         raise ValueError(
-            f"config.method={config.method!r}: methods of stored blocks, for "
-            f"config.condensed=True, are {', '.join(able)}"
+            f"config.method.name={config.method.name!r}: methods of stored blocks, for "
+            f"config.method.condensed=True, are {', '.join(able)}"
         )
-    if not config.structure:
+    if not config.method.structure:
         raise ValueError(
-            "config.structure='': must be blocks, as 'Block(16, 16)', with config.condensed=True"
+            "config.method.structure='': must be blocks, as 'Block(16, 16)', with config.method.condensed=True"
         )
-    if config.structure != structures.MEASURED:
-        structures.parse(config.structure)
+    if config.method.structure != structures.MEASURED:
+        structures.parse(config.method.structure)
     for key, only in {"mesh_params": 1, "mesh_axes": "auto"}.items():
         if getattr(config, key) != only:
             raise ValueError(
                 f"config.{key}={getattr(config, key)!r}: must be {only!r} with "
-                "config.condensed=True: stored blocks are whole on every device"
+                "config.method.condensed=True: stored blocks are whole on every device"
             )
     seed = {"seed": config.seed} if "seed" in inspect.signature(method.stored).parameters else {}
     return method.stored(inner, **(method.arguments(config) | seed | options(config)))
@@ -344,12 +350,12 @@ def design(config: Config, tx: Any, shapes: PyTree) -> Design | None:
       tx: From `build`.
       shapes: Of the dense parameters.
     """
-    if not config.condensed:
+    if not config.method.condensed:
         return design_of(tx)
     method, sparsities = find(config), distribution(config)(shapes)
     assert method.transform is not None
     dims = {path: tuple(leaf.shape) for path, leaf in _paths.flatten_with_paths(shapes)}
-    found = structures.of_layers(config.structure, dims, sparsities)
+    found = structures.of_layers(config.method.structure, dims, sparsities)
     blocks = {f"^{re.escape(path)}$": found[path] for path, s in sparsities.items() if s}
     arguments = method.arguments(config) | {"seed": config.seed} | options(config)
     masked = method.transform(optax.identity(), distribution(config), structure=blocks, **arguments)
@@ -366,24 +372,24 @@ def options(config: Config) -> dict[str, Any]:
     example = "momentum=0.99,redistribute=True"
     found = config_lib.keywords(config.method_options, "method_options", example)
     method = find(config)
-    transform = method.stored if config.condensed else method.transform
+    transform = method.stored if config.method.condensed else method.transform
     allowed: list[str] = []
     if transform is not None:
         named = inspect.signature(transform).parameters.values()
         allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name != "initial_masks"]
     unknown = sorted(set(found) - set(allowed))
     if unknown:
-        form = " of stored blocks (config.condensed=True)" * config.condensed
+        form = " of stored blocks (config.method.condensed=True)" * config.method.condensed
         raise ValueError(
-            f"config.method_options: {config.method}{form} has no {', '.join(unknown)}; it has "
+            f"config.method_options: {config.method.name}{form} has no {', '.join(unknown)}; it has "
             f"{', '.join(allowed) or 'none'}"
         )
     # What the loop is to know as well has a key of its own.
     scheduled = sorted(set(found) & {"begin", "end", "every", "seed", "structure"})
     if scheduled:
         raise ValueError(
-            f"config.method_options: {', '.join(scheduled)} follow from config.rewire_every, "
-            "config.rewire_until, config.seed and config.structure"
+            f"config.method_options: {', '.join(scheduled)} follow from config.method.every, "
+            "config.method.until, config.seed and config.method.structure"
         )
     return found
 
@@ -408,20 +414,22 @@ def learning_rate(config: Config) -> optax.Schedule:
 
     Its anchors are fractions of the run, so a run that is M times as long has them M times as late.
     """
-    warmup = config.step_at(config.warmup)
+    warmup = config.step_at(config.optimizer.warmup)
     rest: optax.Schedule
-    if config.schedule == "cosine":
-        rest = optax.cosine_decay_schedule(config.learning_rate, max(1, config.steps - warmup))
+    if config.optimizer.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(
+            config.optimizer.learning_rate, max(1, config.steps - warmup)
+        )
     else:
-        drops = [config.step_at(fraction) - warmup for fraction in config.decay_at]
+        drops = [config.step_at(fraction) - warmup for fraction in config.optimizer.decay_at]
         rest = optax.piecewise_constant_schedule(
-            config.learning_rate,
+            config.optimizer.learning_rate,
             # Two anchors of a very short run may be one step.
-            {drop: config.decay_factor ** drops.count(drop) for drop in drops},
+            {drop: config.optimizer.decay_factor ** drops.count(drop) for drop in drops},
         )
     if not warmup:
         return rest
-    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    rise = optax.linear_schedule(0.0, config.optimizer.learning_rate, warmup)
     return optax.join_schedules([rise, rest], [warmup])
 
 
@@ -459,7 +467,7 @@ def is_observed(config: Config, step: int) -> bool:
     """
     found = plan(config)
     if found is not None and any(schedule.every == 1 for schedule in found.schedules):
-        return (step + 1) % config.log_every == 0 or step + 1 == config.steps
+        return (step + 1) % config.log.every == 0 or step + 1 == config.steps
     return is_rewiring(config, step)
 
 

@@ -65,8 +65,8 @@ def render(workdir: pathlib.Path, which: str = evaluation.NEWEST) -> str:
     records = metrics.read(workdir / metrics.FILE)
     explained = _read(workdir / loop.EXPLANATION_FILE, "what a run explained", files.EXPLANATION)
     result = _read(workdir / checkpoints.RESULT_FILE, "the result of a run", files.RESULT)
-    sparse = f"{100 * config.sparsity:g} % sparse " if explained.get("weights") else ""
-    title = f"{config.method}: {sparse}{config.model} on {config.dataset}"
+    sparse = f"{100 * config.method.sparsity:g} % sparse " if explained.get("weights") else ""
+    title = f"{config.method.name}: {sparse}{config.model.name} on {config.data.name}"
     warnings = [*explained.get("warnings", ()), *result.get("warnings", ())]
     keys = [[key, str(value)] for key, value in config_lib.to_json(config).items()]
     return "\n".join(

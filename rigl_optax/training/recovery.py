@@ -32,7 +32,9 @@ class NonFiniteError(Exception):
 def check_policy(name: str) -> None:
     """Raises a ValueError if there is no such policy."""
     if name not in POLICIES:
-        raise ValueError(f"config.on_nonfinite={name!r}: must be one of {', '.join(POLICIES)}")
+        raise ValueError(
+            f"config.faults.on_nonfinite={name!r}: must be one of {', '.join(POLICIES)}"
+        )
 
 
 def check(state: TrainState) -> None:

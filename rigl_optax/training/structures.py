@@ -30,7 +30,7 @@ _EXAMPLE = "Block(16, 16), or {'layers/0': Block(16, 16, pad=True), 'layers/1': 
 
 
 def parse(words: str) -> Structures:
-    """What `config.structure` says: a structure, or structures by pattern; empty for none.
+    """What `config.method.structure` says: a structure, or structures by pattern; empty for none.
 
     Not `measured`, which depends on the layers: see `of_layers`.
 
@@ -47,8 +47,8 @@ def parse(words: str) -> Structures:
         return dict(zip(keys, map(_structure, node.values), strict=True))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(
-            f"config.structure={words!r}: must be like {_EXAMPLE}; structures are "
-            f"{', '.join(STRUCTURES)}, or with config.condensed=True {MEASURED!r}: {error}"
+            f"config.method.structure={words!r}: must be like {_EXAMPLE}; structures are "
+            f"{', '.join(STRUCTURES)}, or with config.method.condensed=True {MEASURED!r}: {error}"
         ) from None
 
 
@@ -83,7 +83,7 @@ def of_layers(
     """The structure of each sparse layer.
 
     Args:
-      words: `config.structure`.
+      words: `config.method.structure`.
       shapes: Of the sparse layers.
       sparsities: Of them.
 
@@ -97,7 +97,7 @@ def of_layers(
 
 
 def ablates(words: str, path: str) -> bool:
-    """Whether `config.structure` lets units of the sparse leaf at this path be ablated."""
+    """Whether `config.method.structure` lets units of the sparse leaf at this path be ablated."""
     structure = parse(words)
     if not isinstance(structure, Mapping):
         return structure.min_salient > 0

@@ -18,10 +18,10 @@ def test_explains_a_config_as_json():
     pytest.importorskip("sklearn")
     done = run(
         "--json",
-        "--config.sparsity=.9",
+        "--config.method.sparsity=.9",
         "--config.steps=2000",
-        "--config.rewire_every=100",
-        "--config.rewire_until=.75",
+        "--config.method.every=100",
+        "--config.method.until=.75",
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import pathlib
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from rigl_optax.training import checkpoints, files, setup
+from rigl_optax.training import config as config_lib
 
 
 @pytest.fixture
@@ -134,8 +134,8 @@ def test_reading_leaves_alone_what_a_run_is_just_writing(tmp_path, state):
 
 def test_a_workdir_of_another_config_is_refused_listing_the_keys(tmp_path, small):
     checkpoints.claim(tmp_path, small)
-    checkpoints.claim(tmp_path, dataclasses.replace(small, log_every=5))
-    other = dataclasses.replace(small, sparsity=0.5, learning_rate=1.0)
+    checkpoints.claim(tmp_path, config_lib.changed(small, {"log.every": 5}))
+    other = config_lib.changed(small, {"method.sparsity": 0.5, "optimizer.learning_rate": 1.0})
     with pytest.raises(ValueError, match=r"learning_rate: 0\.1 -> 1\.0; sparsity: 0\.8 -> 0\.5"):
         checkpoints.claim(tmp_path, other)
 
@@ -162,8 +162,10 @@ def test_json_is_replaced_at_once(tmp_path):
 
 
 def test_a_checkpoint_of_another_config_is_refused_listing_the_keys(tmp_path, state, small):
-    other = dataclasses.replace(small, sparsity=0.5, seed=3)
-    bookkeeping = dataclasses.replace(small, log_every=5, mesh_params=4, data_dir="elsewhere")
+    other = config_lib.changed(small, {"method.sparsity": 0.5, "seed": 3})
+    bookkeeping = config_lib.changed(
+        small, {"log.every": 5, "mesh.params": 4, "data.dir": "elsewhere"}
+    )
     with checkpoints.open_checkpoints(tmp_path, 2) as saved:
         checkpoints.save(saved, at_step(state, 1), small, steps_per_second=12.5)
         saved.wait()

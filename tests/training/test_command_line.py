@@ -39,14 +39,14 @@ def parsed(monkeypatch, capsys):
 
 
 def test_flags_are_parsed(parsed):
-    assert parsed(DIGITS, "--config.hidden=7").hidden == (7,)
+    assert parsed(DIGITS, "--config.model.hidden=7").hidden == (7,)
 
 
 @pytest.mark.parametrize(
     ("flag", "told"),
     [
         ("--config.sparsty=.9", r"unknown config key: 'sparsty' (did you mean 'sparsity'?); known"),
-        ("--config.sparsity=a lot", "--config.sparsity=a lot: could not convert"),
+        ("--config.method.sparsity=a lot", "--config.method.sparsity=a lot: could not convert"),
         ("--bogus", "Unknown command line flag 'bogus'"),
     ],
 )

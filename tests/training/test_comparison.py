@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import json
 import os
@@ -112,7 +111,7 @@ def test_a_record_of_a_ticket_is_good_for_every_workdir(compared, tmp_path, monk
     assert read(base) == {lottery[0]: [json.loads(json.dumps(record))]}
     files.write(
         tmp_path / "lottery-0.8-seed0.json",
-        record | {"config": record["config"] | {"ticket": "there/rigl-0.9/seed0"}},
+        record | {"config": record["config"] | {"method.ticket": "there/rigl-0.9/seed0"}},
     )
     with pytest.raises(ValueError, match=r"another config \(ticket"):
         read(base)
@@ -123,10 +122,12 @@ def test_a_run_that_fails_is_noted_and_the_others_go_on(compared, tmp_path, monk
     tried = []
 
     def train(config, folder, console):
-        tried.append((config.method, config.seed))
-        if config.method == "static" and config.seed == 0:
+        tried.append((config.method.name, config.seed))
+        if config.method.name == "static" and config.seed == 0:
             raise recovery.NonFiniteError("a loss is not finite", 7)
-        return results[Arm(config.method, None if config.method == "dense" else 0.8)][config.seed]
+        return results[Arm(config.method.name, None if config.method.name == "dense" else 0.8)][
+            config.seed
+        ]
 
     monkeypatch.setattr(loop, "train", train)
     for _ in range(2):
@@ -136,7 +137,7 @@ def test_a_run_that_fails_is_noted_and_the_others_go_on(compared, tmp_path, monk
         assert "static-0.8/seed0 failed: a loss is not finite; delete failed.json" in out.getvalue()
         assert comparison.failures(base, arms, 2, tmp_path) == {Arm("static", 0.8): [0]}
     assert tried.count(("static", 0)) == 1  # it would fail again
-    with_other = dataclasses.replace(base, learning_rate=0.01)
+    with_other = config_lib.changed(base, {"optimizer.learning_rate": 0.01})
     assert comparison.failures(with_other, arms, 2, tmp_path) == {}
     summary_of = summary.summary(found, comparison.failures(base, arms, 2, tmp_path))
     assert [record.get("failed") for record in summary_of] == [None, [0], None]
@@ -178,7 +179,7 @@ def test_a_record_is_all_that_a_table_and_curves_need(compared, tmp_path, monkey
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory, small):
-    base = dataclasses.replace(small, steps=30, checkpoint_every=0)
+    base = config_lib.changed(small, {"steps": 30, "checkpoint.every": 0})
     workdir = tmp_path_factory.mktemp("comparison")
     arms = comparison.arms(["dense", "static", "rigl"], [0.8])
     return base, arms, workdir, run(base, arms, workdir)
@@ -203,7 +204,7 @@ def test_finished_runs_are_not_run_again(compared, monkeypatch):
 def test_a_finished_run_of_another_config_is_refused(compared):
     base, arms, workdir, _ = compared
     with pytest.raises(ValueError, match=r"another config \(learning_rate"):
-        run(dataclasses.replace(base, learning_rate=0.01), arms, workdir)
+        run(config_lib.changed(base, {"optimizer.learning_rate": 0.01}), arms, workdir)
 
 
 def test_curves_have_a_row_for_each_seed(compared):

@@ -1,6 +1,5 @@
 """Which checkpoint the scripts look at, and where they compute."""
 
-import dataclasses
 import io
 import json
 
@@ -9,13 +8,14 @@ import pytest
 from rich.console import Console
 
 from rigl_optax.training import command_line, evaluation, loop, metrics, page, page_figures, setup
+from rigl_optax.training import config as config_lib
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, small):
     """Config, run and workdir of a run that was best at its second checkpoint of three."""
-    config = dataclasses.replace(small, steps=30, checkpoint_every=10, eval_every=10)
-    config = dataclasses.replace(config, keep_checkpoints=3)
+    config = config_lib.changed(small, {"steps": 30, "checkpoint.every": 10, "eval.every": 10})
+    config = config_lib.changed(config, {"checkpoint.keep": 3})
     workdir = tmp_path_factory.mktemp("trained")
     loop.train(config, workdir, Console(file=io.StringIO()))
     path, accuracy = workdir / metrics.FILE, {10: 0.5, 20: 0.9, 30: 0.7}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from rigl_optax.training import config as config_lib
 from rigl_optax.training import fingerprint, loop, mesh, setup, step
 
 needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -27,7 +28,7 @@ def by_hand(x):
 
 
 def placed(small, x, **keys):
-    placement = mesh.placement(dataclasses.replace(small, **keys))
+    placement = mesh.placement(config_lib.changed(small, keys))
     leaves = [jax.device_put(leaf, placement.of(leaf)) for leaf in x]
     return placement, leaves
 
@@ -125,7 +126,11 @@ def spoil_topology(state):
     [
         ({}, spoil_mask, "layers/2/kernel"),
         (
-            {"condensed": True, "structure": "Block(4, 4)", "dense_layers": "layers/[12]"},
+            {
+                "method.condensed": True,
+                "method.structure": {"name": "block", "rows": 4, "cols": 4},
+                "model.dense_layers": "layers/[12]",
+            },
             spoil_topology,
             "layers/0/kernel/rows",
         ),
@@ -136,8 +141,10 @@ def test_a_run_with_a_replica_that_differs_stops(
     small, tmp_path, monkeypatch, at_rewirings, saved, keys, spoil, culprit
 ):
     # Rewirings are updates 0, 7, 14; checkpoints come after 10 and 20 of them.
-    config = dataclasses.replace(small, mesh_data=2, steps=25, rewire_every=7, checkpoint_every=10)
-    config = dataclasses.replace(config, compare_at_rewirings=at_rewirings, **keys)
+    config = config_lib.changed(
+        small, {"mesh.data": 2, "steps": 25, "method.every": 7, "checkpoint.every": 10}
+    )
+    config = config_lib.changed(config, {"faults.compare_at_rewirings": at_rewirings, **keys})
     spoil_at = 3 if at_rewirings else 12
     make_train_step = step.make_train_step
 
@@ -160,6 +167,6 @@ def test_a_run_with_a_replica_that_differs_stops(
 
 
 def test_without_masks_the_step_is_compared(small):
-    config = dataclasses.replace(small, method="dense")
+    config = config_lib.changed(small, {"method.name": "dense"})
     run = setup.prepare(config)
     assert fingerprint.comparer(config, run.placement)(run.initial) == {"step": by_hand(0)}

@@ -1,11 +1,10 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import rigl_optax
+from rigl_optax.training import config as config_lib
 from rigl_optax.training import health, loop, methods, metrics, setup
 
 SPARSE = ("layers/0/kernel", "layers/1/kernel", "layers/2/kernel")
@@ -22,7 +21,7 @@ def state_with(state, masks):
 def redrawn(small, seed):
     """Other masks with as many active weights."""
     return rigl_optax.get_masks(
-        setup.prepare(dataclasses.replace(small, seed=seed)).initial.opt_state
+        setup.prepare(config_lib.changed(small, {"seed": seed})).initial.opt_state
     )
 
 
@@ -87,7 +86,7 @@ def test_measuring_compiles_once(small):
 
 @pytest.mark.parametrize("method", ["dense", "static", "set"])
 def test_health_is_recorded_at_every_rewiring_and_nowhere_else(small, tmp_path, method, capsys):
-    config = dataclasses.replace(small, method=method, steps=40)
+    config = config_lib.changed(small, {"method.name": method, "steps": 40})
     assert (setup.prepare(config).initial.history is None) == (method != "set")
     loop.train(config, tmp_path)
     steps = [r["step"] for r in metrics.read(tmp_path / metrics.FILE) if r["kind"] == "rewiring"]

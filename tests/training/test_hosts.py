@@ -65,7 +65,7 @@ def together(commands, devices, meanwhile=None):
 def on_two_processes(config, workdir, devices=4, meanwhile=None):
     """`scripts/train.py` twice, four devices each."""
     port = free_port()
-    keys = dataclasses.asdict(config) | {"hidden": ",".join(map(str, config.hidden))}
+    keys = dataclasses.asdict(config) | {"model.hidden": ",".join(map(str, config.model.hidden))}
     overrides = [f"--config.{key}={value}" for key, value in keys.items()]
     return together(
         [
@@ -87,9 +87,9 @@ def on_this_process(config, workdir):
 
 MESHES = {
     "1x1": {},
-    "8x1": {"mesh_data": 8},
-    "1x8 explicit": {"mesh_params": 8, "mesh_axes": "explicit"},
-    "two processes": {"mesh_data": 0, "mesh_params": 4},
+    "8x1": {"mesh.data": 8},
+    "1x8 explicit": {"mesh.params": 8, "mesh.axes": "explicit"},
+    "two processes": {"mesh.data": 0, "mesh.params": 4},
 }
 
 
@@ -98,7 +98,7 @@ def runs(tmp_path_factory):
     """Of the same run on each mesh: workdir, and the final state brought to one device."""
     found = {}
     for name, keys in MESHES.items():
-        config = dataclasses.replace(CONFIG, **({"mesh_data": 1} | keys))
+        config = config_lib.changed(CONFIG, {"mesh_data": 1} | keys)
         workdir = tmp_path_factory.mktemp(name.replace(" ", "_"))
         if name == "two processes":
             said = on_two_processes(config, workdir)
@@ -106,7 +106,7 @@ def runs(tmp_path_factory):
         else:
             on_this_process(config, workdir)
             said = None
-        here = dataclasses.replace(CONFIG, mesh_data=1)
+        here = config_lib.changed(CONFIG, {"mesh.data": 1})
         with checkpoints.read_checkpoints(workdir) as saved:
             state = checkpoints.restore_newest(saved, setup.prepare(here).initial, print)
         found[name] = (workdir, jax.device_get(state), said)
@@ -172,15 +172,17 @@ def test_only_the_first_process_prints_and_writes(runs):
     records = metrics.read(workdir / metrics.FILE)
     assert [r["step"] for r in records if r["kind"] == "validation"] == [20, 40, 60]
     config = config_lib.from_saved(checkpoints.read_config(workdir))
-    assert config.mesh_params == 4
+    assert config.mesh.params == 4
 
 
 @pytest.mark.slow
 def test_a_condensed_run_on_two_processes_is_that_on_one(tmp_path):
-    config = dataclasses.replace(LENET, batch_size=48, mesh_data=0, compare_at_rewirings=True)
+    config = config_lib.changed(
+        LENET, {"batch_size": 48, "mesh.data": 0, "faults.compare_at_rewirings": True}
+    )
     said = on_two_processes(config, tmp_path / "two", devices=2)
     assert [code for code, _ in said] == [0, 0], said
-    on_this_process(dataclasses.replace(config, mesh_data=1), tmp_path / "one")
+    on_this_process(config_lib.changed(config, {"mesh.data": 1}), tmp_path / "one")
     two, one = (result_of(tmp_path / name) for name in ("two", "one"))
     assert len(two["devices"]) == 4
     for name in ("fingerprints", "active_weights", "coverage", "flops", "warnings"):
@@ -190,8 +192,9 @@ def test_a_condensed_run_on_two_processes_is_that_on_one(tmp_path):
 
 @pytest.mark.slow
 def test_when_one_process_is_asked_to_stop_all_save_the_same_step_and_stop(tmp_path):
-    config = dataclasses.replace(
-        CONFIG, mesh_data=0, mesh_params=1, steps=600, checkpoint_every=0, log_every=10
+    config = config_lib.changed(
+        CONFIG,
+        {"mesh.data": 0, "mesh.params": 1, "steps": 600, "checkpoint.every": 0, "log.every": 10},
     )
 
     def ask_the_second(started):
@@ -206,7 +209,7 @@ def test_when_one_process_is_asked_to_stop_all_save_the_same_step_and_stop(tmp_p
         (stopped,) = (checkpoint.step for checkpoint in saved.checkpoints)
     assert 0 < stopped < 600
     assert f"asked to stop: saved at step {stopped} of 600" in "".join(said[0][1])
-    here = dataclasses.replace(config, mesh_data=1)
+    here = config_lib.changed(config, {"mesh.data": 1})
     on_this_process(here, tmp_path / "asked")  # goes on, alone
     on_this_process(here, tmp_path / "whole")
     for name in ("fingerprints", "active_weights", "coverage"):

@@ -1,4 +1,3 @@
-import dataclasses
 import errno
 import io
 import itertools
@@ -17,6 +16,7 @@ from rich.console import Console
 import rigl_optax
 from rigl_optax.data import batches
 from rigl_optax.training import checkpoints, checks, loop, methods, metrics, setup, signals
+from rigl_optax.training import config as config_lib
 
 
 def train(config, workdir):
@@ -148,8 +148,15 @@ def test_ctrl_c_finishes_the_step_saves_and_says_so(finished, tmp_path, monkeypa
 
 
 def test_one_state_is_on_the_device_in_training_and_after_a_resume(small, tmp_path, monkeypatch):
-    config = dataclasses.replace(
-        small, hidden=(600, 304), steps=25, sparsity=0.5, checkpoint_every=20, eval_every=25
+    config = config_lib.changed(
+        small,
+        {
+            "model.hidden": (600, 304),
+            "steps": 25,
+            "method.sparsity": 0.5,
+            "checkpoint.every": 20,
+            "eval.every": 25,
+        },
     )
     others = jax.live_arrays()  # of other tests; kept, so that no new one has the place of one
     known = set(map(id, others))
@@ -204,14 +211,14 @@ def test_a_finished_run_started_again_only_evaluates(finished):
 def test_another_config_in_the_same_workdir_is_refused(finished):
     config, workdir, *_ = finished
     with pytest.raises(ValueError, match=r"sparsity: 0\.8 -> 0\.7"):
-        train(dataclasses.replace(config, sparsity=0.7), workdir)
+        train(config_lib.changed(config, {"method.sparsity": 0.7}), workdir)
 
 
 @pytest.mark.parametrize("config_file", ["deleted", "replaced"])
 def test_a_checkpoint_knows_its_config_itself(finished, tmp_path, config_file):
     config, workdir, *_ = finished
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
-    other = dataclasses.replace(config, sparsity=0.7, momentum=0.5)
+    other = config_lib.changed(config, {"method.sparsity": 0.7, "optimizer.momentum": 0.5})
     if config_file == "replaced":
         checkpoints.claim(tmp_path, other)
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -225,7 +232,7 @@ def test_a_checkpoint_knows_its_config_itself(finished, tmp_path, config_file):
 
 
 def test_dense_trains_all_weights(small, tmp_path):
-    config = dataclasses.replace(small, method="dense", steps=20)
+    config = config_lib.changed(small, {"method.name": "dense", "steps": 20})
     result, printed = train(config, tmp_path)
     assert sum(result["active_weights"].values()) == result["weights"]
     assert result["flops"]["training"] == result["flops"]["training_dense"]
@@ -234,17 +241,17 @@ def test_dense_trains_all_weights(small, tmp_path):
 
 def test_methods_of_one_seed_start_from_the_same_weights_and_masks(small):
     static, rigl = (
-        setup.prepare(dataclasses.replace(small, method=name)).initial
+        setup.prepare(config_lib.changed(small, {"method.name": name})).initial
         for name in ("static", "rigl")
     )
     assert_same_state(static.params, rigl.params)
-    dense = setup.prepare(dataclasses.replace(small, method="dense")).initial
+    dense = setup.prepare(config_lib.changed(small, {"method.name": "dense"})).initial
     assert_same_state(rigl_optax.apply_masks(dense.params, rigl.opt_state), rigl.params)
 
 
 def test_masks_are_not_tied_to_the_initial_weights(small):
     # One key for both selected only large positive weights in a prototype.
-    run = setup.prepare(dataclasses.replace(small, hidden=(300, 100)))
+    run = setup.prepare(config_lib.changed(small, {"model.hidden": (300, 100)}))
     kernel = np.asarray(run.initial.params["layers"][0]["kernel"])
     active = kernel[kernel != 0]
     assert abs(active.mean()) < 0.05 * active.std() + 2 * active.std() / np.sqrt(active.size)
@@ -282,7 +289,15 @@ def test_what_goes_silently_wrong_is_warned_of(small):
     lost, cut = int(units * 0.2), cut_off(0.2)
     found = warnings(tampered(run, rewirings=one, masks=cut))["dead"]
     assert f"layers/1/kernel 0 -> {lost} of {units}" in found and "learning rate" in found
-    asked = dataclasses.replace(small, structure="{'layers/1': ConstantFanIn(min_salient=0.3)}")
+    asked = config_lib.changed(
+        small,
+        {
+            "method.structure": {
+                "name": "unstructured",
+                "layers": (("layers/1", {"name": "constant_fan_in", "min_salient": 0.3}),),
+            }
+        },
+    )
     found = checks.training_record(asked, tampered(run, rewirings=one, masks=cut), start)[1]
     assert f"layers/1/kernel 0 -> {lost}; if" in found["ablated"]
     assert "layers/0" in found["dead"] and "layers/1" not in found["dead"]

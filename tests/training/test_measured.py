@@ -1,4 +1,4 @@
-"""`config.structure="measured"`: blocks chosen by a table, and dense where that is quicker."""
+"""`config.method.structure="measured"`: blocks chosen by a table, and dense where that is quicker."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import pytest
 
 from rigl_optax import Block
 from rigl_optax.condensed import _choice
+from rigl_optax.training import config as config_lib
 from rigl_optax.training import methods, setup, state, structures
 
 
@@ -43,5 +44,5 @@ def test_layers_get_the_quickest_blocks_or_stay_dense(config, table):
 
 
 def test_the_masked_form_refuses_it(config):
-    with pytest.raises(ValueError, match="'measured': must be like.*config.condensed=True"):
-        setup.prepare(dataclasses.replace(config, condensed=False))
+    with pytest.raises(ValueError, match="'measured': must be like.*config.method.condensed=True"):
+        setup.prepare(config_lib.changed(config, {"method.condensed": False}))

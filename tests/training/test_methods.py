@@ -21,6 +21,7 @@ from rigl_optax.training import (
     setup,
     structures,
 )
+from rigl_optax.training import config as config_lib
 
 PARAMS = {"kernel": jnp.linspace(-1, 1, 200).reshape(10, 20), "bias": jnp.ones(20)}
 
@@ -37,7 +38,9 @@ def ticket(tmp_path_factory, small):
 
 def named(small, name, ticket):
     needs = methods.METHODS[name].start == "ticket"
-    return dataclasses.replace(small, method=name, ticket=ticket[0] if needs else "")
+    return config_lib.changed(
+        small, {"method.name": name, "method.ticket": ticket[0] if needs else ""}
+    )
 
 
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
@@ -81,7 +84,7 @@ def test_every_method_trains_and_does_what_its_entry_says(small, ticket, tmp_pat
 
 @pytest.mark.parametrize("name", ["gmp_global", "str", "deepr", "snfs_redistribute", "top_kast"])
 def test_a_run_that_is_resumed_ends_the_same(small, tmp_path, name):
-    resumed_and_whole(dataclasses.replace(small, method=name), tmp_path)
+    resumed_and_whole(config_lib.changed(small, {"method.name": name}), tmp_path)
 
 
 def test_a_run_that_ablates_units_keeps_its_counts_and_can_be_resumed(small, tmp_path):
@@ -118,8 +121,10 @@ def resumed_and_whole(config, tmp_path):
 
 
 def test_a_small_dense_network_takes_no_more_bytes(small):
-    config = dataclasses.replace(small, method="small_dense", hidden=(300, 100), sparsity=0.95)
-    sparse = dataclasses.replace(config, method="static")
+    config = config_lib.changed(
+        small, {"method.name": "small_dense", "model.hidden": (300, 100), "method.sparsity": 0.95}
+    )
+    sparse = config_lib.changed(config, {"method.name": "static"})
     sizes = [
         sum(leaf.size for leaf in jax.tree.leaves(setup.prepare(config).initial.params)),
         sum(checks.active_weights(sparse, setup.prepare(sparse).initial).values()),
@@ -143,12 +148,12 @@ def test_tickets_are_the_masks_of_the_finished_run(small, ticket):
         )
     )
     cost = costs.Tally(config, run).flops().training
-    alone = costs.Tally(dataclasses.replace(small, method="static"), setup.prepare(small))
+    alone = costs.Tally(config_lib.changed(small, {"method.name": "static"}), setup.prepare(small))
     assert cost == pytest.approx(alone.flops().training + ticket[1]["flops"]["training"])
 
 
 def test_training_flops_follow_the_masks(small, tmp_path):
-    config = dataclasses.replace(small, method="gmp")
+    config = config_lib.changed(small, {"method.name": "gmp"})
     result = finished(config, tmp_path)
     records = [r for r in metrics.read(tmp_path / metrics.FILE) if metrics.FORWARD_FLOPS in r]
     assert [r["step"] for r in records] == [16, 26, 36, 46]
@@ -162,33 +167,51 @@ def test_training_flops_follow_the_masks(small, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method_options": "mometum=0.9"}, "rigl has no mometum; it has .*accumulate"),
-        ({"method_options": "accumulate"}, "must be like"),
+        ({"method.mometum": 0.9}, "rigl has no mometum; it has .*accumulate"),
+        ({}, "must be like"),
         ({"method_options": "accumulate=print(1)"}, "must be like"),
-        ({"method_options": "every=3"}, "every follow from config.rewire_every"),
-        ({"method": "dense", "method_options": "accumulate=2"}, "dense has none"),
-        ({"method_options": "structure=3"}, "structure follow from .*config.structure"),
+        ({"method.every": 3}, "every follow from config.method.every"),
+        ({"method.name": "dense", "method.accumulate": 2}, "dense has none"),
+        ({"method.structure": 3}, "structure follow from .*config.method.structure"),
         ({"structure": "Block(2"}, r"'Block\(2': must be like Block\(16, 16\)"),
         ({"structure": "Block(open('x'))"}, "must be like"),
         ({"structure": "Blocks(2, 2)"}, "structures are Unstructured, Block.*no Blocks"),
-        ({"structure": "Block(2, 0)"}, "cols=0: must be an integer"),
+        (
+            {"method.structure": {"name": "block", "rows": 2, "cols": 0}},
+            "cols=0: must be an integer",
+        ),
         ({"structure": "{'1': 3}"}, "not a structure"),
-        ({"structure": "ConstantFanIn(min_salient=2)"}, "min_salient=2: must be a number from 0"),
-        ({"method": "gmp", "structure": "ConstantFanIn(0.3)"}, "this method ablates no units"),
-        ({"structure": "Block(2, 3)"}, "'layers/0/kernel' of 64 inputs x 20 outputs"),
-        ({"method": "deepr", "structure": "Block(2, 2)"}, "deepr decides on single.*static, snip"),
-        ({"ticket": "somewhere"}, "rigl takes none"),
-        ({"method": "lottery"}, "give its workdir"),
-        ({"method": "lottery", "ticket": "nowhere"}, "'nowhere'.*give its workdir"),
+        (
+            {"method.structure": {"name": "constant_fan_in", "min_salient": 2}},
+            "min_salient=2: must be a number from 0",
+        ),
+        (
+            {
+                "method.name": "gmp",
+                "method.structure": {"name": "constant_fan_in", "min_salient": 0.3},
+            },
+            "this method ablates no units",
+        ),
+        (
+            {"method.structure": {"name": "block", "rows": 2, "cols": 3}},
+            "'layers/0/kernel' of 64 inputs x 20 outputs",
+        ),
+        (
+            {"method.name": "deepr", "method.structure": {"name": "block", "rows": 2, "cols": 2}},
+            "deepr decides on single.*static, snip",
+        ),
+        ({"method.ticket": "somewhere"}, "rigl takes none"),
+        ({"method.name": "lottery"}, "give its workdir"),
+        ({"method.name": "lottery", "method.ticket": "nowhere"}, "'nowhere'.*give its workdir"),
     ],
 )
 def test_options_and_tickets_that_do_not_fit_are_refused(small, changes, message):
     with pytest.raises(ValueError, match=message):
-        setup.prepare(dataclasses.replace(small, **changes))
+        setup.prepare(config_lib.changed(small, changes))
 
 
 def test_options_reach_the_method(small):
-    config = dataclasses.replace(small, method_options="accumulate=3,gradient_step=True")
+    config = config_lib.changed(small, {"method.accumulate": 3, "method.gradient_step": True})
     assert methods.options(config) == {"accumulate": 3, "gradient_step": True}
     assert setup.prepare(config).initial.opt_state.memory.gradients != ()
 
@@ -209,14 +232,14 @@ def test_rewirings_before_counts_the_schedule(small):
     # Ends at 45 = 0.75 * 60: rewirings at 0, 10, 20, 30, 40.
     found = [methods.rewirings_before(small, step) for step in (0, 1, 10, 11, 41, 60)]
     assert found == [0, 1, 1, 2, 5, 5]
-    assert methods.rewirings_before(dataclasses.replace(small, method="static"), 60) == 0
+    assert methods.rewirings_before(config_lib.changed(small, {"method.name": "static"}), 60) == 0
 
 
 def test_growth_predicate_agrees_with_the_counts(small):
     predicate = methods.growth_predicate(small)
     steps = [step for step in range(small.steps) if predicate(jnp.int32(step))]
     assert len(steps) == methods.rewirings_before(small, small.steps)
-    assert methods.growth_predicate(dataclasses.replace(small, method="set")) is None
+    assert methods.growth_predicate(config_lib.changed(small, {"method.name": "set"})) is None
 
 
 def test_what_was_used_is_recorded_and_counted(small):
@@ -227,11 +250,15 @@ def test_what_was_used_is_recorded_and_counted(small):
     }
     for method, (options, first, dense) in named.items():
         config = dataclasses.replace(small, method=method, method_options=options)
-        assert methods.drop_fractions(config, 0, ["a"]) == {"drop_fraction": pytest.approx(first)}
+        assert methods.drop_fractions(config, 0, ["a"]) == {
+            "method.drop_fraction": pytest.approx(first)
+        }
         assert methods.plan(config).dense_gradients_before(60) == dense
-    config = dataclasses.replace(small, method_options="accumulate=4")
+    config = config_lib.changed(small, {"method.accumulate": 4})
     assert methods.plan(config).dense_gradients_before(60) == 1 + 4 * 4  # one call before the first
-    assert methods.drop_fractions(dataclasses.replace(small, method="gmp"), 20, ["a"]) == {}
+    assert (
+        methods.drop_fractions(config_lib.changed(small, {"method.name": "gmp"}), 20, ["a"]) == {}
+    )
 
 
 def test_costs_of_a_method_are_those_of_accounting():
@@ -241,7 +268,9 @@ def test_costs_of_a_method_are_those_of_accounting():
 
 
 def test_weight_decay_leaves_biases_alone(small):
-    config = dataclasses.replace(small, method="dense", weight_decay=1.0, momentum=0.0)
+    config = config_lib.changed(
+        small, {"method.name": "dense", "optimizer.weight_decay": 1.0, "optimizer.momentum": 0.0}
+    )
     tx = methods.build(config)
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     updates, _ = tx.update(zero, tx.init(PARAMS), PARAMS)
@@ -254,6 +283,6 @@ def test_weight_decay_leaves_biases_alone(small):
     [("method", "rigl"), ("distribution", "erk"), ("model", "lenet"), ("dataset", "digits")],
 )
 def test_an_unknown_name_is_refused_with_those_that_exist(small, key, exists):
-    config = dataclasses.replace(small, **{key: "nonesuch"})
+    config = config_lib.changed(small, {key: "nonesuch"})
     with pytest.raises(ValueError, match=f"config.{key}='nonesuch'.*{exists}"):
         setup.prepare(config)

@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import json
 import re
@@ -9,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from rigl_optax.training import checkpoints, loop, metrics, page
+from rigl_optax.training import config as config_lib
 
 CURVES = ("loss", "accuracy", "churn", "coverage", "dead-inputs", "dead-outputs")
 
@@ -67,7 +67,7 @@ def test_a_run_that_has_only_just_started(tmp_path, small):
 
 @pytest.mark.parametrize("method", ["dense", "static"])
 def test_a_run_without_rewirings(tmp_path, small, method):
-    train(dataclasses.replace(small, method=method, steps=20), tmp_path)
+    train(config_lib.changed(small, {"method.name": method, "steps": 20}), tmp_path)
     text = page.render(tmp_path)
     assert figures(text)[:2] == ["loss", "accuracy"]
     assert "No rewiring is recorded." in text

@@ -1,6 +1,5 @@
 """Losses that are not finite, and what the config says to do about them."""
 
-import dataclasses
 import io
 import json
 
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from rigl_optax.data import batches
 from rigl_optax.training import checkpoints, loop, metrics, recovery, setup
+from rigl_optax.training import config as config_lib
 from tests.training.test_checkpoints import damage, given_up
 
 BAD = 33  # between two checkpoints, and not a rewiring step
@@ -54,7 +54,7 @@ def test_stop(small, tmp_path, spoiled):
 def test_skip_and_rollback_end_alike_without_that_step(small, tmp_path, spoiled):
     ends = []
     for policy in ("skip", "rollback"):
-        config = dataclasses.replace(small, on_nonfinite=policy)
+        config = config_lib.changed(small, {"faults.on_nonfinite": policy})
         result, printed = train(config, tmp_path / policy)
         assert any("1 steps up to step 40 were skipped" in w for w in result["warnings"])
         ends.append(final(config, tmp_path / policy))
@@ -74,7 +74,7 @@ def test_skip_and_rollback_end_alike_without_that_step(small, tmp_path, spoiled)
 def test_going_back_passes_over_what_is_damaged_or_from_after_the_bad_step(
     small, tmp_path, spoiled, monkeypatch, settled
 ):
-    config = dataclasses.replace(small, on_nonfinite="rollback", keep_checkpoints=5)
+    config = config_lib.changed(small, {"faults.on_nonfinite": "rollback", "checkpoint.keep": 5})
     with monkeypatch.context() as patch:
         patch.setattr(batches, "training_batch", spoiled)
         train(config, tmp_path)
@@ -91,7 +91,9 @@ def test_going_back_passes_over_what_is_damaged_or_from_after_the_bad_step(
 
 
 def test_going_back_in_vain_ends_the_run(small, tmp_path):
-    config = dataclasses.replace(small, on_nonfinite="rollback", learning_rate=1e38)
+    config = config_lib.changed(
+        small, {"faults.on_nonfinite": "rollback", "optimizer.learning_rate": 1e38}
+    )
     with pytest.raises(recovery.NonFiniteError, match="the validation loss is nan after step 20"):
         train(config, tmp_path)
 
@@ -99,7 +101,7 @@ def test_going_back_in_vain_ends_the_run(small, tmp_path):
 def test_a_healthy_run_is_the_same_under_every_policy(small, tmp_path):
     ends = []
     for policy in recovery.POLICIES:
-        config = dataclasses.replace(small, on_nonfinite=policy)
+        config = config_lib.changed(small, {"faults.on_nonfinite": policy})
         train(config, tmp_path / policy)
         ends.append(final(config, tmp_path / policy))
     for end in ends[1:]:
@@ -108,7 +110,7 @@ def test_a_healthy_run_is_the_same_under_every_policy(small, tmp_path):
 
 
 def test_an_unknown_policy_is_refused(small, tmp_path):
-    config = dataclasses.replace(small, on_nonfinite="ignore")
+    config = config_lib.changed(small, {"faults.on_nonfinite": "ignore"})
     with pytest.raises(ValueError, match="on_nonfinite='ignore'.*stop, skip, rollback"):
         train(config, tmp_path)
 
@@ -134,12 +136,12 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path, small):
 
 
 def test_a_checkpoint_goes_onto_another_number_of_devices(small, tmp_path):
-    whole, _ = train(dataclasses.replace(small, checkpoint_every=0), tmp_path / "whole")
+    whole, _ = train(config_lib.changed(small, {"checkpoint.every": 0}), tmp_path / "whole")
     train(small, tmp_path / "parts")
     with checkpoints.open_checkpoints(tmp_path / "parts", 5) as saved:
         for checkpoint in saved.checkpoints[1:]:
             saved.delete(checkpoint.step)
-    eight = dataclasses.replace(small, mesh_data=1, mesh_params=5)
+    eight = config_lib.changed(small, {"mesh.data": 1, "mesh.params": 5})
     result, printed = train(eight, tmp_path / "parts")
     assert "resumed at step" in printed
     assert result["active_weights"] == whole["active_weights"]
@@ -158,7 +160,7 @@ def test_a_leap_in_training_is_recorded_and_warned_of(small, tmp_path, monkeypat
 
     monkeypatch.setattr(batches, "training_batch", training_batch)
     monkeypatch.setattr(recovery, "SPIKE", 1.3)  # so early there is little to lose: 2.3, then 3.3
-    config = dataclasses.replace(small, log_every=2, steps=40)
+    config = config_lib.changed(small, {"log.every": 2, "steps": 40})
     result, printed = train(config, tmp_path)
     assert "warning: step 38: the training loss leapt to" in printed
     assert any("leapt" in warning for warning in result["warnings"])
