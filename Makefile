@@ -69,13 +69,16 @@ compare-vision: $(VENV)/.train
 # 67 runs, and then seconds of a step of each form: half an hour and more on 2 quiet cores.
 compare-structures: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/fashion_mnist_lenet.py \
-	  --methods=dense,static,rigl --sparsities=.95 --seeds=5 --structure="" \
-	  --structure="ConstantFanIn()" --structure="Block(16, 16, pad=True)" \
-	  --structure="Block(32, 32, pad=True)" --structure="Block(8, 64, pad=True)" \
+	  --methods=dense,static,rigl --sparsities=.95 --seeds=5 --structure=unstructured \
+	  --structure=constant_fan_in \
+	  --structure="{'name': 'block', 'rows': 16, 'cols': 16, 'pad': True}" \
+	  --structure="{'name': 'block', 'rows': 32, 'cols': 32, 'pad': True}" \
+	  --structure="{'name': 'block', 'rows': 8, 'cols': 64, 'pad': True}" \
 	  --config.model.hidden=1024,1024 --config.method.condensed=True --config.checkpoint.every=0 \
 	  --workdir=runs/fashion_mnist_mlp --records=results/fashion_mnist_mlp --nocurves
 	$(BIN)/python scripts/compare.py --config=configs/tdavid_gru.py --methods=static,rigl \
-	  --sparsities=.9 --seeds=3 --structure="Block(16, 16)" --structure="Block(32, 32)" \
+	  --sparsities=.9 --seeds=3 --structure="{'name': 'block', 'rows': 16, 'cols': 16}" \
+	  --structure="{'name': 'block', 'rows': 32, 'cols': 32}" \
 	  --config.method.condensed=True --config.checkpoint.every=0 \
 	  --workdir=runs/tdavid_gru_structures --records=results/tdavid_gru --nocurves
 	$(BIN)/python benchmarks/structures.py results/fashion_mnist_mlp

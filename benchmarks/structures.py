@@ -97,7 +97,7 @@ def main() -> None:
     for path in sorted(options.records.glob("*-seed0.json")):
         if re.match(options.match, path.name):
             record = files.read(path, "the record of a run", files.RESULT)
-            config = config_lib.from_saved(record["config"])
+            config = config_lib.from_mapping(record["config"])
             forms[path.name.removesuffix("-seed0.json")] = form(config)
     found = seconds(forms, options.rounds)
     dense = found.get("dense")

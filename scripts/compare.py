@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
     huge_pages.use()
 
+import ast
 import pathlib
 import sys
 
@@ -31,18 +32,24 @@ from rigl_optax.training import (
     methods,
     score,
     signals,
+    sparsity,
     summary,
 )
 from rigl_optax.training import config as config_lib
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The recipe.", lock_config=False, accept_new_attributes=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where files and pictures go.", required=True)
 _METHODS = flags.DEFINE_list(
     "methods", ["dense", "static", "set", "rigl"], "What to compare, or all."
 )
 _SPARSITIES = flags.DEFINE_list("sparsities", None, "At which sparsities; the config's if none.")
 _STRUCTURES = flags.DEFINE_multi_string(
-    "structure", None, "What to prune together, as 'Block(16, 16)'; may be given several times."
+    "structure",
+    None,
+    "As config.method.structure: a name, or a dict as \"{'name': 'block', 'rows': 16, 'cols': 16}\"; "
+    "may be given several times.",
 )
 _RECORDS = flags.DEFINE_string("records", None, "Folder for a small JSON of each finished run.")
 _TRAIN = flags.DEFINE_bool("train", True, "Train what is missing; or show what is there.")
@@ -59,12 +66,14 @@ def main(argv: list[str]) -> None:
     # Runs that differ in their seed only share their compiled steps.
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    sparsities = _sparsities(_SPARSITIES.value) or [base.sparsity]
+    sparsities = _sparsities(_SPARSITIES.value) or [base.method.sparsity]
     if not _TRAIN.value:
         command_line.use_cpu()
     console = display.make_console()
     names = list(methods.METHODS) if _METHODS.value == ["all"] else _METHODS.value
-    compared = comparison.arms(names, sparsities, _STRUCTURES.value or [base.structure])
+    compared = comparison.arms(
+        names, sparsities, _structures(_STRUCTURES.value) or [base.method.structure]
+    )
     records_dir = None if _RECORDS.value is None else pathlib.Path(_RECORDS.value)
     try:
         results = comparison.run_all(
@@ -79,7 +88,7 @@ def main(argv: list[str]) -> None:
     if not records:
         sys.exit(f"{workdir}: no run has a result yet")
     spread = ", mean ± std over seeds" if _SEEDS.value > 1 else ""
-    title = f"{base.model} on {base.dataset}: {base.steps} steps{spread}"
+    title = f"{base.model.name} on {base.data.name}: {base.steps} steps{spread}"
     console.print(summary.table(records, title))
     workdir.mkdir(parents=True, exist_ok=True)
     files.write(workdir / "summary.json", records)
@@ -98,6 +107,19 @@ def _sparsities(words: list[str] | None) -> list[float]:
         return [float(word) for word in words or []]
     except ValueError as error:
         raise ValueError(f"--sparsities={','.join(words or [])}: must be numbers") from error
+
+
+def _structures(words: list[str] | None) -> list[config_lib.Structure]:
+    found = []
+    for word in words or []:
+        try:
+            values = ast.literal_eval(word) if word.startswith("{") else {"name": word}
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"--structure={word!r}: must be a name or a dict") from error
+        method = config_lib.from_mapping({"method": {"structure": values}}).method
+        sparsity.check_structure(method.structure)
+        found.append(method.structure)
+    return found
 
 
 def _draw_curves(
@@ -120,12 +142,12 @@ def _draw_curves(
         seeds = " to ".join(str(n) for n in {finished[0]: None, finished[-1]: None})
         figures.learning_curves(
             panels,
-            f"{base.model} on {base.dataset}: mean and range over {seeds} seeds",
+            f"{base.model.name} on {base.data.name}: mean and range over {seeds} seeds",
             curves,
             judged,
         )
         console.print(f"wrote {curves}")
-    if base.model != "lenet":
+    if base.model.name != "lenet":
         return  # the others have no weights of single pixels
     pixels = workdir / "input_connections.png"
     looked_at = [arm for arm in compared if arm.method in ("static", "rigl")]
@@ -136,7 +158,7 @@ def _draw_curves(
         return
     figures.input_connections(
         maps,
-        f"{base.dataset}: live connections of each input pixel, seed {base.seed}",
+        f"{base.data.name}: live connections of each input pixel, seed {base.seed}",
         pixels,
     )
     console.print(f"wrote {pixels}")

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
     command_line.use_cpu()
     workdir = pathlib.Path(_WORKDIR.value)
-    config = config_lib.from_saved(checkpoints.read_config(workdir))
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
     if _EXPORT.value and pathlib.Path(_EXPORT.value).suffix != ".npz":
         command_line.refuse(f"--export={_EXPORT.value}: must end in .npz")
     config = mesh.fitting(config)

@@ -10,7 +10,9 @@ from ml_collections import config_flags
 
 from rigl_optax.training import command_line, costs, mesh, setup
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The recipe.", lock_config=False, accept_new_attributes=True
+)
 _JSON = flags.DEFINE_bool("json", False, "For programs: one JSON object instead of a table.")
 
 
@@ -22,7 +24,7 @@ def main(argv: list[str]) -> None:
     recipe = mesh.fitting(command_line.checked(_CONFIG.value))
     report = costs.explain(recipe, setup.prepare(recipe))
     if report is None:
-        command_line.refuse(f"method {recipe.method!r} cannot be explained")
+        command_line.refuse(f"method {recipe.method.name!r} cannot be explained")
     print(json.dumps(report.to_dict(), indent=2) if _JSON.value else report.to_text())
 
 

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
     command_line.use_cpu()
     workdir = pathlib.Path(_WORKDIR.value)
-    config = config_lib.from_saved(checkpoints.read_config(workdir))
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
     run = setup.prepare(mesh.fitting(config))
     state = evaluation.restore(workdir, config, run, _STEP.value)
     drawn = sampling.sample(

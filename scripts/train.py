@@ -23,7 +23,9 @@ from ml_collections import config_flags
 
 from rigl_optax.training import command_line, hosts, loop, signals
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The recipe.", lock_config=False, accept_new_attributes=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go.", required=True)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many; 1 alone: look for no others.")

@@ -55,7 +55,7 @@ def build(config: Config, image_shape: Sequence[int], classes: int, width: float
       width: By which hidden widths are multiplied.
 
     Raises:
-      ValueError: If `config.model.hidden` or `config.model_options` does not fit the model.
+      ValueError: If `config.model.hidden` or an option does not fit the model.
     """
     found = ARCHITECTURES[config.model.name]
     options = model_options(config, found.make, found.fixed) | found.fixed
@@ -88,27 +88,21 @@ def dense_layers(config: Config) -> DensePredicate:
     found = ARCHITECTURES.get(config.model.name)
     if found is None or found.dense is None:
         return rigl_optax.default_dense
-    return rigl_optax.DenseLayers(found.dense(config.method.distribution.partition("(")[0]))
+    return rigl_optax.DenseLayers(found.dense(config.method.distribution.name))
 
 
 def model_options(
     config: Config, model: Callable[..., nnx.Module], fixed: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The model's arguments from `config.model_options`, as `embedding=64,tied=False`.
+    """Returns the model's own arguments from the config, as `embedding` and `tied`.
 
     Raises:
-      ValueError: If it cannot be read, or the model has no such argument; it lists those there are.
+      ValueError: If the model has no such argument; it lists those there are.
     """
-    found = config_lib.keywords(config.model_options, "model_options", "embedding=64,tied=False")
     # The signature of the class itself is that of NNX's metaclass.
     made = vars(model)["__init__"] if isinstance(model, type) else model
     named = inspect.signature(made).parameters.values()
     taken = {"rngs", "dtype", *(fixed or {})}
     allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name not in taken]
-    unknown = sorted(set(found) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f"config.model_options: {config.model.name} has no {', '.join(unknown)}; it has "
-            f"{', '.join(allowed) or 'none'}"
-        )
-    return found
+    config_lib.check_options("model", config.model.name, config.model.options, allowed)
+    return dict(config.model.options)

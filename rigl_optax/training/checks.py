@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from rigl_optax import _axes, _paths, analysis
-from rigl_optax.training import methods, structures
+from rigl_optax.training import methods, optimizers, sparsity
 from rigl_optax.training.config import Config
 from rigl_optax.training.state import Entries, TrainState, count, entries, masks, sizes
 
@@ -60,7 +60,7 @@ def training_record(
     if sums.examples:
         values["loss"] = float(sums.loss / sums.examples)
         values["accuracy"] = float(sums.correct / sums.examples)
-    values["learning_rate"] = float(methods.learning_rate(config)(step - 1))
+    values["learning_rate"] = float(optimizers.learning_rate(config)(step - 1))
     warnings = {}
     if sums.skipped:
         values["skipped"] = float(sums.skipped)
@@ -138,7 +138,7 @@ def _dead(config: Config, start: Start, now: dict[str, int]) -> dict[str, str]:
     ablated: list[str] = []
     for path in now:
         lost = now[path] - start.dead[path]
-        if lost > 0 and structures.ablates(config.method.structure, path):
+        if lost > 0 and sparsity.ablates(config, path):
             ablated.append(f"{path} {start.dead[path]} -> {now[path]}")
         elif lost > 0 and lost >= DEAD_SHARE * start.units[path]:
             died.append(f"{path} {start.dead[path]} -> {now[path]} of {start.units[path]}")
@@ -149,8 +149,8 @@ def _dead(config: Config, start: Start, now: dict[str, int]) -> dict[str, str]:
         )
     if ablated:
         warnings["ablated"] = (
-            f"units are ablated, as config.method.structure asks: {', '.join(ablated)}; if these are "
-            "outputs of the network, give that layer another structure by its pattern"
+            f"units are ablated, as config.method.structure asks: {', '.join(ablated)}; if these "
+            "are outputs of the network, give that layer another structure by its pattern"
         )
     return warnings
 

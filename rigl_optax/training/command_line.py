@@ -1,6 +1,5 @@
 """Where scripts start: what the user got wrong is one line and exit status 2."""
 
-import difflib
 import os
 import sys
 import traceback
@@ -107,11 +106,7 @@ def _problem(error: Exception, argv: Sequence[str]) -> str:
         return f"{error}; pass --help for the flags"
     if isinstance(root, TypeError) or "get_config" in str(root):
         return f"--config={file}: {root}; a config file has a function get_config()"
-    if not isinstance(root, AttributeError | KeyError):
-        return f"{type(error).__name__}: {error}"
-    key, known = str(root.args[0] if root.args else root), config_lib.known_keys()
-    near = "".join(f" (did you mean {n!r}?)" for n in difflib.get_close_matches(key, known, 1))
-    return f"unknown config key: {key!r}{near}; known keys are {', '.join(known)}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _config_file(argv: Sequence[str]) -> str:

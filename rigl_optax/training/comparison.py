@@ -1,6 +1,5 @@
 """Several methods, sparsities and seeds against each other; each run on disk by itself."""
 
-import dataclasses
 import math
 import pathlib
 import re
@@ -21,6 +20,7 @@ from rigl_optax.training import (
     recovery,
     score,
     setup,
+    sparsity,
 )
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.state import weight_masks
@@ -33,24 +33,24 @@ TICKETS = "rigl"  # the method whose final masks are lottery tickets
 class Arm(NamedTuple):
     """One line of the table: a method at a sparsity (None: one to which it means nothing).
 
-    Of a structure, as in `config.method.structure`; empty for single weights.
+    Its structure is that of all layers; by default weights are single.
     """
 
     method: str
     sparsity: float | None
-    structure: str = ""
+    structure: config_lib.Structure = config_lib.Structure()
 
     @property
     def folder(self) -> str:
         """Its folder below the workdir."""
         parts = [self.method, "" if self.sparsity is None else str(self.sparsity)]
-        parts += re.findall(r"\w+", self.structure)
+        parts += re.findall(r"\w+", sparsity.describe(self.structure))
         return "-".join(filter(None, parts))
 
     @property
     def label(self) -> str:
         """The method and its structure, for people."""
-        return f"{self.method} {self.structure}".rstrip()
+        return f"{self.method} {sparsity.describe(self.structure)}".rstrip()
 
 
 # Of a run's result, what is kept in a repository.
@@ -69,7 +69,9 @@ Results = dict[Arm, list[dict[str, Any]]]  # of each seed, in order
 
 
 def arms(
-    names: Sequence[str], sparsities: Sequence[float], structures: Sequence[str] = ("",)
+    names: Sequence[str],
+    sparsities: Sequence[float],
+    structures: Sequence[config_lib.Structure] = (config_lib.Structure(),),
 ) -> list[Arm]:
     """Every method at every sparsity, those to which it means nothing once, in front.
 
@@ -87,11 +89,11 @@ def arms(
     found = {name: methods.METHODS[name] for name in names}
     sparse = [name for name, method in found.items() if method.masked or method.narrow]
     return [Arm(name, None) for name in names if name not in sparse] + [
-        Arm(name, sparsity, structure)
-        for sparsity in sparsities
+        Arm(name, part, structure)
+        for part in sparsities
         for structure in structures
         for name in sparse
-        if not structure or methods.takes_structure(found[name])
+        if structure == config_lib.Structure() or methods.takes_structure(found[name])
     ]
 
 
@@ -103,14 +105,14 @@ def runs(
         for arm in compared:
             config = config_lib.changed(base, {"method.name": arm.method, "seed": base.seed + seed})
             if arm.sparsity is not None:
-                is_stored = config.method.condensed and methods.can_be_stored(config, arm.structure)
-                config = dataclasses.replace(
-                    config, sparsity=arm.sparsity, structure=arm.structure, condensed=is_stored
-                )
+                changes = {"method.sparsity": arm.sparsity, "method.structure": arm.structure}
+                config = config_lib.changed(config, changes | {"method.condensed": False})
+                is_stored = base.method.condensed and methods.can_be_stored(config)
+                config = config_lib.changed(config, {"method.condensed": is_stored})
             else:
                 config = config_lib.changed(
                     config,
-                    {"method.structure": {"name": "unstructured"}, "method.condensed": False},
+                    {"method.structure": config_lib.Structure(), "method.condensed": False},
                 )
             if methods.find(config).start == "ticket":
                 ticket = (
@@ -231,11 +233,11 @@ def _recorded(path: pathlib.Path | None, config: config_lib.Config) -> dict[str,
     if path is None or not path.exists():
         return None
     record = files.read(path, "the record of a run", files.RESULT)
-    saved = dict(record["config"])
+    saved = config_lib.from_mapping(record["config"])
     # A ticket is the run of the same arm and seed, in whichever workdir that was.
-    if _arm_and_seed(saved.get("ticket", "")) == _arm_and_seed(config.method.ticket):
-        saved["ticket"] = config.method.ticket
-    changed = config_lib.differences(saved, config)
+    if _arm_and_seed(saved.method.ticket) == _arm_and_seed(config.method.ticket):
+        saved = config_lib.changed(saved, {"method.ticket": config.method.ticket})
+    changed = config_lib.differences(config_lib.to_json(saved), config)
     if changed:
         raise ValueError(f"{path} is of another config ({'; '.join(changed)}); delete it")
     return record
@@ -272,13 +274,11 @@ def curves(results: Results) -> dict[float, list[figures.Curve]]:
     """
     left_out = without_curves(results)
     panels: dict[float, list[figures.Curve]] = {}
-    for sparsity in sorted({arm.sparsity for arm in results if arm.sparsity is not None}):
+    for part in sorted({arm.sparsity for arm in results if arm.sparsity is not None}):
         chosen = {a: r for a, r in results.items() if r and a not in left_out}
-        if any(arm.sparsity == sparsity for arm in chosen):
-            panels[sparsity] = [
-                _curve(arm, found)
-                for arm, found in chosen.items()
-                if arm.sparsity in (None, sparsity)
+        if any(arm.sparsity == part for arm in chosen):
+            panels[part] = [
+                _curve(arm, found) for arm, found in chosen.items() if arm.sparsity in (None, part)
             ]
     return panels
 

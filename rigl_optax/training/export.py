@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rigl_optax import _paths, condensed
-from rigl_optax.training import files, methods, setup
+from rigl_optax.training import files, methods, setup, sparsity
 from rigl_optax.training.config import Config, to_json
 from rigl_optax.training.state import TrainState, topologies, weight_masks
 
@@ -49,7 +49,7 @@ def write(path: pathlib.Path, config: Config, run: setup.Run, state: TrainState)
     dense = condensed.densify(state.params, topologies(state))
     trees = {"params": dense, "state": state.model_state}
     if methods.find(config).masked:
-        sparse = methods.distribution(config)(run.shapes)
+        sparse = sparsity.distribution(config)(run.shapes)
         named = _paths.flatten_with_paths(weight_masks(state))
         trees["masks"] = {name: mask for name, mask in named if name in sparse}
     arrays = {CONFIG: np.frombuffer(json.dumps(to_json(config)).encode(), np.uint8)}

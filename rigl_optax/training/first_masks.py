@@ -10,7 +10,7 @@ from flax import nnx
 
 import rigl_optax
 from rigl_optax import _paths, condensed
-from rigl_optax.training import losses, methods, structures, tasks
+from rigl_optax.training import losses, methods, sparsity, tasks
 from rigl_optax.training.config import Config
 
 PyTree = Any
@@ -33,7 +33,7 @@ def width(config: Config, make_model: MakeModel) -> float:
         return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
     full = shapes(1.0)
-    sparsities = methods.distribution(config)(full)
+    sparsities = sparsity.distribution(config)(full)
     target = 0.0
     for path, leaf in _paths.flatten_with_paths(full):
         size = math.prod(leaf.shape)
@@ -49,10 +49,10 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
       ValueError: If the score is not for such data.
     """
     kind = methods.find(config).start
-    model, layers = make_model(), methods.distribution(config)
+    model, layers = make_model(), sparsity.distribution(config)
     if kind == "synflow":
         model.eval()  # running statistics at their start: normalisation is left out
-    structure = structures.parse(config.method.structure)
+    structure = sparsity.structures(config)
     graphdef = nnx.graphdef(model)
     params, model_state = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, ...))
 
@@ -88,27 +88,27 @@ def stored(config: Config, params: PyTree) -> dict[str, tuple[float, rigl_optax.
     Raises:
       ValueError: If no layer is sparse, or one has no blocks, or some that do not divide it.
     """
-    sparsities = methods.distribution(config)(params)
+    sparsities = sparsity.distribution(config)(params)
     if not any(sparsities.values()):
         raise ValueError(
             f"config.method.sparsity={config.method.sparsity}: must leave some layer sparse with "
             "config.method.condensed=True"
         )
     shapes = {path: tuple(leaf.shape) for path, leaf in _paths.flatten_with_paths(params)}
-    structure = structures.of_layers(config.method.structure, shapes, sparsities)
+    structure = sparsity.structure_of_layers(config, shapes, sparsities)
     found = {}
-    for path, sparsity in sparsities.items():
+    for path, part in sparsities.items():
         block = structure[path]
-        if not sparsity:
+        if not part:
             continue  # all of it is there
         if not isinstance(block, rigl_optax.Block):
             raise ValueError(
-                f"config.method.structure={config.method.structure!r}: must be blocks for {path!r} with "
-                f"config.method.condensed=True, not {block}; give it some by its pattern, or keep it "
-                "dense by config.model.dense_layers"
+                f"config.method.structure: must be blocks for {path!r} with "
+                f"config.method.condensed=True, not {block}; give it some by its pattern in "
+                "config.method.structure.layers, or keep it dense by config.model.dense_layers"
             )
         block.grid(shapes[path], path)
-        found[path] = sparsity, block
+        found[path] = part, block
     return found
 
 
@@ -125,9 +125,9 @@ def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
     of, topologies = stored(config, params), {}
     for position, (path, leaf) in enumerate(_paths.flatten_with_paths(params)):
         if path in of:
-            sparsity, block = of[path]
+            part, block = of[path]
             topologies[path] = condensed.random_topology(
-                leaf.shape, sparsity, block, seed=config.seed, position=position
+                leaf.shape, part, block, seed=config.seed, position=position
             )
     return topologies
 

@@ -27,6 +27,7 @@ from rigl_optax.training import (
     recovery,
     setup,
     signals,
+    sparsity,
     state,
     step,
 )
@@ -54,8 +55,8 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
 
     Raises:
       StoppedError: If the process was asked to stop (SIGTERM, Ctrl-C); what was done is saved.
-      NonFiniteError: If a loss or weight is not finite and `config.faults.on_nonfinite` says to stop, or
-        going back has not helped.
+      NonFiniteError: If a loss or weight is not finite and `config.faults.on_nonfinite` says to
+        stop, or going back has not helped.
       RuntimeError: If a file cannot be written, or another process trains in this workdir.
     """
     console = console or display.make_console()
@@ -306,7 +307,7 @@ def _run_steps(
     at_start = checks.start_of(config, run.initial)
     observe = None
     if methods.rewires(config):
-        observe = health.observer(run.initial, methods.distribution(config)(run.shapes))
+        observe = health.observer(run.initial, sparsity.distribution(config)(run.shapes))
     start = int(current.step)
     warned = metrics.warnings(records)
     watch.warn(start, _left_out(run), warned)

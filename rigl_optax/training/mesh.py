@@ -146,7 +146,7 @@ def placement(config: Config) -> Placement:
         raise ValueError(
             f"config.mesh.data={config.mesh.data}, config.mesh.params={params}: {data} x {params} "
             f"devices, but there are {len(devices)} on {jax.process_count()} process(es); "
-            "mesh_params must divide them, and mesh_data=0 stands for the quotient"
+            "mesh.params must divide them, and mesh.data=0 stands for the quotient"
         )
     return Placement(
         jax.make_mesh(

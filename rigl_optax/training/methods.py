@@ -14,26 +14,12 @@ import rigl_optax
 from rigl_optax import _paths, accounting, condensed
 from rigl_optax._plan import RewiringPlan
 from rigl_optax._transformation import Design, design_of
-from rigl_optax.training import architectures, structures
 from rigl_optax.training import config as config_lib
+from rigl_optax.training import optimizers, sparsity
 from rigl_optax.training.config import Config
 
 PyTree = Any
 Inner: TypeAlias = optax.GradientTransformation
-DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
-    "erk": rigl_optax.erk,
-    "erdos_renyi": rigl_optax.erdos_renyi,
-    "uniform": rigl_optax.uniform,
-}
-
-_OVERRIDDEN = "uniform(overrides={'reset/kernel': 0.5})"
-
-# Of the learning rate's schedule and `config.optimizer.options['momentum']`.
-OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], Inner]] = {
-    "sgd": lambda rate, momentum: optax.sgd(rate, momentum=momentum, nesterov=True),
-    "heavy_ball": lambda rate, momentum: optax.sgd(rate, momentum=momentum),
-    "adam": lambda rate, momentum: optax.adam(rate, b1=momentum),
-}
 
 
 class Method(NamedTuple):
@@ -69,8 +55,18 @@ def _rewiring(config: Config) -> dict[str, Any]:
     return {
         "end": config.rewire_end,
         "every": config.method.every,
-        "drop_fraction": config.method.drop_fraction,
+        "drop_fraction": _drop_fraction(config),
     }
+
+
+def _drop_fraction(config: Config) -> float | optax.Schedule:
+    alpha, end = config.method.drop_fraction, config.rewire_end
+    return {
+        "cosine": alpha,  # what a number means to every method
+        "constant": rigl_optax.constant_drop_fraction(alpha),
+        "linear": rigl_optax.linear_drop_fraction(alpha, end),
+        "inverse_power": rigl_optax.inverse_power_drop_fraction(alpha, end),
+    }[config.method.drop_schedule]
 
 
 def _seldom(config: Config) -> dict[str, Any]:
@@ -96,8 +92,8 @@ def _first_pruning(config: Config) -> int:
     begin = config.step_at(config.method.prune_from)
     if begin > config.rewire_end:
         raise ValueError(
-            f"config.method.prune_from={config.method.prune_from}: must not be after config.method.until="
-            f"{config.method.until}"
+            f"config.method.prune_from={config.method.prune_from}: must not be after "
+            f"config.method.until={config.method.until}"
         )
     steps = (config.rewire_end - begin) // config.method.every
     return config.rewire_end - steps * config.method.every
@@ -114,7 +110,7 @@ def _top_kast(config: Config) -> dict[str, Any]:
 def _deep_rewiring(config: Config) -> dict[str, Any]:
     # On the validation split of Fashion-MNIST at 95 %, seed 100: 1e-6, 1e-4 and 1e-3 within 0.1
     # points, 5e-3 worse by 2, and noise no help (docs/results.md).
-    return {"learning_rate": learning_rate(config), "l1": 1e-3, "temperature": 0.0}
+    return {"learning_rate": optimizers.learning_rate(config), "l1": 1e-3, "temperature": 0.0}
 
 
 def _soft_thresholding(config: Config) -> dict[str, Any]:
@@ -230,36 +226,10 @@ def find(config: Config) -> Method:
     return METHODS[config.method.name]
 
 
-def distribution(config: Config) -> Any:
-    """The layer-wise distribution of the config's sparsity; call it on the parameters."""
-    name, opened, rest = config.method.distribution.partition("(")
-    if name not in DISTRIBUTIONS or bool(opened) != rest.endswith(")"):
-        raise ValueError(
-            f"config.method.distribution={config.method.distribution!r}: distributions are "
-            f"{', '.join(DISTRIBUTIONS)}, with or without options as in {_OVERRIDDEN!r}"
-        )
-    found = config_lib.keywords(rest.removesuffix(")"), "distribution", _OVERRIDDEN)
-    named = inspect.signature(DISTRIBUTIONS[name]).parameters.values()
-    allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name != "dense"]
-    unknown = sorted(set(found) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f"config.method.distribution: {name} has no {', '.join(unknown)}; it has {', '.join(allowed)}"
-        )
-    dense = architectures.dense_layers(config)
-    if config.method.structure == structures.MEASURED:
-        dense = structures.DenseWhereQuicker({}, sparsity=config.method.sparsity, others=dense)
-    return DISTRIBUTIONS[name](config.method.sparsity, dense=dense, **found)
-
-
 def build(
     config: Config, initial_masks: PyTree | None = None
 ) -> optax.GradientTransformation | condensed.CondensedTransformation:
-    """The optimizer of a run, wrapped by the method.
-
-    Weight decay sits inside, so that the growth score is the gradient of the loss
-    without it (paper, section 3; TF reference). So does the clipping: its norm is that of the
-    gradient of the active weights.
+    """Makes the optimizer of a run, wrapped by the method.
 
     Args:
       config: Of the run.
@@ -269,43 +239,27 @@ def build(
       What trains masked parameters, or with `config.method.condensed` stored blocks.
 
     Raises:
-      ValueError: If `method_options` has a name that the method does not take, or there is no such
-        optimizer; if `condensed` does not go with another key.
+      ValueError: If the method has no such option, the optimizer does not exist, or `condensed`
+        does not go with another key.
     """
-    if config.optimizer.name not in OPTIMIZERS:
-        raise ValueError(
-            f"config.optimizer.name={config.optimizer.name!r}: optimizers are {', '.join(OPTIMIZERS)}"
-        )
-    parts = [
-        optax.add_decayed_weights(
-            config.optimizer.weight_decay, mask=_DECAYED[config.optimizer.weight_decay_on]
-        ),
-        OPTIMIZERS[config.optimizer.name](
-            learning_rate(config), config.optimizer.options["momentum"]
-        ),
-    ]
-    if config.optimizer.gradient_clip:
-        parts.insert(0, optax.clip_by_global_norm(config.optimizer.gradient_clip))
-    inner = optax.chain(*parts)
-    method = find(config)
-    layers = distribution(config)
+    inner = optimizers.build(config)
+    method, layers = find(config), sparsity.distribution(config)
     if config.method.condensed:
         return _condensed(config, inner)
+    given = options(config)
+    structure = sparsity.structures(config)
+    if structure != rigl_optax.Unstructured() and not takes_structure(method):
+        able = [name for name, m in METHODS.items() if takes_structure(m)]
+        raise ValueError(
+            f"config.method.structure={config_lib.to_json(config.method.structure)}: "
+            f"{config.method.name} decides on single weights; methods that rank groups are "
+            f"{', '.join(able)}"
+        )
     if method.transform is None:
-        if config.method_options:
-            raise ValueError(
-                f"config.method_options={config.method_options!r}: {config.method.name} has none"
-            )
         return inner
-    arguments = method.arguments(config) | {"seed": config.seed} | options(config)
-    if config.method.structure:
-        if not takes_structure(method):
-            able = [name for name, m in METHODS.items() if takes_structure(m)]
-            raise ValueError(
-                f"config.method.structure={config.method.structure!r}: {config.method.name} decides on single "
-                f"weights; methods that rank groups are {', '.join(able)}"
-            )
-        arguments["structure"] = structures.parse(config.method.structure)
+    arguments = method.arguments(config) | {"seed": config.seed} | given
+    if takes_structure(method):
+        arguments["structure"] = structure
     if initial_masks is not None:
         arguments["initial_masks"] = initial_masks
     if method.takes_sparsity:
@@ -323,17 +277,21 @@ def _condensed(
             f"config.method.name={config.method.name!r}: methods of stored blocks, for "
             f"config.method.condensed=True, are {', '.join(able)}"
         )
-    if not config.method.structure:
+    is_measured = config.method.structure.name == sparsity.MEASURED
+    if not is_measured and sparsity.structures(config) == rigl_optax.Unstructured():
         raise ValueError(
-            "config.method.structure='': must be blocks, as 'Block(16, 16)', with config.method.condensed=True"
+            "config.method.structure.name='unstructured': must be 'block' or 'measured' with "
+            "config.method.condensed=True, as --config.method.structure.name=block "
+            "--config.method.structure.rows=16 --config.method.structure.cols=16"
         )
-    if config.method.structure != structures.MEASURED:
-        structures.parse(config.method.structure)
-    for key, only in {"mesh_params": 1, "mesh_axes": "auto"}.items():
-        if getattr(config, key) != only:
+    for key, value, only in (
+        ("params", config.mesh.params, 1),
+        ("axes", config.mesh.axes, "auto"),
+    ):
+        if value != only:
             raise ValueError(
-                f"config.{key}={getattr(config, key)!r}: must be {only!r} with "
-                "config.method.condensed=True: stored blocks are whole on every device"
+                f"config.mesh.{key}={value!r}: must be {only!r} with config.method.condensed=True: "
+                "stored blocks are whole on every device"
             )
     seed = {"seed": config.seed} if "seed" in inspect.signature(method.stored).parameters else {}
     return method.stored(inner, **(method.arguments(config) | seed | options(config)))
@@ -352,46 +310,49 @@ def design(config: Config, tx: Any, shapes: PyTree) -> Design | None:
     """
     if not config.method.condensed:
         return design_of(tx)
-    method, sparsities = find(config), distribution(config)(shapes)
+    method, layers = find(config), sparsity.distribution(config)
+    sparsities = layers(shapes)
     assert method.transform is not None
     dims = {path: tuple(leaf.shape) for path, leaf in _paths.flatten_with_paths(shapes)}
-    found = structures.of_layers(config.method.structure, dims, sparsities)
+    found = sparsity.structure_of_layers(config, dims, sparsities)
     blocks = {f"^{re.escape(path)}$": found[path] for path, s in sparsities.items() if s}
     arguments = method.arguments(config) | {"seed": config.seed} | options(config)
-    masked = method.transform(optax.identity(), distribution(config), structure=blocks, **arguments)
+    masked = method.transform(optax.identity(), layers, structure=blocks, **arguments)
     return design_of(masked)
 
 
 def options(config: Config) -> dict[str, Any]:
-    """The method's arguments from `config.method_options`, as `momentum=0.99,redistribute=True`.
+    """Returns the method's own arguments from the config, as `momentum` and `redistribute`.
 
     Raises:
-      ValueError: If it cannot be read, or the method has no such argument; it lists those
-        there are.
+      ValueError: If the method has no such argument; it lists those there are.
     """
-    example = "momentum=0.99,redistribute=True"
-    found = config_lib.keywords(config.method_options, "method_options", example)
-    method = find(config)
-    transform = method.stored if config.method.condensed else method.transform
+    method, section = find(config), config.method
+    transform = method.stored if section.condensed else method.transform
     allowed: list[str] = []
     if transform is not None:
         named = inspect.signature(transform).parameters.values()
-        allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name != "initial_masks"]
-    unknown = sorted(set(found) - set(allowed))
-    if unknown:
-        form = " of stored blocks (config.method.condensed=True)" * config.method.condensed
+        # The others follow from keys that all methods share.
+        taken = {"initial_masks", "begin", "end", "every", "seed", "structure", "drop_fraction"}
+        allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name not in taken]
+    form = " (condensed)" * section.condensed
+    config_lib.check_options("method", section.name + form, section.options, allowed)
+    given = dict(section.options)
+    if "overrides" in given:
+        each = config_lib.pairs(given["overrides"], "method.overrides")
+        given["overrides"] = {pattern: dict(plan) for pattern, plan in each.items()}
+    if "grown" in given:
+        given["grown"] = _grown(given["grown"])
+    return given
+
+
+def _grown(value: Any) -> rigl_optax.Grown:
+    if not isinstance(value, Mapping) or not set(value) <= set(rigl_optax.Grown._fields):
         raise ValueError(
-            f"config.method_options: {config.method.name}{form} has no {', '.join(unknown)}; it has "
-            f"{', '.join(allowed) or 'none'}"
+            f"config.method.grown={value!r}: must be a section with keys of "
+            f"{', '.join(rigl_optax.Grown._fields)}"
         )
-    # What the loop is to know as well has a key of its own.
-    scheduled = sorted(set(found) & {"begin", "end", "every", "seed", "structure"})
-    if scheduled:
-        raise ValueError(
-            f"config.method_options: {', '.join(scheduled)} follow from config.method.every, "
-            "config.method.until, config.seed and config.method.structure"
-        )
-    return found
+    return rigl_optax.Grown(**value)
 
 
 def takes_structure(method: Method) -> bool:
@@ -400,37 +361,13 @@ def takes_structure(method: Method) -> bool:
     return transform is not None and "structure" in inspect.signature(transform).parameters
 
 
-def can_be_stored(config: Config, structure: str) -> bool:
-    """Whether the method has a form for stored blocks, and these are blocks."""
-    if structure == structures.MEASURED:
+def can_be_stored(config: Config) -> bool:
+    """Returns whether the method has a form for stored blocks, and the structure is of blocks."""
+    if config.method.structure.name == sparsity.MEASURED:
         return find(config).stored is not None
-    found = structures.parse(structure)
+    found = sparsity.structures(config)
     kinds = found.values() if isinstance(found, Mapping) else [found]
     return find(config).stored is not None and all(isinstance(x, rigl_optax.Block) for x in kinds)
-
-
-def learning_rate(config: Config) -> optax.Schedule:
-    """The learning rate at each step: a linear rise from 0, then what the schedule says.
-
-    Its anchors are fractions of the run, so a run that is M times as long has them M times as late.
-    """
-    warmup = config.step_at(config.optimizer.warmup)
-    rest: optax.Schedule
-    if config.optimizer.schedule == "cosine":
-        rest = optax.cosine_decay_schedule(
-            config.optimizer.learning_rate, max(1, config.steps - warmup)
-        )
-    else:
-        drops = [config.step_at(fraction) - warmup for fraction in config.optimizer.decay_at]
-        rest = optax.piecewise_constant_schedule(
-            config.optimizer.learning_rate,
-            # Two anchors of a very short run may be one step.
-            {drop: config.optimizer.decay_factor ** drops.count(drop) for drop in drops},
-        )
-    if not warmup:
-        return rest
-    rise = optax.linear_schedule(0.0, config.optimizer.learning_rate, warmup)
-    return optax.join_schedules([rise, rest], [warmup])
 
 
 @functools.lru_cache(maxsize=64)
@@ -497,22 +434,3 @@ def drop_fractions(config: Config, step: int, paths: Sequence[str]) -> dict[str,
         if (own := found.of(path)) is not found.default:
             values[f"drop_fraction/{path}"] = float(own.drop_fraction(jnp.int32(step)))
     return values
-
-
-def _kernels(params: PyTree) -> PyTree:
-    """True for the leaves with at least two dimensions."""
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
-
-
-def _kernels_but_depthwise(params: PyTree) -> PyTree:
-    """True for the kernels but those of depthwise convolutions, as the models here name them."""
-    named = _paths.flatten_with_paths(params)
-    decayed = [leaf.ndim >= 2 and "depthwise" not in path.split("/") for path, leaf in named]
-    return jax.tree.unflatten(jax.tree.structure(params), decayed)
-
-
-_DECAYED: dict[str, Callable[[PyTree], PyTree]] = {
-    "kernels": _kernels,
-    "kernels_but_depthwise": _kernels_but_depthwise,
-    "all": lambda params: jax.tree.map(lambda leaf: True, params),
-}

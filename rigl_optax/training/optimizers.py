@@ -76,7 +76,7 @@ def find(name: str) -> Callable[..., optax.GradientTransformation]:
 
 def names() -> dict[str, Callable[..., optax.GradientTransformation]]:
     """Returns the optimizers of `optax` and `optax.contrib` by name: what takes a learning rate."""
-    found = {}
+    found: dict[str, Callable[..., optax.GradientTransformation]] = {}
     for module in (optax.contrib, optax):
         for name in sorted(vars(module)):
             make = getattr(module, name)

@@ -61,14 +61,14 @@ def write(workdir: pathlib.Path, output: pathlib.Path, which: str = evaluation.N
 
 def render(workdir: pathlib.Path, which: str = evaluation.NEWEST) -> str:
     """The page of a run as HTML; raises as `write` does."""
-    config = config_lib.from_saved(checkpoints.read_config(workdir))
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
     records = metrics.read(workdir / metrics.FILE)
     explained = _read(workdir / loop.EXPLANATION_FILE, "what a run explained", files.EXPLANATION)
     result = _read(workdir / checkpoints.RESULT_FILE, "the result of a run", files.RESULT)
     sparse = f"{100 * config.method.sparsity:g} % sparse " if explained.get("weights") else ""
     title = f"{config.method.name}: {sparse}{config.model.name} on {config.data.name}"
     warnings = [*explained.get("warnings", ()), *result.get("warnings", ())]
-    keys = [[key, str(value)] for key, value in config_lib.to_json(config).items()]
+    keys = [[key, str(value)] for key, value in config_lib.flat(config_lib.to_json(config)).items()]
     return "\n".join(
         [
             _HEAD.format(title=_text(title)),

@@ -101,8 +101,8 @@ def _check_dense_layers(config: Config, shapes: PyTree) -> None:
     kernels = [path for path, leaf in _paths.flatten_with_paths(shapes) if leaf.ndim >= 2]
     if not any(re.search(pattern, kernel) for kernel in kernels):
         raise ValueError(
-            f"config.model.dense_layers={pattern!r}: must be 'default', 'none' or a pattern of kernels, "
-            f"which are {_paths.listing(kernels)}"
+            f"config.model.dense_layers={pattern!r}: must be 'default', 'none' or a pattern of "
+            f"kernels, which are {_paths.listing(kernels)}"
         )
 
 
@@ -113,8 +113,8 @@ def _check_condensed(config: Config, model: nnx.Module, shapes: PyTree) -> None:
         raise ValueError(
             "config.method.condensed=True: these kernels cannot be stored as blocks: "
             + "; ".join(f"{path!r}, since {why}" for path, why in reasons.items())
-            + f". Change config.model_options={config.model_options!r} where that helps, or keep "
-            f"them dense by config.model.dense_layers={config.model.dense_layers!r}"
+            + f". Change the options of config.model={dict(config.model.options)} where that "
+            f"helps, or keep them dense by config.model.dense_layers={config.model.dense_layers!r}"
         )
 
 
@@ -127,14 +127,13 @@ def _ticket(config: Config) -> Any:
     folder = pathlib.Path(config.method.ticket)
     if not config.method.ticket or not (folder / checkpoints.CONFIG_FILE).exists():
         raise ValueError(
-            f"config.method.ticket={config.method.ticket!r}: {config.method.name} starts from the masks of a finished "
-            "run; give its workdir"
+            f"config.method.ticket={config.method.ticket!r}: {config.method.name} starts from the "
+            "masks of a finished run; give its workdir"
         )
-    found = config_lib.from_saved(checkpoints.read_config(folder))
-    here = {key: getattr(config, key) for key in ("mesh_data", "mesh_params", "mesh_axes")}
-    if found.method.condensed:  # the only kind of mesh that it can be on
-        here = {"mesh_data": 0, "mesh_params": 1, "mesh_axes": "auto"}
-    run = prepare(config_lib.changed(found, here))
+    found = config_lib.from_mapping(checkpoints.read_config(folder))
+    # Of condensed weights, the only kind of mesh that they can be on.
+    here = config_lib.Mesh() if found.method.condensed else config.mesh
+    run = prepare(config_lib.changed(found, {"mesh": config_lib.to_json(here)}))
     with checkpoints.read_checkpoints(folder) as saved:
         ended = checkpoints.restore_newest(saved, run.initial, print, found)
     if ended is None or int(ended.step) != found.steps:

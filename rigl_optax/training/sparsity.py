@@ -63,6 +63,12 @@ def structures(config: Config) -> Structures:
     return each
 
 
+def check_structure(section: config_lib.Structure) -> None:
+    """Raises a ValueError if a structure lacks an argument, or has one that it does not take."""
+    for each in (section, *(one for _, one in section.layers)):
+        _structure(each)
+
+
 def structure_of_layers(
     config: Config, shapes: Mapping[str, tuple[int, ...]], sparsities: Mapping[str, float]
 ) -> dict[str, Structure]:
@@ -80,6 +86,22 @@ def structure_of_layers(
         return by_path(structures(config), list(sparsities))
     chosen = {path: condensed.choose(shapes[path], sparsities[path]).block for path in sparsities}
     return {path: Unstructured() if block is None else block for path, block in chosen.items()}
+
+
+def describe(section: config_lib.Structure) -> str:
+    """Returns a few words for a structure, for tables and folders; none for single weights."""
+    options = section.options
+    if section.layers:
+        return "structures by layer"
+    if section.name == "block":
+        words = f"{options.get('rows')}x{options.get('cols')} blocks"
+        more = [k for k in ("pad",) if options.get(k)] + [str(options.get("pool_by", ""))]
+        return " ".join(filter(None, [words, *more])).replace("pad", "padded")
+    if section.name == "nm":
+        return f"{options.get('n')} of {options.get('m')}"
+    if section.name == "constant_fan_in":
+        return f"constant fan-in {options.get('min_salient', '')}".rstrip()
+    return "" if section.name == "unstructured" else section.name
 
 
 def ablates(config: Config, path: str) -> bool:

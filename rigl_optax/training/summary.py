@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from rigl_optax.training import score
+from rigl_optax.training import score, sparsity
 from rigl_optax.training.comparison import Arm, Results
 
 BASELINE = "static"  # what the others are compared with, seed by seed
@@ -36,7 +36,7 @@ def summary(
         values = [judged.value(result["test"]) for result in found]
         record: dict[str, Any] = {
             "method": arm.method,
-            **({"structure": arm.structure} if arm.structure else {}),
+            **({"structure": shape} if (shape := sparsity.describe(arm.structure)) else {}),
             "sparsity": arm.sparsity,
             f"test_{judged.key}": values,
             "mean": statistics.mean(values),

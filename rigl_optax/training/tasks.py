@@ -186,16 +186,18 @@ def find(config: Config) -> Task:
       FileNotFoundError: If the dataset is not there.
     """
     datasets, models = [*IMAGES, *PHOTOS, *TEXTS], [*architectures.ARCHITECTURES, *CELLS]
-    for key, existing in (("dataset", datasets), ("model", models)):
-        if getattr(config, key) not in existing:
-            raise ValueError(
-                f"config.{key}={getattr(config, key)!r}: {key}s are {', '.join(existing)}"
-            )
+    for key, name, existing in (
+        ("data", config.data.name, datasets),
+        ("model", config.model.name, models),
+    ):
+        if name not in existing:
+            raise ValueError(f"config.{key}.name={name!r}: must be one of {', '.join(existing)}")
     is_text = config.data.name in TEXTS
     fitting = CELLS if is_text else architectures.ARCHITECTURES
     if config.model.name not in fitting:
         raise ValueError(
-            f"config.model.name={config.model.name!r}: models for {config.data.name} are {', '.join(fitting)}"
+            f"config.model.name={config.model.name!r}: models for {config.data.name} are "
+            f"{', '.join(fitting)}"
         )
     if not is_text:
         if config.data.sequence_length != 0:
@@ -205,17 +207,14 @@ def find(config: Config) -> Task:
         images = _images(config)
         batches.steps_per_epoch(images.train.examples, config.batch_size)
         return Images(images)
-    for_texts = {
-        "mesh_axes": "auto",
-        "compute_dtype": "float32",
-        "augment": "none",
-        "image_size": 0,
-    }
-    for key, only in for_texts.items():
-        if getattr(config, key) != only:
-            raise ValueError(
-                f"config.{key}={getattr(config, key)!r}: recurrent models are for {only!r} alone"
-            )
+    for key, value, only in (
+        ("mesh.axes", config.mesh.axes, "auto"),
+        ("model.dtype", config.model.dtype, "float32"),
+        ("data.augment", config.data.augment, "none"),
+        ("data.image_size", config.data.image_size, 0),
+    ):
+        if value != only:
+            raise ValueError(f"config.{key}={value!r}: recurrent models are for {only!r} alone")
     found = TEXTS[config.data.name](config.data.dir)
     text.steps_per_epoch(len(found.train.tokens), config.batch_size, config.data.sequence_length)
     return Bytes(found)
@@ -228,7 +227,8 @@ def _images(config: Config) -> batches.Dataset:
         return augmentation.resized(whole, config.data.image_size)
     if config.data.image_size == 0:
         raise ValueError(
-            f"config.data.image_size=0: photos of {config.data.name} are of many sizes; give one, as 224"
+            f"config.data.image_size=0: photos of {config.data.name} are of many sizes; give one, "
+            "as 224"
         )
     if config.data.augment == "pad_crop":
         raise ValueError(

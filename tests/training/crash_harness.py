@@ -136,7 +136,7 @@ def kill_often(workdir, times, seed=0, **keys):
 
 def final_leaves(workdir):
     """All arrays of the newest checkpoint, by their places in the state."""
-    config = config_lib.from_saved(checkpoints.read_config(workdir))
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
     like = setup.prepare(mesh.fitting(config)).initial
     with checkpoints.read_checkpoints(workdir) as saved:
         state = checkpoints.restore_newest(saved, like, print)

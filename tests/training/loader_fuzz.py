@@ -177,7 +177,7 @@ def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target
         **_photo_targets(folder),
         "config": Target(
             (run / checkpoints.CONFIG_FILE,),
-            lambda: config_lib.from_saved(checkpoints.read_config(run)),
+            lambda: config_lib.from_mapping(checkpoints.read_config(run)),
         ),
         "metrics": Target((run / metrics.FILE,), lambda: metrics.read(run / metrics.FILE)),
         "record": Target((record,), lambda: comparison._recorded(record, config)),

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from rigl_optax.data import batches
-from rigl_optax.training import checks, files, health, loop, methods, metrics, setup, state
+from rigl_optax.training import (
+    checks,
+    files,
+    health,
+    loop,
+    methods,
+    metrics,
+    setup,
+    sparsity,
+    state,
+)
 from rigl_optax.training import config as config_lib
 from tests.training import condensed_runs as runs
 from tests.training.condensed_runs import GRU, LENET, MOBILENET
@@ -36,7 +46,7 @@ def test_it_starts_from_the_same_network_exactly(both):
     (_, _, masked, _), (config, _, condensed, _) = both
     runs.assert_same_masks(condensed.initial, masked.initial)
     runs.assert_close(condensed.initial, masked.initial, rtol=0, atol=0)
-    found = methods.distribution(config)(condensed.shapes)
+    found = sparsity.distribution(config)(condensed.shapes)
     sparse = {path: s for path, s in found.items() if s}  # ERK leaves small layers whole
     assert state.topologies(condensed.initial).keys() == sparse.keys() and sparse
     shapes = {path: leaf.shape for path, leaf in runs.named(condensed.initial.params).items()}

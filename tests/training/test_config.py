@@ -109,7 +109,7 @@ def test_choices_and_schedules_that_make_no_sense_are_refused(small, keys, messa
 def test_a_run_of_a_version_with_fewer_keys_is_read_and_no_different(small):
     saved = config_lib.to_json(small)
     old = {key: value for key, value in saved.items() if key not in config_lib.ADDED}
-    assert config_lib.from_saved(old) == small
+    assert config_lib.from_mapping(old) == small
     assert config_lib.differences(old, small) == []
     wider = config_lib.changed(small, {"model.width": 2.0})
     assert config_lib.differences(old, wider) == ["width: 1.0 -> 2.0"]

@@ -171,7 +171,7 @@ def test_only_the_first_process_prints_and_writes(runs):
     assert "test accuracy" in first and re.sub(greeting, "", second) == ""
     records = metrics.read(workdir / metrics.FILE)
     assert [r["step"] for r in records if r["kind"] == "validation"] == [20, 40, 60]
-    config = config_lib.from_saved(checkpoints.read_config(workdir))
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
     assert config.mesh.params == 4
 
 

@@ -7,7 +7,7 @@ import pytest
 from rigl_optax import Block
 from rigl_optax.condensed import _choice
 from rigl_optax.training import config as config_lib
-from rigl_optax.training import methods, setup, state, structures
+from rigl_optax.training import setup, sparsity, state, structures
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_layers_get_the_quickest_blocks_or_stay_dense(config, table):
     assert {path: t.block for path, t in found.items()} == {
         "layers/0/kernel": Block(16, 16, pad=True)
     }
-    dense = methods.distribution(config).dense
+    dense = sparsity.distribution(config).dense
     shapes = run.shapes["layers"]
     assert dense.reason("layers/0/kernel", shapes[0]["kernel"]) is None
     why = dense.reason("layers/1/kernel", shapes[1]["kernel"])
