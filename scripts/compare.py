@@ -20,7 +20,6 @@ import sys
 
 import jax
 from absl import flags, logging
-from ml_collections import config_flags
 from rich.console import Console
 
 from rigl_optax.training import (
@@ -37,9 +36,7 @@ from rigl_optax.training import (
 )
 from rigl_optax.training import config as config_lib
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The recipe.", lock_config=False, accept_new_attributes=True
-)
+command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where files and pictures go.", required=True)
 _METHODS = flags.DEFINE_list(
     "methods", ["dense", "static", "set", "rigl"], "What to compare, or all."
@@ -48,8 +45,8 @@ _SPARSITIES = flags.DEFINE_list("sparsities", None, "At which sparsities; the co
 _STRUCTURES = flags.DEFINE_multi_string(
     "structure",
     None,
-    "As config.method.structure: a name, or a dict as \"{'name': 'block', 'rows': 16, 'cols': 16}\"; "
-    "may be given several times.",
+    "As config.method.structure: a name, or a dict as "
+    "\"{'name': 'block', 'rows': 16, 'cols': 16}\"; may be given several times.",
 )
 _RECORDS = flags.DEFINE_string("records", None, "Folder for a small JSON of each finished run.")
 _TRAIN = flags.DEFINE_bool("train", True, "Train what is missing; or show what is there.")
@@ -61,7 +58,7 @@ def main(argv: list[str]) -> None:
     """Trains all runs, prints the table, writes the pictures."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
-    base = command_line.checked(_CONFIG.value)
+    base = command_line.checked()
     workdir = pathlib.Path(_WORKDIR.value)
     # Runs that differ in their seed only share their compiled steps.
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))

@@ -6,13 +6,10 @@ python scripts/explain.py --config=configs/digits_lenet.py --config.method.spars
 import json
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from rigl_optax.training import command_line, costs, mesh, setup
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The recipe.", lock_config=False, accept_new_attributes=True
-)
+command_line.define_config()
 _JSON = flags.DEFINE_bool("json", False, "For programs: one JSON object instead of a table.")
 
 
@@ -21,7 +18,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     command_line.use_cpu()
-    recipe = mesh.fitting(command_line.checked(_CONFIG.value))
+    recipe = mesh.fitting(command_line.checked())
     report = costs.explain(recipe, setup.prepare(recipe))
     if report is None:
         command_line.refuse(f"method {recipe.method.name!r} cannot be explained")

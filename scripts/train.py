@@ -19,13 +19,10 @@ import pathlib
 import sys
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from rigl_optax.training import command_line, hosts, loop, signals
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The recipe.", lock_config=False, accept_new_attributes=True
-)
+command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go.", required=True)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many; 1 alone: look for no others.")
@@ -36,7 +33,7 @@ def main(argv: list[str]) -> None:
     """Runs the config of the flags."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
-    config = command_line.checked(_CONFIG.value)
+    config = command_line.checked()
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with hosts.failing_together():
         try:

@@ -1,6 +1,7 @@
 """Where scripts start: what the user got wrong is one line and exit status 2."""
 
 import os
+import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from typing import NoReturn
 
 import jax
 from absl import app, flags
-from ml_collections import config_dict
+from ml_collections import config_dict, config_flags
 
 from rigl_optax.training import config as config_lib
 from rigl_optax.training import mistakes
@@ -40,6 +41,37 @@ def refuse(problem: str) -> NoReturn:
     sys.exit(mistakes.MISTAKEN)
 
 
+def define_config(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines `--config`, a recipe, and `--config.key=value` for any key of a config.
+
+    A recipe leaves out sections in which nothing is special: here they are there, and empty.
+    """
+    config_flags.DEFINE_config_file(
+        _CONFIG,
+        None,
+        "The recipe: a Python file with get_config().",
+        values,
+        lock_config=False,
+        accept_new_attributes=True,
+    )
+    parser = values[_CONFIG].parser
+    read = parser.parse
+
+    def read_with_sections(path: str) -> config_dict.ConfigDict:
+        recipe = read(path)
+        if isinstance(recipe, config_dict.ConfigDict):
+            for section in config_lib.sections():
+                *above, last = section.split(".")
+                inner = recipe
+                for name in above:
+                    inner = inner[name]
+                if isinstance(inner, config_dict.ConfigDict) and last not in inner:
+                    inner[last] = {}
+        return recipe
+
+    parser.parse = read_with_sections
+
+
 def define_step() -> flags.FlagHolder[str]:
     """The flag `--step` of the scripts that look at a checkpoint, for `evaluation.restore`."""
     return flags.DEFINE_string(
@@ -67,13 +99,22 @@ def parse(argv: list[str]) -> list[str]:
     return found
 
 
-def checked(values: config_dict.ConfigDict) -> config_lib.Config:
-    """The config of the flags, checked.
+def checked() -> config_lib.Config:
+    """Returns the config of the flags: the recipe, changed by each `--config.key=value`.
 
     Raises:
       ValueError: If something is wrong with it.
     """
-    return config_lib.from_mapping(values.to_dict())
+    flag = flags.FLAGS[_CONFIG]
+    file, _, argument = config_flags.get_config_filename(flag).partition(":")
+    make = runpy.run_path(file)["get_config"]
+    recipe = config_lib.from_mapping((make(argument) if argument else make()).to_dict())
+    given = config_flags.get_override_values(flag)
+    plain = {
+        key: value.to_dict() if isinstance(value, config_dict.ConfigDict) else value
+        for key, value in given.items()
+    }
+    return config_lib.changed(recipe, plain)
 
 
 def _check_is_config(value: object) -> None:

@@ -360,6 +360,11 @@ _KINDS: dict[Any, tuple[type, ...]] = {
 }
 
 
+def sections() -> list[str]:
+    """Returns the dotted names of all sections, each after the one that it is in."""
+    return list(_SECTIONS)
+
+
 def known_keys() -> list[str]:
     """All keys of a config with their sections, as `method.sparsity`, in alphabetical order."""
     return sorted(_known(Config, ""))
@@ -382,17 +387,23 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     """Returns the config with other values of some keys, checked again.
 
+    Options belong to what a section names: another name begins without any.
+
     Args:
       config: What they are changed in.
       changes: By their dotted names: `{"method.name": "static", "steps": 5}`.
     """
     values = to_json(config)
-    for key, value in changes.items():
+    for key in sorted(changes, key=lambda key: not key.endswith(".name")):
         *sections, last = key.split(".")
         inner = values
         for section in sections:
             inner = inner.setdefault(section, {})
-        inner[last] = _plain(value)
+        if last == "name" and inner.get("name") != changes[key]:
+            listed = {field.name for field in dataclasses.fields(_SECTIONS[".".join(sections)])}
+            for option in set(inner) - listed:
+                del inner[option]
+        inner[last] = _plain(changes[key])
     return from_mapping(values)
 
 

@@ -63,7 +63,6 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
     display.outlive_reader(console)
     if not hosts.is_first():
         console.quiet = True
-    recovery.check_policy(config.faults.on_nonfinite)
     checkpoints.check_path(workdir)
     fingerprint.compare_configs(config)
     with checkpoints.told_of_failures(workdir):

@@ -135,8 +135,6 @@ def placement(config: Config) -> Placement:
       ValueError: If there are not enough devices, or, with several processes, some of them
         would be left out.
     """
-    if config.mesh.axes not in AXIS_TYPES:
-        raise ValueError(f"config.mesh.axes={config.mesh.axes!r}: axes are {', '.join(AXIS_TYPES)}")
     hosts.check_devices()
     devices = jax.devices()
     params = config.mesh.params

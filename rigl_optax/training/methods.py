@@ -247,6 +247,11 @@ def build(
     if config.method.condensed:
         return _condensed(config, inner)
     given = options(config)
+    if config.method.structure.name == sparsity.MEASURED:
+        raise ValueError(
+            "config.method.structure.name='measured': only with "
+            "config.method.condensed=True, whose products were measured"
+        )
     structure = sparsity.structures(config)
     if structure != rigl_optax.Unstructured() and not takes_structure(method):
         able = [name for name, m in METHODS.items() if takes_structure(m)]

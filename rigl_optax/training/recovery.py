@@ -29,14 +29,6 @@ class NonFiniteError(Exception):
         self.can_skip = can_skip
 
 
-def check_policy(name: str) -> None:
-    """Raises a ValueError if there is no such policy."""
-    if name not in POLICIES:
-        raise ValueError(
-            f"config.faults.on_nonfinite={name!r}: must be one of {', '.join(POLICIES)}"
-        )
-
-
 def check(state: TrainState) -> None:
     """Raises a NonFiniteError if a loss since the last record, or a weight, is not finite."""
     if not bool(_is_sound(state.sums.loss, state.params)):

@@ -96,8 +96,10 @@ KINDS = {
     "wide_resnet": WIDE_RESNET,
     "mobilenet_v1": MOBILENET,
     "gru": GRU,
-    "gru-fused": config_lib.changed(GRU, {"model.embedding": 16, "model.readout": (16,)}),
-    "lstm": config_lib.changed(GRU, {"model.name": "lstm"}),
+    "gru-fused": config_lib.changed(GRU, {"model.fused": True}),
+    "lstm": config_lib.changed(
+        GRU, {"model.name": "lstm", **{f"model.{k}": v for k, v in GRU.model.options.items()}}
+    ),
 }
 
 

@@ -7,10 +7,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
 from rigl_optax.data import text
-from rigl_optax.training import checkpoints, command_line, config, hosts, mistakes, recovery, state
+from rigl_optax.training import (
+    checkpoints,
+    command_line,
+    config,
+    hosts,
+    methods,
+    mistakes,
+    recovery,
+    state,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Of ml_collections, which loads a config file in an old way.
@@ -22,7 +30,7 @@ DIGITS = f"--config={ROOT / 'configs' / 'digits_lenet.py'}"
 def parsed(monkeypatch, capsys):
     """Parses flags of a script; returns the config, or the line and the exit status."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", values, lock_config=True)
+    command_line.define_config(values)
     flags.mark_flag_as_required("config", values)
     monkeypatch.setattr(command_line.flags, "FLAGS", values)
 
@@ -33,19 +41,18 @@ def parsed(monkeypatch, capsys):
         except SystemExit as ended:
             (line,) = capsys.readouterr().err.splitlines()
             return line, ended.code
-        return command_line.checked(values["config"].value)
+        return command_line.checked()
 
     return parse
 
 
 def test_flags_are_parsed(parsed):
-    assert parsed(DIGITS, "--config.model.hidden=7").hidden == (7,)
+    assert parsed(DIGITS, "--config.model.hidden=7").model.hidden == (7,)
 
 
 @pytest.mark.parametrize(
     ("flag", "told"),
     [
-        ("--config.sparsty=.9", r"unknown config key: 'sparsty' (did you mean 'sparsity'?); known"),
         ("--config.method.sparsity=a lot", "--config.method.sparsity=a lot: could not convert"),
         ("--bogus", "Unknown command line flag 'bogus'"),
     ],
@@ -53,6 +60,21 @@ def test_flags_are_parsed(parsed):
 def test_wrong_flags_are_one_line(parsed, flag, told):
     line, status = parsed(DIGITS, flag)
     assert told in line and status == 2
+
+
+def test_flags_change_the_recipe(parsed):
+    flags = ("--config.optimizer.name=adam", "--config.optimizer.b2=.95", "--config.mesh.data=1")
+    found = parsed(DIGITS, *flags, "--config.method.structure.name=nm")
+    # Options belong to what a section names: the momentum of the recipe is SGD's.
+    assert found.optimizer.options == {"b2": 0.95} and found.optimizer.weight_decay == 1e-4
+    assert found.mesh.data == 1 and found.method.structure.name == "nm"
+
+
+def test_a_key_that_does_not_exist_is_a_mistake(small):
+    with pytest.raises(ValueError, match=r"config.sparsty: .*did you mean 'method.sparsity'"):
+        config.from_mapping({"sparsty": 0.9})
+    wrong = config.changed(small, {"method.mometum": 0.9})
+    assert failing(lambda: methods.build(wrong)) == 2
 
 
 @pytest.mark.parametrize(
@@ -103,7 +125,7 @@ def inside_jit():
 
 def test_what_this_package_refuses_is_a_mistake(small, tmp_path):
     for action in (
-        lambda: config.keywords("a b", "method_options", "a=1"),
+        lambda: config.from_mapping({"sparsty": 0.9}),
         lambda: text.wikitext(""),
         lambda: checkpoints.read_config(tmp_path),
         lambda: (tmp_path / "a" / "b").mkdir(),
@@ -111,7 +133,6 @@ def test_what_this_package_refuses_is_a_mistake(small, tmp_path):
         lambda: hosts.first_does(lambda: text.raw("")),
     ):
         assert failing(action) == 2
-    assert failing(lambda: recovery.check_policy("hope")) == 2
 
 
 def test_what_fails_is_no_mistake(tmp_path):

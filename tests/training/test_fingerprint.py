@@ -76,7 +76,9 @@ def test_every_single_change_is_seen_and_so_is_every_swap():
 def test_it_does_not_depend_on_the_mesh(small, data, params, axes):
     rng = np.random.default_rng(1)
     x = [np.int32(17), *(rng.random(s) < 0.4 for s in [(7,), (16, 5), (3, 3, 4, 24)])]
-    placement, leaves = placed(small, x, mesh_data=data, mesh_params=params, mesh_axes=axes)
+    placement, leaves = placed(
+        small, x, **{"mesh.data": data, "mesh.params": params, "mesh.axes": axes}
+    )
     assert compared(placement, leaves) == [by_hand(leaf) for leaf in x]
 
 
@@ -96,7 +98,7 @@ def with_a_flip(leaf, device):
 def test_one_device_that_differs_is_named_with_the_leaf(small, bad):
     # Leaf 1 is whole on all eight devices; leaf 2 is cut in four and each part is there twice.
     x = [np.int32(17), np.ones((7,), bool), np.ones((16, 5), bool)]
-    placement, leaves = placed(small, x, mesh_data=2, mesh_params=4)
+    placement, leaves = placed(small, x, **{"mesh.data": 2, "mesh.params": 4})
     culprit = placement.mesh.devices[1, 2]
     leaves[bad] = with_a_flip(leaves[bad], culprit)
     with pytest.raises(fingerprint.DivergenceError, match=f"the mask of '{bad}'") as error:

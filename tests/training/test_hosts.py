@@ -1,6 +1,5 @@
 """One run on one device, on eight, and on two real processes of four: the same answer."""
 
-import dataclasses
 import io
 import json
 import os
@@ -65,7 +64,8 @@ def together(commands, devices, meanwhile=None):
 def on_two_processes(config, workdir, devices=4, meanwhile=None):
     """`scripts/train.py` twice, four devices each."""
     port = free_port()
-    keys = dataclasses.asdict(config) | {"model.hidden": ",".join(map(str, config.model.hidden))}
+    keys = config_lib.flat(config_lib.to_json(config))
+    keys |= {"model.hidden": ",".join(map(str, config.model.hidden))}
     overrides = [f"--config.{key}={value}" for key, value in keys.items()]
     return together(
         [
@@ -98,7 +98,7 @@ def runs(tmp_path_factory):
     """Of the same run on each mesh: workdir, and the final state brought to one device."""
     found = {}
     for name, keys in MESHES.items():
-        config = config_lib.changed(CONFIG, {"mesh_data": 1} | keys)
+        config = config_lib.changed(CONFIG, {"mesh.data": 1} | keys)
         workdir = tmp_path_factory.mktemp(name.replace(" ", "_"))
         if name == "two processes":
             said = on_two_processes(config, workdir)

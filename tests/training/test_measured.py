@@ -1,19 +1,23 @@
-"""`config.method.structure="measured"`: blocks chosen by a table, and dense where that is quicker."""
-
-import dataclasses
+"""The structure `measured`: blocks chosen by a table, and dense where that is quicker."""
 
 import pytest
 
 from rigl_optax import Block
 from rigl_optax.condensed import _choice
 from rigl_optax.training import config as config_lib
-from rigl_optax.training import setup, sparsity, state, structures
+from rigl_optax.training import setup, sparsity, state
 
 
 @pytest.fixture
 def config(small):
-    return dataclasses.replace(
-        small, hidden=(96, 40), condensed=True, structure=structures.MEASURED, sparsity=0.5
+    return config_lib.changed(
+        small,
+        {
+            "model.hidden": (96, 40),
+            "method.condensed": True,
+            "method.structure": {"name": "measured"},
+            "method.sparsity": 0.5,
+        },
     )
 
 
@@ -44,5 +48,5 @@ def test_layers_get_the_quickest_blocks_or_stay_dense(config, table):
 
 
 def test_the_masked_form_refuses_it(config):
-    with pytest.raises(ValueError, match="'measured': must be like.*config.method.condensed=True"):
+    with pytest.raises(ValueError, match="name='measured': only with config.method.condensed=True"):
         setup.prepare(config_lib.changed(config, {"method.condensed": False}))

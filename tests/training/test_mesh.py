@@ -35,15 +35,15 @@ def test_what_there_are_no_devices_for_is_refused(small):
         return mesh.placement(config_lib.changed(small, keys))
 
     everything = jax.device_count()
-    assert placement(mesh_data=0).mesh.size == everything
+    assert placement(**{"mesh.data": 0}).mesh.size == everything
     for keys in ({"mesh.data": 99}, {"mesh.data": 0, "mesh.params": 3}, {"mesh.params": 99}):
         with pytest.raises(ValueError, match=f"devices, but there are {everything} on 1 process"):
             placement(**keys)
         here = mesh.fitting(config_lib.changed(small, keys))
-        assert (here.mesh_data, here.mesh_params) == (1, 1)
+        assert (here.mesh.data, here.mesh.params) == (1, 1)
     assert mesh.fitting(small) is small
-    with pytest.raises(ValueError, match="mesh_axes='manual': axes are auto, explicit"):
-        placement(mesh_axes="manual")
+    with pytest.raises(ValueError, match="mesh.axes='manual': must be one of auto, explicit"):
+        placement(**{"mesh.axes": "manual"})
 
 
 @needs_eight

@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import shutil
 
@@ -19,7 +18,7 @@ from rigl_optax.training import (
     methods,
     metrics,
     setup,
-    structures,
+    sparsity,
 )
 from rigl_optax.training import config as config_lib
 
@@ -88,9 +87,13 @@ def test_a_run_that_is_resumed_ends_the_same(small, tmp_path, name):
 
 
 def test_a_run_that_ablates_units_keeps_its_counts_and_can_be_resumed(small, tmp_path):
-    last = "'layers/2': ConstantFanIn()"
-    structure = "{'layers/[01]': ConstantFanIn(min_salient=0.7), " + last + "}"
-    config = dataclasses.replace(small, structure=structure, drop_fraction=0.5)
+    layers = (
+        ("layers/[01]", {"name": "constant_fan_in", "min_salient": 0.7}),
+        ("layers/2", {"name": "constant_fan_in"}),
+    )
+    config = config_lib.changed(
+        small, {"method.structure": {"layers": layers}, "method.drop_fraction": 0.5}
+    )
     result, state = resumed_and_whole(config, tmp_path)
     initial = setup.prepare(config).initial
     assert checks.active_weights(config, state) == checks.active_weights(config, initial)
@@ -167,20 +170,22 @@ def test_training_flops_follow_the_masks(small, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method.mometum": 0.9}, "rigl has no mometum; it has .*accumulate"),
-        ({}, "must be like"),
-        ({"method_options": "accumulate=print(1)"}, "must be like"),
-        ({"method.every": 3}, "every follow from config.method.every"),
-        ({"method.name": "dense", "method.accumulate": 2}, "dense has none"),
-        ({"method.structure": 3}, "structure follow from .*config.method.structure"),
-        ({"structure": "Block(2"}, r"'Block\(2': must be like Block\(16, 16\)"),
-        ({"structure": "Block(open('x'))"}, "must be like"),
-        ({"structure": "Blocks(2, 2)"}, "structures are Unstructured, Block.*no Blocks"),
+        ({"method.mometum": 0.9}, "config.method.mometum: .*for 'rigl' accumulate, .*min_fan_in"),
+        ({"method.end": 3}, "config.method.end: there is no such key"),
+        ({"method.name": "dense", "method.accumulate": 2}, "and for 'dense' none more"),
+        ({"method.grown": 3}, "config.method.grown=3: must be a section with keys of value, "),
+        ({"method.structure": 3}, "config.method.structure=3: must be a section"),
+        ({"method.structure": {"name": "blocks"}}, "must be one of unstructured, block, nm"),
+        ({"method.structure": {"name": "block", "rows": 2}}, "missing .*'cols'"),
+        (
+            {"method.structure": {"name": "nm", "k": 2}},
+            "structure.k: .*for 'nm' m, n",
+        ),
+        ({"method.structure": {"layers": (("1", 3),)}}, "structure.layers=3: must be a section"),
         (
             {"method.structure": {"name": "block", "rows": 2, "cols": 0}},
             "cols=0: must be an integer",
         ),
-        ({"structure": "{'1': 3}"}, "not a structure"),
         (
             {"method.structure": {"name": "constant_fan_in", "min_salient": 2}},
             "min_salient=2: must be a number from 0",
@@ -217,15 +222,36 @@ def test_options_reach_the_method(small):
 
 
 def test_a_structure_reaches_the_masks(small):
-    blocks = "{'layers/0': Block(4, 5, pool_by='l2'), 'layers/1': Block(2, 10)}"
-    masks = rigl_optax.get_masks(
-        setup.prepare(dataclasses.replace(small, structure=blocks)).initial.opt_state
+    layers = (
+        ("layers/0", {"name": "block", "rows": 4, "cols": 5, "pool_by": "l2"}),
+        ("layers/1", {"name": "block", "rows": 2, "cols": 10}),
     )
+    config = config_lib.changed(small, {"method.structure": {"layers": layers}})
+    masks = rigl_optax.get_masks(setup.prepare(config).initial.opt_state)
     first = np.asarray(masks["layers"][0]["kernel"]).reshape(16, 4, 4, 5).mean((1, 3))
     second = np.asarray(masks["layers"][1]["kernel"]).reshape(10, 2, 10).mean((1, 2))
     assert set(first.flat) == set(second.flat) == {0, 1}
-    assert structures.parse(" Block(4, 5, pad=True) ") == rigl_optax.Block(4, 5, pad=True)
-    assert structures.parse("") == rigl_optax.Unstructured()
+    assert sparsity.structures(small) == rigl_optax.Unstructured()
+
+
+def test_new_weights_and_drop_schedules_follow_the_config(small):
+    grown = {"optimizer_state": "mean_second_moment", "value": "normal", "divisor": 10.0}
+    config = config_lib.changed(
+        small, {"method.grown": grown, "method.drop_schedule": "constant", "optimizer.name": "adam"}
+    )
+    assert methods.options(config) == {"grown": rigl_optax.Grown(**grown)}
+    assert methods.drop_fractions(config, 30, []) == {"drop_fraction": pytest.approx(0.3)}
+    linear = config_lib.changed(small, {"method.drop_schedule": "linear"})
+    assert methods.drop_fractions(linear, 15, []) == {"drop_fraction": pytest.approx(0.2)}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "prodigy"])
+def test_any_optimizer_of_optax_is_found_by_its_name(small, name):
+    config = config_lib.changed(small, {"optimizer.name": name, "optimizer.weight_decay_on": "all"})
+    state = methods.build(config).init({"kernel": jnp.ones((4, 4))})
+    assert state.masks["kernel"].sum() == 4
+    with pytest.raises(ValueError, match=f"config.optimizer.mometum: .*for '{name}'"):
+        methods.build(config_lib.changed(config, {"optimizer.mometum": 0.9}))
 
 
 def test_rewirings_before_counts_the_schedule(small):
@@ -244,15 +270,14 @@ def test_growth_predicate_agrees_with_the_counts(small):
 
 def test_what_was_used_is_recorded_and_counted(small):
     named = {
-        "rigl_itop": ("", 0.5, 2),  # what that method has instead of the config's
-        "rigl": ("drop_fraction=0.1", 0.1, 5),
-        "granet": ("", 0.3, 5),
+        "rigl_itop": (0.3, 0.5, 2),  # what that method has instead of the config's
+        "rigl": (0.1, 0.1, 5),
+        "granet": (0.3, 0.3, 5),
     }
-    for method, (options, first, dense) in named.items():
-        config = dataclasses.replace(small, method=method, method_options=options)
-        assert methods.drop_fractions(config, 0, ["a"]) == {
-            "method.drop_fraction": pytest.approx(first)
-        }
+    for method, (given, first, dense) in named.items():
+        changes = {"method.name": method, "method.drop_fraction": given}
+        config = config_lib.changed(small, changes)
+        assert methods.drop_fractions(config, 0, ["a"]) == {"drop_fraction": pytest.approx(first)}
         assert methods.plan(config).dense_gradients_before(60) == dense
     config = config_lib.changed(small, {"method.accumulate": 4})
     assert methods.plan(config).dense_gradients_before(60) == 1 + 4 * 4  # one call before the first
@@ -275,14 +300,21 @@ def test_weight_decay_leaves_biases_alone(small):
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     updates, _ = tx.update(zero, tx.init(PARAMS), PARAMS)
     np.testing.assert_array_equal(updates["bias"], 0)
-    np.testing.assert_allclose(updates["kernel"], -config.learning_rate * PARAMS["kernel"])
+    np.testing.assert_allclose(
+        updates["kernel"], -config.optimizer.learning_rate * PARAMS["kernel"]
+    )
 
 
 @pytest.mark.parametrize(
     ("key", "exists"),
-    [("method", "rigl"), ("distribution", "erk"), ("model", "lenet"), ("dataset", "digits")],
+    [
+        ("method.name", "rigl"),
+        ("method.distribution.name", "erk"),
+        ("model.name", "lenet"),
+        ("data.name", "digits"),
+        ("optimizer.name", "adamw, .*sgd"),
+    ],
 )
 def test_an_unknown_name_is_refused_with_those_that_exist(small, key, exists):
-    config = config_lib.changed(small, {key: "nonesuch"})
     with pytest.raises(ValueError, match=f"config.{key}='nonesuch'.*{exists}"):
-        setup.prepare(config)
+        setup.prepare(config_lib.changed(small, {key: "nonesuch"}))

@@ -1,6 +1,5 @@
 """Language models over bytes, through the same loop as everything else."""
 
-import dataclasses
 import io
 import itertools
 import json
@@ -58,6 +57,15 @@ def config(tmp_path_factory):
             "method.every": 7,
         },
     )
+
+
+LSTM = {
+    "name": "lstm",
+    "hidden": (24,),
+    "embedding": 16,
+    "readout": (16,),
+    "fused": False,
+}
 
 
 def train(config, workdir):
@@ -139,8 +147,7 @@ def test_other_methods_train_it_too(config, name, tmp_path):
 
 
 def test_an_lstm_with_separate_gates_has_a_mask_for_each(config, tmp_path):
-    options = "embedding=16,readout=(16,),fused=False"
-    lstm = dataclasses.replace(config, model="lstm", model_options=options, steps=8)
+    lstm = config_lib.changed(config, {"model": LSTM, "steps": 8})
     train(lstm, tmp_path)
     masks = rigl_optax.get_masks(final(lstm, tmp_path).opt_state)
     for gate in ("input", "forget", "cell", "output"):
@@ -148,9 +155,14 @@ def test_an_lstm_with_separate_gates_has_a_mask_for_each(config, tmp_path):
 
 
 def test_gates_may_have_sparsities_of_their_own(config):
-    options = "embedding=16,readout=(16,),fused=False"
-    uniform = "uniform(overrides={'recurrent/reset': 0.25, 'input/candidate': 0.75})"
-    own = dataclasses.replace(config, model_options=options, distribution=uniform)
+    overrides = (("recurrent/reset", 0.25), ("input/candidate", 0.75))
+    own = config_lib.changed(
+        config,
+        {
+            "model": LSTM | {"name": "gru"},
+            "method.distribution": {"name": "uniform", "overrides": overrides},
+        },
+    )
     masks = rigl_optax.get_masks(setup.prepare(own).initial.opt_state)["layers"][0]
     density = {
         (kind, gate): float(np.asarray(masks[kind][gate]["kernel"]).mean())
@@ -225,18 +237,19 @@ def test_what_it_goes_on_with_is_a_function_of_the_seed(config, trained):
         ),
         ({"data.sequence_length": 0}, "sequence of 0"),
         ({"data.sequence_length": 10_000}, "too few for a sequence of 10000"),
-        ({}, "must be like 'embedding=64"),
         ({"model.lanes": 3}, "lanes"),
-        ({"model.width": 3}, "width"),
+        ({"model.heads": 3}, "config.model.heads: .*for 'gru' embedding, "),
         ({"model.dtype": "bfloat16"}, "recurrent models are for 'float32' alone"),
         ({"data.augment": "pad_crop"}, "recurrent models are for 'none' alone"),
-        ({"optimizer.name": "lbfgs"}, "optimizers are sgd, heavy_ball, adam"),
+        ({"optimizer.name": "scale"}, "must be an optimizer of optax or optax.contrib"),
         (
             {"method.distribution": {"name": "uniform", "power": 2.0}},
-            "uniform has no power; it has overrides, stacked",
+            "distribution.power: .*for 'uniform' .*overrides, stacked",
         ),
-        ({"distribution": "uniform(overrides={"}, "distributions are erk"),
-        ({"method.distribution": {"name": "erk)"}}, "distributions are erk"),
+        (
+            {"method.distribution": {"name": "erk", "overrides": 3}},
+            "distribution.overrides=3: must be pairs",
+        ),
         ({"method.name": "synflow"}, "synflow': not for text"),
         ({"mesh.axes": "explicit"}, "recurrent models are for 'auto' alone"),
     ],
