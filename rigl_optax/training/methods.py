@@ -238,7 +238,8 @@ def distribution(config: Config) -> Any:
         )
     found = config_lib.keywords(rest.removesuffix(")"), "distribution", _OVERRIDDEN)
     named = inspect.signature(DISTRIBUTIONS[name]).parameters.values()
-    allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name != "dense"]
+    functions = ("dense", "axes")
+    allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name not in functions]
     unknown = sorted(set(found) - set(allowed))
     if unknown:
         raise ValueError(
