@@ -69,13 +69,15 @@ def training_record(
         return values, warnings
     active = active_weights(config, state)
     rewirings, healed = counters(state)
+    # The schedule goes by the steps that the optimizer has seen, which skipped ones are not.
+    seen = int(jax.device_get(state.opt_state.count))
     values["density"] = sum(active.values()) / sum(sizes(state).values())
     values["rewirings"] = float(rewirings)
     values |= methods.drop_fractions(config, int(step), list(active))
     if methods.rewires(config):
         warnings |= _dead(config, start, dead_units(config, state))
     return values, warnings | _warnings(
-        config, int(step), rewirings, healed, int(sums.blind), active, start.active
+        config, int(step), seen, rewirings, healed, int(sums.blind), active, start.active
     )
 
 
@@ -158,6 +160,7 @@ def _dead(config: Config, start: Start, now: dict[str, int]) -> dict[str, str]:
 def _warnings(
     config: Config,
     step: int,
+    count: int,
     rewirings: int,
     healed: int,
     blind: int,
@@ -165,7 +168,7 @@ def _warnings(
     expected: dict[str, int],
 ) -> dict[str, str]:
     warnings = {}
-    scheduled = methods.rewirings_before(config, step)
+    scheduled = methods.rewirings_before(config, count)
     if rewirings != scheduled:
         warnings["rewirings"] = (
             f"{rewirings} rewirings by step {step}, where {scheduled} were scheduled: gradients "
