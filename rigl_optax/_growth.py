@@ -1,6 +1,6 @@
 """The methods that drop by magnitude and grow as many: one rule, and what grows is theirs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +11,11 @@ from rigl_optax import _ablation, _fan_in, _plan, _random, _selection, _topology
 from rigl_optax._grown import Grown
 from rigl_optax._layout import Layout, check_total, layer_rows
 from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs
+from rigl_optax._packing import Rows
 
 GrowScores = Callable[[RewiringInputs], Arrays]
-# From active, dropped and the inputs to how many each layer grows, int32 [rankings].
+# From what is to be shared out, the room of each layer and the inputs to how much of it each
+# layer grows, int32 [rankings].
 GrowCounts = Callable[[jax.Array, jax.Array, RewiringInputs], jax.Array]
 Overrides = Mapping[str, Mapping[str, Any]]
 
@@ -70,7 +72,9 @@ def drop_and_grow_method(
       min_fan_in: As in `rigl`.
       grown: As in `rigl`.
       seed: As in `rigl`.
-      grow_counts: How many each layer grows; None for as many as it dropped.
+      grow_counts: How what is dropped is shared out between the layers that are due; None for
+        as many as each dropped. What a layer needs for `min_fan_in`, and for one active weight, it
+        grows itself.
       remember: As in `Method`.
 
     Returns:
@@ -83,11 +87,23 @@ def drop_and_grow_method(
     if isinstance(min_fan_in, bool) or not isinstance(min_fan_in, int) or min_fan_in < 0:
         raise ValueError(f"min_fan_in={min_fan_in!r}: must be an integer of at least 0")
 
-    def check(layout: Layout) -> None:
+    def check(layout: Layout, start: Layout) -> None:
         if min_fan_in:
-            _fan_in.check(layout, min_fan_in)
+            _fan_in.check(start, min_fan_in)
         if grow_counts is not None:
             check_total(layout)
+
+    def shared_out(
+        share: GrowCounts, active: jax.Array, dropped: jax.Array, inputs: RewiringInputs
+    ) -> jax.Array:
+        keep = active - dropped
+        room = jnp.asarray(inputs.packing.sizes()) - keep
+        due = plan.are_due(inputs.count, inputs.leaves, inputs.packing)
+        if due is not None:
+            room = jnp.where(due, room, 0)
+        least = jnp.asarray(_fan_in.least(inputs.leaves, inputs.packing, min_fan_in))
+        own = jnp.clip(least - keep, 0, dropped)
+        return own + share(jnp.sum(dropped) - jnp.sum(own), room - own, inputs)
 
     def rule_of_parts(inputs: RewiringInputs) -> Outcome:
         # Drops are of the whole layer; what a part of it lost, it grows.
@@ -109,9 +125,7 @@ def drop_and_grow_method(
             # A unit that others have come back beside may have kept more than it is to have.
             left = _without([~k for k in kept], keep_scores)
             kept = _selection.top_k(left, rows, jax.tree.map(jnp.minimum, held, wanted))
-        lost = jax.tree.map(jnp.subtract, wanted, _selection.counts_by_row(kept, rows))
-        grown = _selection.top_k(_without(kept, grow_scores), rows, lost)
-        return Outcome([k | g for k, g in zip(kept, grown, strict=True)])
+        return Outcome(regrown_in_parts(kept, grow_scores, rows, wanted))
 
     def rule(inputs: RewiringInputs) -> Outcome:
         if any(leaf.structure.has_parts for leaf in inputs.leaves):
@@ -120,7 +134,9 @@ def drop_and_grow_method(
         active = _selection.counts(inputs.masks, rows)
         fraction = plan.fractions(inputs.count, inputs.leaves, packing)
         dropped = _topology.drop_counts(active, fraction)
-        grow = dropped if grow_counts is None else grow_counts(active, dropped, inputs)
+        grow = dropped
+        if grow_counts is not None:
+            grow = shared_out(grow_counts, active, dropped, inputs)
         keep_scores = _topology.drop_scores(inputs.weights, inputs.masks)
         grow_scores = scores(inputs)
         prefer = None
@@ -143,6 +159,25 @@ def drop_and_grow_method(
         check=check,
         ablates=True,
     )
+
+
+def regrown_in_parts(
+    kept: Arrays, grow_scores: Arrays, rows: Sequence[Rows], wanted: Arrays
+) -> Arrays:
+    """Masks of what is kept, and in each part of the largest scores besides, up to its number.
+
+    Args:
+      kept: Bool arrays.
+      grow_scores: int32 arrays of the same shapes.
+      rows: The parts.
+      wanted: How many each part is to have, at least as many as it kept.
+
+    Returns:
+      Bool arrays.
+    """
+    lost = jax.tree.map(jnp.subtract, wanted, _selection.counts_by_row(kept, rows))
+    grown = _selection.top_k(_without(kept, grow_scores), rows, lost)
+    return [k | g for k, g in zip(kept, grown, strict=True)]
 
 
 def _without(masks: Arrays, scores: Arrays) -> Arrays:

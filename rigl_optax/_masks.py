@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _blend, _explicit, _layout, _paths, _random, _selection
+from rigl_optax import _blend, _explicit, _layout, _paths, _random, _selection, _structure
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._state import SparseState
 
@@ -105,6 +105,25 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
         else jax.device_put(mask, sharding)
         for mask, sharding in zip(masks, _shardings(layout.leaves), strict=True)
     ]
+
+
+def counted(layout: Layout, initial_masks: PyTree) -> Layout:
+    """The layout with the zeros of the user's masks: of the sparsest layer, or part, of each leaf.
+
+    None where a mask is traced.
+    """
+    given = dict(_paths.flatten_with_paths(initial_masks))
+
+    def zeros(leaf: SparseLeaf) -> int | None:
+        if isinstance(given[leaf.path], jax.core.Tracer):
+            return None
+        mask = np.asarray(given[leaf.path])
+        if leaf.structure != _structure.UNSTRUCTURED:
+            with jax.ensure_compile_time_eval():  # `init` may be traced; the mask is not
+                mask = np.asarray(leaf.groups(jnp.asarray(mask)))
+        return int((~mask.reshape(leaf.rankings, -1)).sum(1).max())
+
+    return layout._replace(sparse=[leaf._replace(zeros=zeros(leaf)) for leaf in layout.sparse])
 
 
 def get_masks(opt_state: PyTree) -> PyTree:

@@ -114,18 +114,17 @@ def sparse_transform(
         layout = _layout.layout(params, distribution, sparsity is None, structure)
         if method.plan is not None and layout.sparse:
             method.plan.check([leaf.path for leaf in layout.sparse])
-        if method.check is not None and layout.sparse:
-            method.check(layout)
-        drawn = layout
-        if initial_sparsity is not None and initial_masks is None:
-            drawn = _layout.layout(params, initial_sparsity, False, structure)
-            _layout.check_same_leaves(layout, drawn)
-        if not layout.leaves:
-            masks = []
-        elif initial_masks is None:
-            masks = _masks.random_masks(drawn, seed)
-        else:
+        first, masks = layout, []
+        if initial_masks is not None and layout.leaves:
             masks = _masks.copied_masks(layout, initial_masks)
+            first = _masks.counted(layout, initial_masks)
+        elif initial_sparsity is not None:
+            first = _layout.layout(params, initial_sparsity, False, structure)
+            _layout.check_same_leaves(layout, first)
+        if method.check is not None and layout.sparse:
+            method.check(layout, first)
+        if initial_masks is None and layout.leaves:
+            masks = _masks.random_masks(first, seed)
         started: list[Any] = [
             leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
             for leaf in layout.leaves

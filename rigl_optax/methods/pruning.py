@@ -1,6 +1,7 @@
 """Gradual pruning: magnitude pruning from dense, and GraNet, which regrows as it prunes."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -11,6 +12,7 @@ import optax
 from rigl_optax import (
     _growth,
     _layout,
+    _paths,
     _plan,
     _random,
     _selection,
@@ -19,7 +21,7 @@ from rigl_optax import (
 )
 from rigl_optax._grown import AT_REST, Grown
 from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs, Started
-from rigl_optax._packing import Packing
+from rigl_optax._packing import Packing, Rows
 from rigl_optax._structure import UNSTRUCTURED, Structures
 
 PyTree = Any
@@ -52,7 +54,8 @@ def gradual_magnitude_pruning(
         \text{active} &\leftarrow \text{the } N_l - z_l(t)
             \text{ active weights of largest } |\theta|
 
-    in each layer, or, with `scope="global"`, the :math:`\sum_l (N_l - z_l(t))` largest of all.
+    in each layer, or, with `scope="global"`, the :math:`\sum_l (N_l - z_l(t))` largest of all,
+    in which the largest of each layer comes first: no layer is ever emptied.
     A pruned weight is 0 and stays so. The last rewiring reaches the final numbers exactly.
 
     Args:
@@ -75,7 +78,8 @@ def gradual_magnitude_pruning(
       active weights at the start, int32 [layers].
 
     Raises:
-      ValueError: As `rigl` does; if the initial sparsity of a layer is above its final one.
+      ValueError: As `rigl` does; if the initial sparsity of a layer, or of all with
+        `scope="global"`, is above its final one.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -97,7 +101,7 @@ def gradual_magnitude_pruning(
         rule,
         replaces_step=not gradient_step,
         start=_active_at_start,
-        check=_layout.check_total if scope == "global" else None,
+        check=functools.partial(_check, scope),
     )
     return _transform.sparse_transform(
         inner,
@@ -137,7 +141,9 @@ def granet(
         G_l &= \text{the } k_l \text{ positions outside } K_l
             \text{ of largest } |\nabla_\theta L|
 
-    What has just been pruned may come back. With `initial_sparsity=0` it starts dense, with 0.5
+    What has just been pruned may come back. Where each part of a layer has its number (`NM`,
+    `ConstantFanIn`), :math:`K_l` is chosen in the whole layer, and each part grows as many as
+    it lost. With `initial_sparsity=0` it starts dense, with 0.5
     it is the paper's sparse-to-sparse variant.
 
     Args:
@@ -179,12 +185,17 @@ def granet(
     def rule(inputs: RewiringInputs) -> Outcome:
         rows = inputs.packing.rows
         left = prune(inputs)
-        active = _selection.counts(left, rows)
+        has_parts = any(leaf.structure.has_parts for leaf in inputs.leaves)
+        layers = _layout.layer_rows(inputs.leaves) if has_parts else rows
+        active = _selection.counts(left, layers)
         dropped = _topology.drop_counts(active, plan.default.drop_fraction(inputs.count))
         scores = _topology.drop_scores(inputs.weights, left)
         growth = _growth.gradient_scores(inputs)
-        keep, grow = (inputs.packing.per_row(x) for x in (active - dropped, dropped))
-        return Outcome(_topology.keep_and_grow(scores, growth, rows, keep, grow))
+        if has_parts:
+            kept = _selection.top_k(scores, layers, active - dropped)
+            wanted = _selection.counts_by_row(left, rows)
+            return Outcome(_growth.regrown_in_parts(kept, growth, rows, wanted))
+        return Outcome(_topology.keep_and_grow(scores, growth, rows, active - dropped, dropped))
 
     method = Method(
         plan,
@@ -194,7 +205,7 @@ def granet(
         grown_values=grown.values(seed),
         keeps_initial=grown.value == "initial",
         grown_state=grown.state,
-        check=_layout.check_total if scope == "global" else None,
+        check=functools.partial(_check, scope),
     )
     return _transform.sparse_transform(
         inner,
@@ -231,14 +242,45 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
             rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True)
         keep = jnp.minimum(keep, _selection.counts(inputs.masks, rows))
         scores = _topology.drop_scores(inputs.weights, inputs.masks)
+        if scope == "global":
+            scores = _largest_first(scores, packing.rows)
         return _selection.top_k(scores, rows, packing.per_row(keep))
 
     return prune
 
 
+def _largest_first(scores: Arrays, rows: Sequence[Rows]) -> Arrays:
+    """Scores in which the largest of each layer comes before all others."""
+    some = jnp.minimum(_selection.counts([s >= 0 for s in scores], rows), 1)
+    largest = _selection.top_k(scores, rows, some)
+    first = jnp.int32(np.iinfo(np.int32).max)
+    return [jnp.where(top, first, s) for top, s in zip(largest, scores, strict=True)]
+
+
 def _power(x: jax.Array, power: float) -> jax.Array:
     # A product rounds alike everywhere; a general power need not.
     return x ** int(power) if power == int(power) else x ** jnp.float32(power)
+
+
+def _check(scope: Scope, layout: _layout.Layout, start: _layout.Layout) -> None:
+    """Raises a ValueError if the layers cannot be ranked together, or have too few weights."""
+    if scope == "global":
+        _layout.check_total(layout)
+    found = [
+        (leaf.path, of.zeros, leaf.zeros)
+        for leaf, of in zip(layout.sparse, start.sparse, strict=True)
+        if of.zeros is not None and leaf.zeros is not None
+    ]
+    if scope == "global":
+        # Of a stack `start` tells the sparsest layer alone, of traced masks nothing.
+        is_known = len(found) == len(layout.sparse) and not any(x.stacked for x in layout.sparse)
+        found = [("all", sum(x[1] for x in found), sum(x[2] for x in found))] if is_known else []
+    more = [f"{path}: {zeros} > {final}" for path, zeros, final in found if zeros > final]
+    if more:
+        raise ValueError(
+            f"initial_masks: have more zeros than pruning is to end with, {_paths.listing(more)}; "
+            "give a higher sparsity, or denser masks"
+        )
 
 
 def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
