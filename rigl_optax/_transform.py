@@ -117,12 +117,14 @@ def sparse_transform(
         layout = _layout.layout(params, distribution, sparsity is None, structure)
         if method.plan is not None and layout.sparse:
             method.plan.check([leaf.path for leaf in layout.sparse])
-        if method.check is not None and layout.sparse:
-            method.check(layout)
         first = layout
-        if initial_sparsity is not None and initial_masks is None:
+        if initial_masks is not None and layout.leaves:
+            first = _masks.counted(layout, initial_masks)
+        elif initial_sparsity is not None:
             first = _layout.layout(params, initial_sparsity, False, structure)
             _layout.check_same_leaves(layout, first)
+        if method.check is not None and layout.sparse:
+            method.check(layout, first)
         return Layouts(first, layout)
 
     def init_fn(params: PyTree) -> SparseState:

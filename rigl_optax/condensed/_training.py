@@ -278,7 +278,7 @@ def _transformation(
         if plan is not None:
             plan.check([leaf.path for leaf in layout.sparse])
         if method is not None and method.check is not None:
-            method.check(layout)
+            method.check(layout, layout)
         # Buffers of their own: a step that donates the state takes nothing of the caller's.
         return CondensedState(
             count=jnp.zeros((), jnp.int32),

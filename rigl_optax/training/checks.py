@@ -1,5 +1,6 @@
 """What a training record says, and what can go silently wrong with sparse training."""
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -7,10 +8,19 @@ import jax
 import numpy as np
 import optax
 
-from rigl_optax import _axes, _paths, analysis
+from rigl_optax import Block, _axes, _paths, analysis
+from rigl_optax._structure import by_path
 from rigl_optax.training import methods, structures
 from rigl_optax.training.config import Config
-from rigl_optax.training.state import Entries, TrainState, count, entries, masks, sizes
+from rigl_optax.training.state import (
+    Entries,
+    TrainState,
+    count,
+    entries,
+    masks,
+    sizes,
+    topologies,
+)
 
 PyTree = Any
 
@@ -22,12 +32,12 @@ class Start(NamedTuple):
     """What a run is compared with.
 
     Attributes:
-      active: `{path: active weights}`.
+      groups: `{path: active groups}`: weights, or blocks.
       dead: `{path: output units that read nothing}` of layers with units.
       units: `{path: output units}` of these layers.
     """
 
-    active: dict[str, int]
+    groups: dict[str, int]
     dead: dict[str, int]
     units: dict[str, int]
 
@@ -35,7 +45,7 @@ class Start(NamedTuple):
 def start_of(config: Config, initial: TrainState) -> Start:
     """What a run is compared with, from its initial state."""
     dead = dead_units(config, initial)
-    return Start(active_weights(config, initial), dead, _units(initial, dead))
+    return Start(active_groups(config, initial), dead, _units(initial, dead))
 
 
 def training_record(
@@ -76,8 +86,9 @@ def training_record(
     values |= methods.drop_fractions(config, int(step), list(active))
     if methods.rewires(config):
         warnings |= _dead(config, start, dead_units(config, state))
+    groups = active_groups(config, state)
     return values, warnings | _warnings(
-        config, int(step), seen, rewirings, healed, int(sums.blind), active, start.active
+        config, int(step), seen, rewirings, healed, int(sums.blind), groups, start.groups
     )
 
 
@@ -99,6 +110,25 @@ def active_weights(config: Config, state: TrainState) -> dict[str, int]:
         return sizes(state)
     named = dict(_paths.flatten_with_paths(masks(state)))
     counts = jax.device_get(_active(named, entries(state)))
+    return {path: int(counts[path]) for path in named}
+
+
+def active_groups(config: Config, state: TrainState) -> dict[str, int]:
+    """`{path: active groups}`: as many as weights, but of layers whose blocks differ in size.
+
+    Of those the number of blocks is what a rewiring keeps.
+    """
+    if not methods.find(config).masked:
+        return sizes(state)
+    named = dict(_paths.flatten_with_paths(masks(state)))
+    padded: dict[str, tuple[Block, bool]] = {}
+    if not topologies(state) and "pad" in config.structure:
+        layers = methods.distribution(config)
+        paths, stacked = list(layers(state.params)), layers.stacked_paths(state.params)
+        for path, one in by_path(structures.parse(config.structure), paths).items():
+            if isinstance(one, Block) and one.pad:
+                padded[path] = one, path in stacked
+    counts = jax.device_get(_groups(named, tuple(padded.items())))
     return {path: int(counts[path]) for path in named}
 
 
@@ -164,7 +194,7 @@ def _warnings(
     rewirings: int,
     healed: int,
     blind: int,
-    active: dict[str, int],
+    groups: dict[str, int],
     expected: dict[str, int],
 ) -> dict[str, str]:
     warnings = {}
@@ -179,11 +209,12 @@ def _warnings(
             f"{healed} inactive weights were not zero at rewirings: something other than the "
             "optimizer writes into the parameters"
         )
-    if active != expected and methods.find(config).keeps_counts:
+    if groups != expected and methods.find(config).keeps_counts:
         changed = [
-            f"{p} {expected[p]} -> {active[p]}" for p in expected if active[p] != expected[p]
+            f"{p} {expected[p]} -> {groups[p]}" for p in expected if groups[p] != expected[p]
         ]
-        warnings["active"] = f"the number of active weights changed: {', '.join(changed)}"
+        what = "active groups, weights or blocks," if config.structure else "active weights"
+        warnings["active"] = f"the number of {what} changed: {', '.join(changed)}"
     if blind:
         warnings["blind"] = (
             f"{blind} rewirings saw no gradient outside the masks and grew blindly: does the model "
@@ -195,6 +226,17 @@ def _warnings(
 @jax.jit
 def _active(named: dict[str, jax.Array], of: dict[str, Entries]) -> dict[str, jax.Array]:
     return {path: count(mask, of[path].weights) for path, mask in named.items()}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _groups(
+    named: dict[str, jax.Array], padded: tuple[tuple[str, tuple[Block, bool]], ...]
+) -> dict[str, jax.Array]:
+    found = dict(named)
+    for path, (block, is_stacked) in padded:
+        groups = jax.vmap(block.groups) if is_stacked else block.groups
+        found[path] = groups(named[path])
+    return {path: count(mask, 1) for path, mask in found.items()}
 
 
 @jax.jit
