@@ -36,6 +36,12 @@ class RewiringPlan(NamedTuple):
             due = due | plan.schedule.is_rewiring_step(count)
         return due
 
+    def due_before(self, count: int) -> int:
+        """How many calls with a smaller count rewire any layer."""
+        schedules = [self.default.schedule, *(plan.schedule for _, plan in self.overrides)]
+        due = [range(s.begin, min(s.end, count), s.every) for s in schedules]
+        return len(set().union(*due))
+
     def fractions(
         self, count: jax.Array, leaves: Sequence[SparseLeaf], packing: Packing
     ) -> jax.Array:
