@@ -1,5 +1,8 @@
 """RigL and its relatives as Optax gradient transformations."""
 
+import importlib as _importlib
+from types import ModuleType as _ModuleType
+
 from rigl_optax._distributions import DenseLayers as DenseLayers
 from rigl_optax._distributions import Distribution as Distribution
 from rigl_optax._distributions import default_dense as default_dense
@@ -41,3 +44,62 @@ from rigl_optax.methods.saliency import snip_masks as snip_masks
 from rigl_optax.methods.saliency import synflow_masks as synflow_masks
 from rigl_optax.methods.soft_threshold import soft_thresholding as soft_thresholding
 from rigl_optax.methods.static import static_sparse as static_sparse
+
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
+# Imported when they are first asked for, so that `import rigl_optax` stays quick.
+_LAZY = ("accounting", "analysis", "condensed", "export")
+
+__all__ = [
+    "NM",
+    "Block",
+    "ConstantFanIn",
+    "DenseLayers",
+    "Distribution",
+    "Grown",
+    "SparseState",
+    "Unstructured",
+    "accounting",
+    "analysis",
+    "apply_masks",
+    "condensed",
+    "constant_drop_fraction",
+    "cosine_drop_fraction",
+    "deep_rewiring",
+    "default_dense",
+    "dnw",
+    "dynamic_sparse_reparameterization",
+    "erdos_renyi",
+    "erk",
+    "explain",
+    "export",
+    "get_masks",
+    "gradual_magnitude_pruning",
+    "granet",
+    "grasp_masks",
+    "inverse_power_drop_fraction",
+    "linear_drop_fraction",
+    "lottery_ticket",
+    "magnitude_masks",
+    "rigl",
+    "small_dense_width",
+    "snip_masks",
+    "soft_thresholding",
+    "sparse_aware_init",
+    "sparse_evolutionary_training",
+    "sparse_momentum",
+    "static_sparse",
+    "synflow_masks",
+    "top_kast",
+    "uniform",
+]
+
+
+def __getattr__(name: str) -> _ModuleType:
+    if name in _LAZY:
+        return _importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -3,7 +3,7 @@
 python scripts/evaluate.py --workdir=runs/digits --split=validation
 python scripts/evaluate.py --workdir=runs/digits --export=digits.npz
 
-`rigl_optax.training.export.read` reads the file, and so does `numpy.load`.
+`rigl_optax.export.read` reads the file, and so does `numpy.load`.
 """
 
 import pathlib

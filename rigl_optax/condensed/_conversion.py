@@ -32,7 +32,8 @@ def condense(
 
     Args:
       params: Parameters, dense.
-      masks: Bool tree like params (`get_masks`). Kernels with a full mask stay dense.
+      masks: Bool tree like params (`get_masks`), or of some of its leaves (`export.read`).
+        Kernels with a full mask, or none, stay dense.
       structure: What they were trained with: a `Block`, `Unstructured()`, or by pattern.
 
     Returns:
@@ -76,7 +77,8 @@ def condense_csr(params: PyTree, masks: PyTree) -> tuple[PyTree, dict[str, CSRTo
 
     Args:
       params: Parameters, dense.
-      masks: Bool tree like params (`get_masks`). What has a full mask stays dense.
+      masks: Bool tree like params (`get_masks`), or of some of its leaves (`export.read`). What
+        has a full mask, or none, stays dense.
 
     Returns:
       Weights: a tree like params with a vector of values for each kernel that is sparse; and
@@ -112,13 +114,18 @@ def _partial(params: PyTree, masks: PyTree) -> dict[str, tuple[Any, tuple[int, .
     """The masks that are not full, with the shapes of their leaves."""
     named = _paths.flatten_with_paths(params)
     found = dict(_paths.flatten_with_paths(masks))
-    wrong = [p for p, x in named if p not in found or found[p].shape != x.shape]
-    if wrong or len(found) != len(named):
+    shapes = {path: x.shape for path, x in named}
+    wrong = [p for p, mask in found.items() if shapes.get(p) != mask.shape]
+    if wrong or not found:
         raise ValueError(
-            f"masks do not fit params: {_paths.listing(wrong or sorted(found))}; params have "
+            f"masks do not fit params: {_paths.listing(wrong)}; params have "
             f"{_paths.listing([path for path, _ in named])}"
         )
-    return {p: (found[p], tuple(x.shape)) for p, x in named if not np.all(np.asarray(found[p]))}
+    return {
+        p: (found[p], tuple(x.shape))
+        for p, x in named
+        if p in found and not np.all(np.asarray(found[p]))
+    }
 
 
 def extract(params: PyTree, topologies: Topologies) -> PyTree:
