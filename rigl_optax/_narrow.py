@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from rigl_optax import _blend
+
 PyTree = Any
 
 
@@ -23,10 +25,10 @@ def is_narrow(leaves: Iterable[Any]) -> bool:
     return any(jnp.finfo(dtype).minexp > -100 for dtype in floats)
 
 
-def with_zero_quotients(function: Callable[[], PyTree]) -> PyTree:
-    """`function()`, in which 0 / 0 is 0, and 0 times infinity between arrays."""
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)()
-    leaves = jax.core.eval_jaxpr(_mended(closed.jaxpr), closed.consts)
+def with_zero_quotients(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """`function(*args)`, in which 0 / 0 is 0, and 0 times infinity between arrays."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    leaves = jax.core.eval_jaxpr(_mended(closed.jaxpr), closed.consts, *jax.tree.leaves(args))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
@@ -61,12 +63,14 @@ def _mended_value(value: Any) -> Any:
 
 
 def _quotient(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.where((x == 0) & (y == 0), jnp.zeros_like(x), x / y)
+    quotient = x / y
+    return _blend.masked(~((x == 0) & (y == 0)), quotient)
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
     is_nothing = ((x == 0) & jnp.isinf(y)) | (jnp.isinf(x) & (y == 0))
-    return jnp.where(is_nothing, jnp.zeros_like(x), x * y)
+    product = x * y
+    return _blend.masked(~is_nothing, product)
 
 
 _SAFE = {"div": _quotient, "mul": _product}

@@ -167,18 +167,21 @@ def sparse_transform(
                 )
 
         def inner_update(gradients: Leaves, weights: Leaves) -> tuple[Leaves, PyTree]:
-            def stepped() -> tuple[Leaves, PyTree]:
+            def stepped(
+                gradients: Leaves, inner_state: PyTree, weights: Leaves
+            ) -> tuple[Leaves, PyTree]:
                 steps, inner_state = inner.update(
                     treedef.unflatten(gradients),
-                    state.inner_state,
+                    inner_state,
                     treedef.unflatten(weights),
                     **extra_args,
                 )
                 return treedef.flatten_up_to(steps), inner_state
 
+            given = gradients, state.inner_state, weights
             if _narrow.is_narrow([*layout.select(gradients), *layout.select(weights)]):
-                return _narrow.with_zero_quotients(stepped)
-            return stepped()
+                return _narrow.with_zero_quotients(stepped, *given)
+            return stepped(*given)
 
         is_rewiring = None
         if method.plan is not None and layout.sparse:
