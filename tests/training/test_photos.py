@@ -184,7 +184,7 @@ def test_a_wide_resnet_learns_from_files_of_cifars_format(config, tmp_path, monk
     [
         ({"image_size": 0}, "photos of imagenet2012 are of many sizes; give one, as 224"),
         ({"augment": "pad_crop"}, "for imagenet2012 it is none or resized_crop"),
-        ({"batch_size": 60}, "batch_size=60: must be from 1 to 59"),
+        ({"batch_size": 60}, "batch_size=60: must be from 1 to 54"),
         ({"dataset": "cifar100"}, "datasets are digits.*cifar10, imagenet2012, image_folder"),
         ({"sequence_length": 3}, "images have none"),
     ],
