@@ -4,12 +4,21 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from rigl_optax import _paths, analysis
 from rigl_optax.training import methods, structures
 from rigl_optax.training.config import Config
-from rigl_optax.training.state import Entries, TrainState, count, entries, masks, sizes
+from rigl_optax.training.state import (
+    Entries,
+    TrainState,
+    count,
+    entries,
+    masks,
+    sizes,
+    topologies,
+)
 
 PyTree = Any
 
@@ -104,6 +113,20 @@ def counters(state: TrainState) -> tuple[int, int]:
     return int(rewirings), int(healed)
 
 
+def stray(config: Config, state: TrainState) -> dict[str, str]:
+    """A warning if inactive weights are not zero, as when something writes them past the mask."""
+    if not methods.find(config).masked or topologies(state):
+        return {}
+    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(masks(state)), strict=True)
+    found = int(_stray(list(pairs)))
+    if not found:
+        return {}
+    return {
+        "stray": f"{found} inactive weights are not zero at the end: something other than the "
+        "optimizer writes into the parameters"
+    }
+
+
 def dead_units(config: Config, state: TrainState) -> dict[str, int]:
     """`{path: output units that no active weight leads to}` of layers with units."""
     if not methods.find(config).masked:
@@ -171,6 +194,11 @@ def _warnings(
 @jax.jit
 def _active(named: dict[str, jax.Array], of: dict[str, Entries]) -> dict[str, jax.Array]:
     return {path: count(mask, of[path].weights) for path, mask in named.items()}
+
+
+@jax.jit
+def _stray(pairs: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    return jnp.stack([jnp.sum((x != 0) & ~mask, dtype=jnp.int32) for x, mask in pairs]).sum()
 
 
 @jax.jit

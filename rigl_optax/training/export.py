@@ -21,6 +21,7 @@ from rigl_optax.training.state import TrainState, topologies, weight_masks
 
 PyTree = Any
 CONFIG = "config"
+MAX_BYTES = 16 * 2**30
 _DTYPES = ("bool", "uint8", "int32", "uint32", "float16", "float32", "float64")
 
 
@@ -62,8 +63,12 @@ def write(path: pathlib.Path, config: Config, run: setup.Run, state: TrainState)
     temporary.replace(path)
 
 
-def read(path: pathlib.Path) -> Export:
+def read(path: pathlib.Path, max_bytes: int = MAX_BYTES) -> Export:
     """Reads what `write` wrote; nothing in it is executed, whatever it holds.
+
+    Args:
+      path: The file.
+      max_bytes: Of all arrays, unpacked: a small file may unpack to more than the memory holds.
 
     Raises:
       ValueError: If the file is not such an export; it says why.
@@ -73,6 +78,9 @@ def read(path: pathlib.Path) -> Export:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
+                size = sum(member.file_size for member in members)
+                if size > max_bytes:
+                    raise ValueError(f"it unpacks to {size:,} bytes, more than {max_bytes=:,}")
                 found = {x.filename.removesuffix(".npy"): _array(archive, x) for x in members}
             return _checked(found)
         # A mutated zip can raise almost anything: all of it means the same.

@@ -363,6 +363,7 @@ def _run_steps(
                 checkpoints.save(saved, current, config, rate, data)
             if is_stopped:
                 raise signals.StoppedError(f"asked to stop: saved at step {done} of {config.steps}")
+    watch.warn(config.steps, checks.stray(config, current), warned)
     if left:
         warned["skipped"] = checks.skipped(left)
     return current, rate, warned
