@@ -17,6 +17,7 @@ import numpy as np
 
 PyTree = Any
 CONFIG = "config"
+MAX_BYTES = 16 * 2**30
 _DTYPES = ("bool", "uint8", "int32", "uint32", "float16", "float32", "float64")
 
 
@@ -36,8 +37,12 @@ class Export(NamedTuple):
     model_state: PyTree
 
 
-def read(path: str | os.PathLike[str]) -> Export:
+def read(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Export:
     """Reads an export; nothing in it is executed, whatever it holds.
+
+    Args:
+      path: The file.
+      max_bytes: Of all arrays, unpacked: a small file may unpack to more than the memory holds.
 
     Raises:
       ValueError: If the file is not such an export; it says why.
@@ -47,6 +52,9 @@ def read(path: str | os.PathLike[str]) -> Export:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
+                size = sum(member.file_size for member in members)
+                if size > max_bytes:
+                    raise ValueError(f"it unpacks to {size:,} bytes, more than {max_bytes=:,}")
                 found = {x.filename.removesuffix(".npy"): _array(archive, x) for x in members}
             return _checked(found)
         # A mutated zip can raise almost anything: all of it means the same.

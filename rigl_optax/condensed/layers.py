@@ -393,5 +393,6 @@ def write(model: nnx.Module, weights: PyTree, topologies: dict[str, Topology]) -
     for path, module in nnx.iter_modules(model):
         if isinstance(module, _Condensed):
             name = "/".join(map(str, (*path, "kernel")))
-            assert name in named
+            if name not in named:
+                raise ValueError(f"weights have no {name!r}, which the model has")
             module.topology.set_value(topologies[name])

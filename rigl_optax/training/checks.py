@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -142,6 +143,20 @@ def counters(state: TrainState) -> tuple[int, int]:
     return int(rewirings), int(healed)
 
 
+def stray(config: Config, state: TrainState) -> dict[str, str]:
+    """A warning if inactive weights are not zero, as when something writes them past the mask."""
+    if not methods.find(config).masked or topologies(state):
+        return {}
+    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(masks(state)), strict=True)
+    found = int(_stray(list(pairs)))
+    if not found:
+        return {}
+    return {
+        "stray": f"{found} inactive weights are not zero at the end: something other than the "
+        "optimizer writes into the parameters"
+    }
+
+
 def dead_units(config: Config, state: TrainState) -> dict[str, int]:
     """`{path: output units that no active weight leads to}` of layers with units."""
     if not methods.find(config).masked:
@@ -237,6 +252,11 @@ def _groups(
         groups = jax.vmap(block.groups) if is_stacked else block.groups
         found[path] = groups(named[path])
     return {path: count(mask, 1) for path, mask in found.items()}
+
+
+@jax.jit
+def _stray(pairs: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    return jnp.stack([jnp.sum((x != 0) & ~mask, dtype=jnp.int32) for x, mask in pairs]).sum()
 
 
 @jax.jit

@@ -289,6 +289,9 @@ def test_what_goes_silently_wrong_is_warned_of(small):
     found = checks.training_record(asked, tampered(run, rewirings=one, masks=cut), start)[1]
     assert f"layers/1/kernel 0 -> {lost}; if" in found["ablated"]
     assert "layers/0" in found["dead"] and "layers/1" not in found["dead"]
+    assert checks.stray(small, run.initial) == {}
+    whole = jax.tree.map(lambda x: x + 1, run.initial.params)
+    assert "1262 inactive" in checks.stray(small, run.initial._replace(params=whole))["stray"]
     state = tampered(run, rewirings=one)
     blind = state._replace(sums=state.sums._replace(blind=one))
     assert warnings(blind).keys() == {"blind"}
