@@ -119,7 +119,9 @@ def draw() -> None:
     for network, axes in zip(NETWORKS, panels, strict=True):
         rows, milliseconds, judged = _rows(network)
         steps = next(iter(_results(network).values()))[0]["config"]["steps"]
-        colours = {kind: f"C{i}" for i, kind in enumerate(map(sparsity.describe, network.structures))}
+        colours = {
+            kind: f"C{i}" for i, kind in enumerate(map(sparsity.describe, network.structures))
+        }
         for row, took in zip(rows, milliseconds, strict=True):
             kind, method = row.get("structure", ""), row["method"]
             is_dense = row["sparsity"] is None

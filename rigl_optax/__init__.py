@@ -1,5 +1,8 @@
 """RigL and its relatives as Optax gradient transformations."""
 
+import importlib as _importlib
+from types import ModuleType as _ModuleType
+
 from rigl_optax._axes import KernelAxes as KernelAxes
 from rigl_optax._axes import default_axes as default_axes
 from rigl_optax._axes import equinox_axes as equinox_axes
@@ -46,3 +49,67 @@ from rigl_optax.methods.saliency import snip_masks as snip_masks
 from rigl_optax.methods.saliency import synflow_masks as synflow_masks
 from rigl_optax.methods.soft_threshold import soft_thresholding as soft_thresholding
 from rigl_optax.methods.static import static_sparse as static_sparse
+
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
+# Imported when they are first asked for, so that `import rigl_optax` stays quick.
+_LAZY = ("accounting", "analysis", "condensed", "export")
+
+__all__ = [
+    "NM",
+    "Block",
+    "ConstantFanIn",
+    "DenseLayers",
+    "Distribution",
+    "Grown",
+    "KernelAxes",
+    "SparseState",
+    "Unstructured",
+    "accounting",
+    "analysis",
+    "apply_masks",
+    "check",
+    "condensed",
+    "constant_drop_fraction",
+    "cosine_drop_fraction",
+    "deep_rewiring",
+    "default_axes",
+    "default_dense",
+    "dnw",
+    "dynamic_sparse_reparameterization",
+    "equinox_axes",
+    "erdos_renyi",
+    "erk",
+    "explain",
+    "export",
+    "flax_axes",
+    "get_masks",
+    "gradual_magnitude_pruning",
+    "granet",
+    "grasp_masks",
+    "inverse_power_drop_fraction",
+    "linear_drop_fraction",
+    "lottery_ticket",
+    "magnitude_masks",
+    "rigl",
+    "small_dense_width",
+    "snip_masks",
+    "soft_thresholding",
+    "sparse_aware_init",
+    "sparse_evolutionary_training",
+    "sparse_momentum",
+    "static_sparse",
+    "synflow_masks",
+    "top_kast",
+    "uniform",
+]
+
+
+def __getattr__(name: str) -> _ModuleType:
+    if name in _LAZY:
+        return _importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

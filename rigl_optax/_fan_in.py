@@ -28,8 +28,7 @@ def check(layout: Layout, min_fan_in: int) -> None:
                 f"min_fan_in={min_fan_in}: {leaf.path!r} has {leaf.structure}, which says how many "
                 "inputs each unit has"
             )
-        shape = leaf.grid[leaf.stacked :]
-        units = _axes.size(leaf.grid, leaf.unit_axes) if shape else 1
+        shape, units = leaf.grid[leaf.stacked :], _units(leaf)
         inputs = math.prod(shape) // max(units, 1)
         if min_fan_in > inputs:
             raise ValueError(
@@ -41,6 +40,12 @@ def check(layout: Layout, min_fan_in: int) -> None:
                 f"min_fan_in={min_fan_in}: {leaf.path!r} has {active} active weights for "
                 f"{units} units; at most {active // units}, or a lower sparsity there"
             )
+
+
+def least(leaves: Sequence[SparseLeaf], packing: Packing, min_fan_in: int) -> np.ndarray:
+    """Active groups that each layer needs for it, and at least one; int32 [rankings]."""
+    each = [max(1, min_fan_in * _units(leaf)) for leaf in leaves]
+    return np.repeat(np.asarray(each, np.int32), packing.layers)
 
 
 def protected(
@@ -116,6 +121,11 @@ def _raised(
         for b, x, (there, here) in zip(best, by_unit, moves, strict=True)
     ]
     return packing.pack(raised, _selection.EXCLUDED)
+
+
+def _units(leaf: SparseLeaf) -> int:
+    """Number of units of one layer; under a structure, of columns of groups."""
+    return _axes.size(leaf.grid, leaf.unit_axes) if leaf.grid[leaf.stacked :] else 1
 
 
 def _unit_rows(shapes: Sequence[tuple[int, ...]]) -> list[Rows]:

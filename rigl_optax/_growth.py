@@ -1,6 +1,6 @@
 """The methods that drop by magnitude and grow as many: one rule, and what grows is theirs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +11,11 @@ from rigl_optax import _ablation, _fan_in, _numbers, _plan, _random, _selection,
 from rigl_optax._grown import Grown
 from rigl_optax._layout import Layout, check_total, layer_rows
 from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs
+from rigl_optax._packing import Rows
 
 GrowScores = Callable[[RewiringInputs], Arrays]
-# From active, dropped and the inputs to how many each layer grows, int32 [rankings].
+# From what is to be shared out, the room of each layer and the inputs to how much of it each
+# layer grows, int32 [rankings].
 GrowCounts = Callable[[jax.Array, jax.Array, RewiringInputs], jax.Array]
 Overrides = Mapping[str, Mapping[str, Any]]
 
@@ -72,7 +74,9 @@ def drop_and_grow_method(
       grown: As in `rigl`.
       seed: As in `rigl`.
       needs_signal: Whether scores that are all 0 say nothing: then a layer keeps its mask.
-      grow_counts: How many each layer grows; None for as many as it dropped.
+      grow_counts: How what is dropped is shared out between the layers that are due; None for
+        as many as each dropped. What a layer needs for `min_fan_in`, and for one active weight, it
+        grows itself.
       remember: As in `Method`.
 
     Returns:
@@ -84,9 +88,9 @@ def drop_and_grow_method(
     grown.check()
     min_fan_in = _numbers.integer("min_fan_in", min_fan_in, least=0)
 
-    def check(layout: Layout) -> None:
+    def check(layout: Layout, start: Layout) -> None:
         if min_fan_in:
-            _fan_in.check(layout, min_fan_in)
+            _fan_in.check(start, min_fan_in)
         if grow_counts is not None:
             check_total(layout)
 
@@ -111,9 +115,7 @@ def drop_and_grow_method(
             # A unit that others have come back beside may have kept more than it is to have.
             left = _without([~k for k in kept], keep_scores)
             kept = _selection.top_k(left, rows, jax.tree.map(jnp.minimum, held, wanted))
-        lost = jax.tree.map(jnp.subtract, wanted, _selection.counts_by_row(kept, rows))
-        grown = _selection.top_k(_without(kept, grow_scores), rows, lost)
-        chosen = [k | g for k, g in zip(kept, grown, strict=True)]
+        chosen = regrown_in_parts(kept, grow_scores, rows, wanted)
         if not needs_signal:
             return Outcome(chosen)
         return _outcome(_topology.unless_uninformed(chosen, inputs.masks, found, layers))
@@ -129,10 +131,15 @@ def drop_and_grow_method(
 
         def shared_out(has_signal: jax.Array) -> jax.Array:
             assert grow_counts is not None
-            # A layer that stays as it is neither gives nor takes: as if it were full.
-            full = jnp.asarray(packing.sizes())
-            taking = jnp.where(has_signal, active, full), jnp.where(has_signal, dropped, 0)
-            return grow_counts(*taking, inputs)
+            # A layer that is not due, or stays as it is, neither gives nor takes.
+            due = plan.are_due(inputs.count, inputs.leaves, packing)
+            takes_part = has_signal if due is None else has_signal & due
+            given = jnp.where(takes_part, dropped, 0)
+            room = jnp.where(takes_part, jnp.asarray(packing.sizes()) - keep, 0)
+            least = jnp.asarray(_fan_in.least(inputs.leaves, packing, min_fan_in))
+            own = jnp.clip(least - keep, 0, given)
+            total = jnp.sum(given, dtype=jnp.int32) - jnp.sum(own, dtype=jnp.int32)
+            return own + grow_counts(total, room - own, inputs)
 
         keep_scores = _topology.drop_scores(inputs.weights, inputs.masks)
         grow_scores = scores(inputs)
@@ -173,6 +180,25 @@ def drop_and_grow_method(
 
 def _outcome(rewired: _topology.Grown) -> Outcome:
     return Outcome(rewired.masks, uninformed=rewired.uninformed)
+
+
+def regrown_in_parts(
+    kept: Arrays, grow_scores: Arrays, rows: Sequence[Rows], wanted: Arrays
+) -> Arrays:
+    """Masks of what is kept, and in each part of the largest scores besides, up to its number.
+
+    Args:
+      kept: Bool arrays.
+      grow_scores: int32 arrays of the same shapes.
+      rows: The parts.
+      wanted: How many each part is to have, at least as many as it kept.
+
+    Returns:
+      Bool arrays.
+    """
+    lost = jax.tree.map(jnp.subtract, wanted, _selection.counts_by_row(kept, rows))
+    grown = _selection.top_k(_without(kept, grow_scores), rows, lost)
+    return [k | g for k, g in zip(kept, grown, strict=True)]
 
 
 def _without(masks: Arrays, scores: Arrays) -> Arrays:

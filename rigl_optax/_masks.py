@@ -125,6 +125,25 @@ def warn_of_stacks(layout: Layout, initial_masks: PyTree) -> None:
         )
 
 
+def counted(layout: Layout, initial_masks: PyTree) -> Layout:
+    """The layout with the zeros of the user's masks: of the sparsest layer, or part, of each leaf.
+
+    None where a mask is traced.
+    """
+    given = of_params(initial_masks, layout.paths, layout.leaves, "initial_masks")
+
+    def zeros(leaf: SparseLeaf) -> int | None:
+        if isinstance(given[leaf.path], jax.core.Tracer):
+            return None
+        mask = np.asarray(given[leaf.path])
+        if leaf.structure != _structure.UNSTRUCTURED:
+            with jax.ensure_compile_time_eval():  # `init` may be traced; the mask is not
+                mask = np.asarray(leaf.groups(jnp.asarray(mask)))
+        return int((~mask.reshape(leaf.rankings, -1)).sum(1).max())
+
+    return layout._replace(sparse=[leaf._replace(zeros=zeros(leaf)) for leaf in layout.sparse])
+
+
 def of_params(
     masks: PyTree,
     paths: Sequence[str],

@@ -99,7 +99,8 @@ class Method(NamedTuple):
       keeps_initial: Whether `grown_values` needs the initial weights.
       grown_state: What the optimizer state of new weights starts from; None for at rest.
       shadow: For methods whose weights live on while inactive.
-      check: Raises at init if the layout does not suit the method.
+      check: Raises at init if the layout does not suit the method, or the first masks: the second
+        argument is the layout with their zeros, where they are known.
       ablates: Whether `rule` ablates units where the structure asks for it.
       progress: `progress(count)`, how far the numbers of active weights are on their way from the
         first to the final ones after the rewiring at this count; None if they never change.
@@ -117,7 +118,7 @@ class Method(NamedTuple):
     keeps_initial: bool = False
     grown_state: "GrownState | None" = None
     shadow: Shadow | None = None
-    check: Callable[[Layout], None] | None = None
+    check: Callable[[Layout, Layout], None] | None = None
     ablates: bool = False
     progress: Callable[[int], float] | None = None
     wider: Callable[[Layout], Layout] | None = None

@@ -98,8 +98,17 @@ class RewiringPlan(NamedTuple):
                 for plan in plans
             ]
         )
-        of_leaf = np.asarray([1 + self._override_of(leaf.path) for leaf in leaves])
-        return each[jnp.asarray(np.repeat(of_leaf, numbers))]
+        return self._of_leaves(each, leaves, numbers)
+
+    def are_due(
+        self, count: jax.Array, leaves: Sequence[SparseLeaf], packing: Packing
+    ) -> jax.Array | None:
+        """Which layers are rewired, bool [rankings]; None for all, as without overrides."""
+        if not self.overrides:
+            return None
+        plans = [self.default, *(plan for _, plan in self.overrides)]
+        each = jnp.stack([plan.schedule.is_rewiring_step(count) for plan in plans])
+        return self._of_leaves(each, leaves, packing.layers)
 
     def check(self, paths: Sequence[str]) -> None:
         """Raises a ValueError if a pattern matches no sparse leaf, or two match one."""
@@ -113,6 +122,13 @@ class RewiringPlan(NamedTuple):
             matching = [p for p, _ in self.overrides if _paths.compile_pattern(p, "").search(path)]
             if len(matching) > 1:
                 raise ValueError(f"overrides: {path!r} is matched by {_paths.listing(matching)}")
+
+    def _of_leaves(
+        self, each: jax.Array, leaves: Sequence[SparseLeaf], numbers: Sequence[int]
+    ) -> jax.Array:
+        """Of an entry for each plan, that of each leaf, so many times."""
+        of_leaf = np.asarray([1 + self._override_of(leaf.path) for leaf in leaves])
+        return each[jnp.asarray(np.repeat(of_leaf, numbers))]
 
     def _override_of(self, path: str) -> int:
         """Which override a leaf has, -1 for none."""

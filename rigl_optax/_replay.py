@@ -14,41 +14,83 @@ import jax
 from jax.extend import core
 
 PyTree = Any
+# From leaves that stand for those of the new state, by their index, to updates.
+Replay = Callable[[Mapping[int, jax.Array]], PyTree]
 
 
-def with_stored_state(
-    update: Callable[[], tuple[PyTree, PyTree]],
-    updates: PyTree,
-    stored: Mapping[int, jax.Array],
-) -> PyTree:
-    """`update()[0]`, with leaves of the new state replaced before anything else uses them.
+def stepped(
+    update: Callable[[], tuple[PyTree, PyTree]], inputs: PyTree
+) -> tuple[PyTree, PyTree, Replay]:
+    """`update()`, and a function that computes its updates again from a state to be stored.
+
+    What the optimizer has called on the host (`jax.debug.print`, a callback) is called once: the
+    second time the results of the first are used.
 
     Args:
       update: Returns updates and the new inner state; it is traced.
-      updates: What it returned as updates; handed back as they are outside of jit, where
-        nothing fuses and nothing is gained.
-      stored: By index of a leaf of the new state, what stands for it.
+      inputs: What it computes from. Outside of jit nothing fuses and nothing is gained: there the
+        updates are handed back as they are.
 
     Returns:
-      A tree like `updates`, of the same values as long as `stored` are the new state's.
+      Updates, the new state, and a function: from leaves of the new state, by their index, to a
+      tree like the updates, in which those leaves are replaced before anything else uses them. Of
+      the same values as long as they are the new state's.
     """
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(updates)):
-        return updates
-    closed = jax.make_jaxpr(update)()
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
+        updates, state = update()
+        return updates, state, lambda stored: updates
+    closed, shapes = jax.make_jaxpr(update, return_shape=True)()
     jaxpr = closed.jaxpr
-    number = len(jax.tree.leaves(updates))
-    outputs = jaxpr.outvars[number:]
-    replaced = {
-        outputs[index]: value
-        for index, value in stored.items()
-        if isinstance(outputs[index], core.Var) and outputs.count(outputs[index]) == 1
-    }
+    treedef, number = jax.tree.structure(shapes), len(jax.tree.leaves(shapes[0]))
+    calls = [equation for equation in jaxpr.eqns if _calls_host(equation)]
+    results = [v for e in calls for v in e.outvars if not isinstance(v, core.DropVar)]
+    if calls:
+        once = jaxpr.replace(outvars=[*jaxpr.outvars, *results])
+        leaves = jax.core.eval_jaxpr(once, closed.consts)
+        known = dict(zip(results, leaves[len(jaxpr.outvars) :], strict=True))
+        updates, state = jax.tree.unflatten(treedef, leaves[: len(jaxpr.outvars)])
+    else:
+        known = {}
+        updates, state = update()
 
-    def forget(variable: core.Var) -> core.Var:
-        return core.DropVar(variable.aval) if variable in replaced else variable
+    def replay(stored: Mapping[int, jax.Array]) -> PyTree:
+        outputs = jaxpr.outvars[number:]
+        replaced = known | {
+            outputs[index]: value
+            for index, value in stored.items()
+            if isinstance(outputs[index], core.Var) and outputs.count(outputs[index]) == 1
+        }
 
-    # What stands for a leaf comes in as an argument, and what computed it is not heard.
-    equations = [e.replace(outvars=[forget(v) for v in e.outvars]) for e in jaxpr.eqns]
-    rest = jaxpr.replace(invars=list(replaced), outvars=jaxpr.outvars[:number], eqns=equations)
-    leaves = jax.core.eval_jaxpr(rest, closed.consts, *replaced.values())
-    return jax.tree.unflatten(jax.tree.structure(updates), leaves)
+        def forget(variable: core.Var) -> core.Var:
+            return core.DropVar(variable.aval) if variable in replaced else variable
+
+        # What stands for a leaf comes in as an argument, and what computed it is not heard.
+        equations = [
+            e.replace(outvars=[forget(v) for v in e.outvars]) for e in jaxpr.eqns if e not in calls
+        ]
+        rest = jaxpr.replace(
+            invars=list(replaced), outvars=jaxpr.outvars[:number], eqns=equations, effects=set()
+        )
+        again = jax.core.eval_jaxpr(rest, closed.consts, *replaced.values())
+        return jax.tree.unflatten(jax.tree.structure(updates), again)
+
+    return updates, state, replay
+
+
+def _calls_host(equation: Any) -> bool:
+    """Whether an equation has an effect, or calls a Python function as the program runs."""
+    if equation.effects or "callback" in equation.primitive.name:
+        return True
+    programs = [p for value in equation.params.values() for p in _programs(value)]
+    return any(_calls_host(e) for program in programs for e in program.eqns)
+
+
+def _programs(value: Any) -> list[core.Jaxpr]:
+    """The programs in a parameter of an equation."""
+    if isinstance(value, core.ClosedJaxpr):
+        return [value.jaxpr]
+    if isinstance(value, core.Jaxpr):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [program for each in value for program in _programs(each)]
+    return []

@@ -80,14 +80,16 @@ class Block:
     .. math::
         \frac1n \sum_i |x_i|, \qquad \sqrt{\frac1n \sum_i x_i^2}, \qquad \max_i |x_i|
 
-    A layer has `floor(s * groups)` inactive groups, and this number never changes.
+    A layer has `floor(s * groups)` inactive groups, and this number never changes. Nor does that of
+    its weights, unless `pad` makes some blocks smaller: of g active ones there are then as many
+    weights as in g blocks of the smallest size or more, and of the largest or less.
 
     Attributes:
       rows: Inputs (input channels) of a block.
       cols: Outputs (output channels) of a block.
       pool_by: How weights, and gradients, are pooled to the score of a block.
       pad: Whether layers that `rows` and `cols` do not divide have smaller blocks at their
-        far edges; else they raise.
+        far edges, which count as any other; else they raise.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax

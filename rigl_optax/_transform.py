@@ -13,6 +13,7 @@ from rigl_optax import (
     _layout,
     _masks,
     _memory,
+    _narrow,
     _random,
     _refusals,
     _replay,
@@ -117,12 +118,14 @@ def sparse_transform(
         layout = _layout.layout(params, distribution, sparsity is None, structure)
         if method.plan is not None and layout.sparse:
             method.plan.check([leaf.path for leaf in layout.sparse])
-        if method.check is not None and layout.sparse:
-            method.check(layout)
         first = layout
-        if initial_sparsity is not None and initial_masks is None:
+        if initial_masks is not None and layout.leaves:
+            first = _masks.counted(layout, initial_masks)
+        elif initial_sparsity is not None:
             first = _layout.layout(params, initial_sparsity, False, structure)
             _layout.check_same_leaves(layout, first)
+        if method.check is not None and layout.sparse:
+            method.check(layout, first)
         return Layouts(first, layout)
 
     def init_fn(params: PyTree) -> SparseState:
@@ -179,13 +182,21 @@ def sparse_transform(
                 )
 
         def inner_update(gradients: Leaves, weights: Leaves) -> tuple[Leaves, PyTree]:
-            steps, inner_state = inner.update(
-                treedef.unflatten(gradients),
-                state.inner_state,
-                treedef.unflatten(weights),
-                **extra_args,
-            )
-            return treedef.flatten_up_to(steps), inner_state
+            def stepped(
+                gradients: Leaves, inner_state: PyTree, weights: Leaves
+            ) -> tuple[Leaves, PyTree]:
+                steps, inner_state = inner.update(
+                    treedef.unflatten(gradients),
+                    inner_state,
+                    treedef.unflatten(weights),
+                    **extra_args,
+                )
+                return treedef.flatten_up_to(steps), inner_state
+
+            given = gradients, state.inner_state, weights
+            if _narrow.is_narrow([*layout.select(gradients), *layout.select(weights)]):
+                return _narrow.with_zero_quotients(stepped, *given)
+            return stepped(*given)
 
         is_rewiring = None
         if method.plan is not None and layout.sparse:
@@ -270,7 +281,10 @@ def _move_weights(method: Method, rewire_if: Rewire, call: _Call) -> _Moved:
     def inner_update() -> tuple[Leaves, PyTree]:
         return call.inner(gradients, seen)
 
-    steps, inner_state = inner_update()
+    if is_rewiring is not None and method.replaces_step:
+        steps, inner_state, replayed = _replay.stepped(inner_update, gradients)
+    else:
+        steps, inner_state = inner_update()
     is_held = is_rewiring if method.replaces_step else has_failed
     if is_rewiring is not None and is_held is not None:
         resting = [
@@ -286,7 +300,7 @@ def _move_weights(method: Method, rewire_if: Rewire, call: _Call) -> _Moved:
             state.inner_state, inner_state, rest, params, kept, is_rewiring, is_held, born
         )
         if method.replaces_step:
-            steps = _replay.with_stored_state(inner_update, steps, held)
+            steps = replayed(held)
         inner_state = _inner_state.replace_leaves(inner_state, held)
 
     grown: list[jax.Array | None] = [None] * len(call.weights)
@@ -321,7 +335,19 @@ def _move_shadow(shadow: Shadow, rewire_if: Rewire, call: _Call) -> _Moved:
     for leaf, hidden, gradient in pairs:
         weights[leaf.position], gradients[leaf.position] = hidden, gradient
     gradients = [_blend.masked(~has_failed, g) for g in gradients]
-    steps, inner_state = call.inner(gradients, weights)
+    params = layout.treedef.unflatten(call.weights)
+
+    def inner_update() -> tuple[Leaves, PyTree]:
+        return call.inner(gradients, weights)
+
+    if shadow.resets:
+        steps, inner_state = inner_update()
+    else:
+        steps, after, replayed = _replay.stepped(inner_update, gradients)
+        held = _inner_state.held_leaves(
+            state.inner_state, after, after, params, [None] * len(weights), has_failed, has_failed
+        )
+        steps, inner_state = replayed(held), _inner_state.replace_leaves(after, held)
     stepped = optax.apply_updates(weights, steps)
 
     def unless_failed(new: PyTree, old: PyTree) -> PyTree:
@@ -336,7 +362,6 @@ def _move_shadow(shadow: Shadow, rewire_if: Rewire, call: _Call) -> _Moved:
     rewired = rewire_if(tuple(layout.sparse), is_rewiring, sight._replace(carry=carry))
     if shadow.resets:
         resting = call.at_rest(weights)
-        params = layout.treedef.unflatten(call.weights)
         held = _inner_state.held_leaves(
             state.inner_state,
             inner_state,

@@ -5,7 +5,7 @@ python scripts/evaluate.py --workdir=runs/digits --step=best --export=digits.npz
 
 On the CPU, so that a run that is training keeps its accelerator; JAX_PLATFORMS=cuda in the
 environment uses one.
-`rigl_optax.training.export.read` reads the file, and so does `numpy.load`.
+`rigl_optax.export.read` reads the file, and so does `numpy.load`.
 """
 
 import pathlib

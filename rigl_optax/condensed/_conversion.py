@@ -36,7 +36,8 @@ def condense(
 
     Args:
       params: Parameters, dense.
-      masks: Bool tree like params (`get_masks`). Kernels with a full mask stay dense.
+      masks: Bool tree like params (`get_masks`), or of some of its leaves (`export.read`).
+        Kernels with a full mask, or none, stay dense.
       structure: What they were trained with: a `Block`, `Unstructured()`, or by pattern.
       axes: As in `uniform`. What is stored stands for kernels (*window, in, out) alone: others are
         refused.
@@ -84,7 +85,8 @@ def condense_csr(
 
     Args:
       params: Parameters, dense.
-      masks: Bool tree like params (`get_masks`). What has a full mask stays dense.
+      masks: Bool tree like params (`get_masks`), or of some of its leaves (`export.read`). What
+        has a full mask, or none, stays dense.
       axes: As in `condense`.
 
     Returns:
@@ -126,7 +128,8 @@ def _partial(
 ) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """The masks that are not full, with the shapes of their leaves."""
     named = _paths.flatten_with_paths(params)
-    found = _masks.of_params(masks, [path for path, _ in named], [leaf for _, leaf in named])
+    paths, leaves = [path for path, _ in named], [leaf for _, leaf in named]
+    found = _masks.of_params(masks, paths, leaves, allow_missing=True)
     partial = {p: (found[p], tuple(x.shape)) for p, x in named if not np.all(np.asarray(found[p]))}
     for path, leaf in named:
         if path not in partial:

@@ -133,6 +133,12 @@ def _convolve(
     probe: jax.Array | None,
 ) -> jax.Array:
     del probe
+    return _product_of(window, values, rows, cols, x)
+
+
+def _product_of(
+    window: _Window, values: jax.Array, rows: jax.Array, cols: jax.Array, x: jax.Array
+) -> jax.Array:
     if not values.shape[0]:
         shape = (x.shape[0], *window.outputs(x.shape), window.spec.shape[-1])
         return _devices.zeros(shape, x.dtype, x, values)
@@ -147,7 +153,8 @@ def _convolve(
 
 
 def _forward(window: _Window, *arguments: Any) -> tuple[jax.Array, Any]:
-    return _convolve(window, *arguments), arguments
+    # Not by `_convolve`: forward mode goes through this, for Hessian-vector products.
+    return _product_of(window, *arguments[:4]), arguments
 
 
 def _backward(window: _Window, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
@@ -281,11 +288,7 @@ def _kernel_gradient(
                 seen = lax.slice(
                     images, (0, i, j, 0), (batch, *ends, inputs), (1, down, right, 1)
                 ).reshape(-1, inputs)
-                parts.append(
-                    lax.dot_general(
-                        seen, own, (((0,), (0,)), ((), ())), preferred_element_type=dtype
-                    )
-                )
+                parts.append(_product.dot(seen, own, (((0,), (0,)), ((), ()))))
         return total + jnp.stack(parts), None
 
     nothing = _devices.zeros((height * width, inputs, outputs), dtype, padded, dy)

@@ -6,6 +6,7 @@ uses it. Elsewhere a product makes its kernel dense for as long as it takes.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from jax.sharding import PartitionSpec
 from rigl_optax import _selection
 from rigl_optax.condensed import _candidates, _devices
 from rigl_optax.condensed._csr_topology import CSRTopology
-from rigl_optax.condensed._kernel import common_dtype
-from rigl_optax.condensed._product import accumulator
+from rigl_optax.condensed._kernel import common_dtype, from_left
+from rigl_optax.condensed._product import accumulator, dot
 
 # Entries of the dense gradient that are there at once: what stays in the second cache level.
 _AT_ONCE = 1 << 19
@@ -26,6 +27,7 @@ _AT_ONCE = 1 << 19
 # and most are thrown away. Of 2048x2048 weights and 256 examples one by one took twice as long at
 # a density of .05, and two thirds of the time at .02.
 _SPARSE = 0.03
+_MATMUL = (((1,), (0,)), ((), ()))
 
 
 class Probe(NamedTuple):
@@ -68,7 +70,9 @@ def checksum(rows: jax.Array, cols: jax.Array) -> jax.Array:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["values", "topology", "probe"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "topology", "probe"],
+    meta_fields=["is_portable"],
 )
 @dataclasses.dataclass(frozen=True)
 class CSR:
@@ -83,6 +87,7 @@ class CSR:
       values: Floating, [n].
       topology: Where they are.
       probe: Zeros, or None to leave them out.
+      is_portable: Whether products are made without the kernel of the CPU (`portable`).
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -96,6 +101,7 @@ class CSR:
     values: jax.Array
     topology: CSRTopology
     probe: Probe | None = None
+    is_portable: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,8 +113,34 @@ class CSR:
         zeros = jnp.zeros(self.shape, self.values.dtype)
         return zeros.at[self.topology.rows, self.topology.cols].set(self.values)
 
+    def astype(self, dtype: jax.typing.DTypeLike) -> "CSR":
+        """The same with values of another dtype."""
+        return dataclasses.replace(self, values=self.values.astype(dtype))
+
+    def portable(self) -> "CSR":
+        """The same for `jax.export`, which does not serialize calls of the kernel of the CPU.
+
+        Each product makes its kernel dense for as long as it takes, as on accelerators: right,
+        and no faster than a dense one. What is stored of the weights stays small.
+        """
+        return dataclasses.replace(self, is_portable=True)
+
+    @property
+    def T(self) -> "CSR":
+        """The transposed kernel, of the same values: they are copied in another order."""
+        if self.probe is not None:
+            raise ValueError(
+                "a transposed CSR kernel gives no scores for growth: leave the probe out "
+                "(value_and_grad in place of value_grad_and_scores)"
+            )
+        values, topology = self.values[self.topology.order], self.topology.transposed()
+        return CSR(values, topology, None, self.is_portable)
+
     # NumPy arrays are to leave the product to us.
     __array_priority__ = 1000
+
+    def __matmul__(self, x: jax.Array) -> jax.Array:
+        return from_left(self, x)
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         """[..., in] to [..., out]."""
@@ -118,8 +150,9 @@ class CSR:
 
         def product(x: jax.Array, kernel: CSR) -> jax.Array:
             dtype = common_dtype(x, kernel.values)
-            x_BxI = x.astype(dtype).reshape(-1, inputs)
-            y_BxO = _multiply(kernel.values.astype(dtype), kernel.topology, x_BxI, kernel.probe)
+            x_BxI = x.astype(dtype).reshape(math.prod(x.shape[:-1]), inputs)
+            values = kernel.values.astype(dtype)
+            y_BxO = _multiply(kernel.is_portable, values, kernel.topology, x_BxI, kernel.probe)
             return y_BxO.reshape(*x.shape[:-1], outputs)
 
         cut = _devices.examples(x, x.ndim - 1)
@@ -128,23 +161,34 @@ class CSR:
         return product(x, self)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _multiply(
-    values: jax.Array, topology: CSRTopology, x_BxI: jax.Array, probe: Probe | None
+    is_portable: bool,
+    values: jax.Array,
+    topology: CSRTopology,
+    x_BxI: jax.Array,
+    probe: Probe | None,
 ) -> jax.Array:
-    del probe
+    return _forward(is_portable, values, topology, x_BxI, probe)[0]
+
+
+def _forward(
+    is_portable: bool,
+    values: jax.Array,
+    topology: CSRTopology,
+    x_BxI: jax.Array,
+    probe: Probe | None,
+) -> tuple[jax.Array, Any]:
     t, (inputs, outputs) = topology, topology.shape
-    return _product((outputs, inputs), values, t.rows, t.starts, t.cols, x_BxI.T).T
+    by_output = values, t.rows, t.starts, t.cols
+    y_BxO = _product(is_portable, (outputs, inputs), *by_output, x_BxI.T).T
+    return y_BxO, (values, topology, x_BxI, probe)
 
 
-def _forward(*arguments: Any) -> tuple[jax.Array, Any]:
-    return _multiply(*arguments), arguments
-
-
-def _backward(saved: Any, dy_BxO: jax.Array) -> tuple[Any, ...]:
+def _backward(is_portable: bool, saved: Any, dy_BxO: jax.Array) -> tuple[Any, ...]:
     (values, t, x_BxI, probe), dy_OxB = saved, dy_BxO.T
     by_input = values[t.order], t.ordered_cols, t.row_starts, t.rows[t.order]
-    dx = _product(t.shape, *by_input, dy_OxB).T
+    dx = _product(is_portable, t.shape, *by_input, dy_OxB).T
     sampled = _one_by_one if t.density < _SPARSE else _by_chunks
     dvalues = sampled(t, x_BxI, dy_OxB)
     dprobe = None
@@ -159,6 +203,7 @@ _multiply.defvjp(_forward, _backward)
 
 
 def _product(
+    is_portable: bool,
     shape: tuple[int, int],
     values: jax.Array,
     indices: jax.Array,
@@ -178,7 +223,7 @@ def _product(
     def by_kernel(
         values: jax.Array, indices: jax.Array, starts: jax.Array, lines: jax.Array, x: jax.Array
     ) -> jax.Array:
-        matrix = _upstream()
+        matrix = None if is_portable else _upstream()
         if matrix is None:
             return made_dense(values, indices, starts, lines, x)
         # Its result has forgotten that it differs from device to device.
@@ -217,14 +262,15 @@ def _by_chunks(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array
     """The same, out of the dense gradient of some outputs at a time."""
     dtype, (inputs, outputs), (number,) = accumulator(x_BxI, dy_OxB), t.shape, t.values_shape
     size = max(1, min(outputs, _AT_ONCE // max(1, inputs)))
-    dy = jnp.pad(dy_OxB, ((0, -outputs % size), (0, 0))).reshape(-1, size, dy_OxB.shape[1])
+    dy = jnp.pad(dy_OxB, ((0, -outputs % size), (0, 0)))
+    dy = dy.reshape(-(-outputs // size), size, dy_OxB.shape[1])
     firsts = jnp.arange(dy.shape[0], dtype=jnp.int32) * size
     # What a piece has beyond the weights of its chunk is written again by the next one.
     rows, cols = (jnp.pad(a, (0, t.piece)) for a in (t.rows, t.cols))
 
     def chunk(found: jax.Array, each: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         dy_CxB, first = each
-        dense_CxI = jnp.matmul(dy_CxB, x_BxI, preferred_element_type=dtype)
+        dense_CxI = dot(dy_CxB, x_BxI, _MATMUL)
 
         def take(found: jax.Array, at: jax.Array) -> jax.Array:
             own_rows, own_cols = (lax.dynamic_slice_in_dim(a, at, t.piece) for a in (rows, cols))
@@ -242,14 +288,14 @@ def _seen(
     t: CSRTopology, stored: jax.Array, x_BxI: jax.Array, dy_BxO: jax.Array, probe: Probe
 ) -> Probe:
     """What growth needs to know of the dense gradient, out of that of some inputs at a time."""
-    dtype, (inputs, outputs) = accumulator(x_BxI, dy_BxO), t.shape
+    inputs, outputs = t.shape
 
     def score(size: int) -> Callable[[jax.Array], jax.Array]:
         x_IxB = jnp.pad(x_BxI.T, ((0, -inputs % size), (0, 0)))
 
         def of_inputs(first: jax.Array) -> jax.Array:
             own_CxB = lax.dynamic_slice_in_dim(x_IxB, first, size)
-            dense_CxO = jnp.matmul(own_CxB, dy_BxO, preferred_element_type=dtype)
+            dense_CxO = dot(own_CxB, dy_BxO, _MATMUL)
             return _selection.magnitude_scores(_devices.summed(dense_CxO, probe.scores))
 
         return of_inputs

@@ -74,6 +74,19 @@ class CSRTopology:
         """Bool, of the shape of the dense kernel."""
         return jnp.zeros(self.shape, bool).at[self.rows, self.cols].set(True)
 
+    def transposed(self) -> "CSRTopology":
+        """The topology of the transposed kernel, whose values are `values[order]`."""
+        return CSRTopology(
+            rows=self.ordered_cols,
+            cols=self.rows[self.order],
+            starts=self.row_starts,
+            order=jnp.argsort(self.order).astype(jnp.int32),
+            ordered_cols=self.rows,
+            row_starts=self.starts,
+            shape=(self.shape[1], self.shape[0]),
+            replaceable=self.replaceable,
+        )
+
     def extract(self, dense: jax.Array) -> jax.Array:
         """The stored weights of a dense array, [n]."""
         return dense[self.rows, self.cols]

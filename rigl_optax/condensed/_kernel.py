@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -56,6 +57,16 @@ class BlockSparse:
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         return matmul(x, self)
+
+    def __matmul__(self, x: jax.Array) -> jax.Array:
+        return from_left(self, x)
+
+    @property
+    def T(self) -> "BlockSparse":
+        """The transposed kernel, of the same values: they are copied in another order."""
+        topology, order = self.topology.transposed()
+        values = self.values[order].reshape(-1, *self.values.shape[-2:]).swapaxes(1, 2)
+        return BlockSparse(values, topology, None if self.probe is None else self.probe.T)
 
     # NumPy arrays are to leave the product to us.
     __array_priority__ = 1000
@@ -122,7 +133,7 @@ def matmul(x: jax.Array, kernel: BlockSparse, *, features_first: bool = False) -
         dtype, (topology, block) = common_dtype(x, kernel.values), (kernel.topology, spec.block)
         values = kernel.values.astype(dtype).reshape(-1, block.rows, block.cols)
         x = x.astype(dtype)
-        part = x if features_first else x.reshape(-1, inputs)
+        part = x if features_first else x.reshape(math.prod(x.shape[:-1]), inputs)
         y = _multiply(spec, values, topology.rows, topology.cols, part, kernel.probe)
         return y if features_first else y.reshape(*x.shape[:-1], outputs)
 
@@ -131,6 +142,16 @@ def matmul(x: jax.Array, kernel: BlockSparse, *, features_first: bool = False) -
     if cut is not None:
         product = _devices.by_parts(product, (cut, PartitionSpec()), cut)
     return product(x, kernel)
+
+
+def from_left(kernel: Any, x: jax.Array) -> jax.Array:
+    """A kernel of two axes times `x`, [out], or [..., out, columns]: what `@` does with arrays."""
+    x = jnp.asarray(x)
+    if not x.ndim or x.shape[max(0, x.ndim - 2)] != kernel.shape[-1]:
+        raise ValueError(f"a kernel of {kernel.shape} does not fit an array of shape {x.shape}")
+    if x.ndim == 1:
+        return x @ kernel.T
+    return (x.swapaxes(-1, -2) @ kernel.T).swapaxes(-1, -2)
 
 
 class Spec(NamedTuple):
@@ -164,16 +185,24 @@ def _multiply(
     x: jax.Array,
     probe: jax.Array | None,
 ) -> jax.Array:
-    del probe
-    (inputs, outputs), dtype = spec.grid, x.dtype
+    return _multiply_forward(spec, values, rows, cols, x, probe)[0]
+
+
+def _multiply_forward(
+    spec: Spec,
+    values: jax.Array,
+    rows: jax.Array,
+    cols: jax.Array,
+    x: jax.Array,
+    probe: jax.Array | None,
+) -> tuple[jax.Array, Any]:
+    # Not by `_multiply`: forward mode goes through this, for Hessian-vector products.
+    saved, (inputs, outputs), dtype = (values, rows, cols, x, probe), spec.grid, x.dtype
     if not spec.features_first:
-        return _lanes.forward(values, rows, cols, x, spec.shape[-1]).astype(dtype)
+        return _lanes.forward(values, rows, cols, x, spec.shape[-1]).astype(dtype), saved
     x = _blocked(x, inputs, spec.block.rows)
-    return _flat(_product.forward(values, rows, cols, x, outputs), spec.shape[-1]).astype(dtype)
-
-
-def _multiply_forward(spec: Spec, *arguments: Any) -> tuple[jax.Array, Any]:
-    return _multiply(spec, *arguments), arguments
+    y = _flat(_product.forward(values, rows, cols, x, outputs), spec.shape[-1])
+    return y.astype(dtype), saved
 
 
 def _multiply_backward(spec: Spec, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
@@ -210,7 +239,7 @@ def _blocked(x: jax.Array, blocks: int, size: int) -> jax.Array:
 
 def _flat(x: jax.Array, features: int) -> jax.Array:
     """The inverse of `_blocked`."""
-    return x.reshape(-1, x.shape[-1])[:features]
+    return x.reshape(x.shape[0] * x.shape[1], x.shape[2])[:features]
 
 
 def common_dtype(*arrays: jax.Array) -> jnp.dtype:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rigl_optax.condensed import _devices, _product
-from rigl_optax.condensed._product import Score, accumulator
+from rigl_optax.condensed._product import Score, accumulator, dot
 
 # So many rows of activations at a time for a gradient of kernels: their columns stay in the cache.
 ROWS = 2048
@@ -48,7 +48,8 @@ def backward_values(
     """The gradient of the stored values alone, [blocks, r, c], of at least float32."""
     if not rows.size:
         return _devices.zeros((0, *block), accumulator(x, dy), x, dy)
-    is_small = rows.shape[0] * x.shape[0] * sum(block) * x.dtype.itemsize <= _product.GATHERED
+    gathered = rows.shape[0] * x.shape[0] * sum(block) * x.dtype.itemsize
+    is_small = _product.at_most(gathered, _product.GATHERED, otherwise=False)
     return lax.platform_dependent(
         rows,
         cols,
@@ -102,9 +103,8 @@ def _multiply(
     """Activations times the axis `axis` of blocks, from their sources added up at their targets."""
     if not values.shape[0]:
         return _devices.zeros((x.shape[0], features), accumulator(values, x), values, x)
-    is_small = (
-        values.shape[0] * x.shape[0] * values.shape[axis] * x.dtype.itemsize <= _product.GATHERED
-    )
+    gathered = values.shape[0] * x.shape[0] * values.shape[axis] * x.dtype.itemsize
+    is_small = _product.at_most(gathered, _product.GATHERED, otherwise=False)
     y = lax.platform_dependent(
         values,
         sources,
@@ -130,7 +130,7 @@ def _loop(
 
     def add(k: jax.Array, y: jax.Array) -> jax.Array:
         below = _columns(x, sources[k], size)
-        part = lax.dot_general(below, values[k], contracted, preferred_element_type=dtype)
+        part = dot(below, values[k], contracted)
         total = _columns(y, targets[k], other) + part
         return lax.dynamic_update_slice_in_dim(y, total, targets[k] * other, 1)
 
@@ -147,16 +147,11 @@ def _gathered(
     x: jax.Array,
 ) -> jax.Array:
     # [blocks, batch, size]: one batched product.
-    parts = lax.dot_general(
-        _blocked(x, values.shape[axis])[sources],
-        values,
-        (((2,), (axis,)), ((0,), (0,))),
-        preferred_element_type=accumulator(values, x),
-    )
+    parts = dot(_blocked(x, values.shape[axis])[sources], values, (((2,), (axis,)), ((0,), (0,))))
     outputs = -(-features // parts.shape[2])
     # Blocks are in the order of their columns.
     y = jax.ops.segment_sum(parts, targets, outputs, indices_are_sorted=axis == 1)
-    return y.swapaxes(0, 1).reshape(x.shape[0], -1)
+    return y.swapaxes(0, 1).reshape(x.shape[0], outputs * parts.shape[2])
 
 
 def _values_loop(
@@ -175,22 +170,18 @@ def _values_loop(
 def _values_gathered(
     block: tuple[int, int], rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array
 ) -> jax.Array:
-    return lax.dot_general(
-        _blocked(x, block[0])[rows],
-        _blocked(dy, block[1])[cols],
-        (((1,), (1,)), ((0,), (0,))),
-        preferred_element_type=accumulator(x, dy),
-    )
+    contracted = (((1,), (1,)), ((0,), (0,)))
+    return dot(_blocked(x, block[0])[rows], _blocked(dy, block[1])[cols], contracted)
 
 
 def _gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     """`x.T @ dy`, some rows at a time."""
-    dtype, batch = accumulator(x, dy), x.shape[0]
+    batch = x.shape[0]
 
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
-        return lax.dot_general(x, dy, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
+        return dot(x, dy, (((0,), (0,)), ((), ())))
 
-    if batch <= 2 * ROWS:
+    if _product.at_most(batch, 2 * ROWS, otherwise=True):
         return product(x, dy)
 
     def add(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:

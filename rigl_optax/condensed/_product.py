@@ -20,6 +20,8 @@ TILE = 512
 GATHERED = 2 * 2**20
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
+Axes = tuple[int, ...]
+Dimensions = tuple[tuple[Axes, Axes], tuple[Axes, Axes]]  # contracted, and of the batch
 
 
 def forward(
@@ -74,17 +76,39 @@ def scores(
       [input blocks, output blocks].
     """
     inputs, r, batch = x.shape
-    flat, dtype = x.reshape(inputs * r, batch), accumulator(x, dy)
+    flat = x.reshape(inputs * r, batch)
 
     def column(each: tuple[jax.Array, jax.Array]) -> jax.Array:
         dy_CxB, sizes_I = each
-        product = lax.dot_general(
-            flat, dy_CxB, (((1,), (1,)), ((), ())), preferred_element_type=dtype
-        )
+        product = dot(flat, dy_CxB, (((1,), (1,)), ((), ())))
         product = _devices.summed(product, probe)
         return score(product.reshape(inputs, r, -1), sizes_I)
 
     return lax.map(column, (dy, sizes.T)).T
+
+
+def at_most(size: int, bound: int, *, otherwise: bool) -> bool:
+    """Whether a size is within a bound; `otherwise` where it is symbolic, as in `jax.export`."""
+    return size <= bound if isinstance(size, int) else otherwise
+
+
+def dot(a: jax.Array, b: jax.Array, contracted: Dimensions) -> jax.Array:
+    """`lax.dot_general`, added up in at least float32.
+
+    The CPU has no kernel for 16-bit operands in every layout that XLA may choose: there they are
+    widened first, which changes no product.
+    """
+    dtype = accumulator(a, b)
+    product = functools.partial(
+        lax.dot_general, dimension_numbers=contracted, preferred_element_type=dtype
+    )
+    if a.dtype == b.dtype == dtype:
+        return product(a, b)
+
+    def widened(a: jax.Array, b: jax.Array) -> jax.Array:
+        return product(a.astype(dtype), b.astype(dtype))
+
+    return lax.platform_dependent(a, b, cpu=widened, default=product)
 
 
 def accumulator(*arrays: jax.Array) -> jnp.dtype:
@@ -119,7 +143,7 @@ def _spread(
 def _is_small(rows: jax.Array, *activations: jax.Array) -> bool:
     """Whether what blocks need of activations [..., features, batch] is soon gathered."""
     each = sum(x.shape[1] * x.shape[2] * x.dtype.itemsize for x in activations)
-    return rows.shape[0] * each <= GATHERED
+    return at_most(rows.shape[0] * each, GATHERED, otherwise=False)
 
 
 def _forward_loop(
@@ -129,16 +153,14 @@ def _forward_loop(
 
     def product(x_IxRxB: jax.Array) -> jax.Array:
         def add(k: jax.Array, y: jax.Array) -> jax.Array:
-            part = lax.dot_general(
-                values[k], x_IxRxB[rows[k]], (((0,), (0,)), ((), ())), preferred_element_type=dtype
-            )
+            part = dot(values[k], x_IxRxB[rows[k]], (((0,), (0,)), ((), ())))
             return y.at[cols[k]].add(part, mode="promise_in_bounds")
 
         shape = (outputs, values.shape[2], x_IxRxB.shape[2])
         y = _devices.zeros(shape, dtype, values, x_IxRxB)
         return lax.fori_loop(0, values.shape[0], add, y)
 
-    if batch <= 2 * TILE:
+    if at_most(batch, 2 * TILE, otherwise=True):
         return product(x)
     y_TxOxCxB = lax.map(product, _tiles(x))
     return jnp.moveaxis(y_TxOxCxB, 0, 2).reshape(*y_TxOxCxB.shape[1:3], -1)[..., :batch]
@@ -157,13 +179,11 @@ def _values_loop(rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array) 
     def products(x_IxRxB: jax.Array, dy_OxCxB: jax.Array) -> jax.Array:
         def one(index: tuple[jax.Array, jax.Array]) -> jax.Array:
             row, col = index
-            return lax.dot_general(
-                x_IxRxB[row], dy_OxCxB[col], (((1,), (1,)), ((), ())), preferred_element_type=dtype
-            )
+            return dot(x_IxRxB[row], dy_OxCxB[col], (((1,), (1,)), ((), ())))
 
         return lax.map(one, (rows, cols))
 
-    if x.shape[2] <= 2 * TILE:
+    if at_most(x.shape[2], 2 * TILE, otherwise=True):
         return products(x, dy)
 
     def add(total: jax.Array, tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -182,12 +202,7 @@ def _gathered(
     are_sorted: bool,
 ) -> jax.Array:
     # [blocks, c, batch]: one batched product.
-    parts = lax.dot_general(
-        values,
-        x[rows],
-        (((1,), (1,)), ((0,), (0,))),
-        preferred_element_type=accumulator(values, x),
-    )
+    parts = dot(values, x[rows], (((1,), (1,)), ((0,), (0,))))
     return jax.ops.segment_sum(parts, cols, outputs, indices_are_sorted=are_sorted)
 
 
@@ -204,9 +219,4 @@ def _forward_gathered_unsorted(
 
 
 def _values_gathered(rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array) -> jax.Array:
-    return lax.dot_general(
-        x[rows],
-        dy[cols],
-        (((2,), (2,)), ((0,), (0,))),
-        preferred_element_type=accumulator(x, dy),
-    )
+    return dot(x[rows], dy[cols], (((2,), (2,)), ((0,), (0,))))

@@ -59,6 +59,15 @@ class Topology:
         """Bool, of the shape of the grid: True where there is a block."""
         return jnp.zeros(self.grid, bool).at[self.rows, self.cols].set(True)
 
+    def transposed(self) -> tuple["Topology", jax.Array]:
+        """The topology of the transposed kernel, and where each of its blocks is in this one."""
+        if math.prod(self.shape[:-2]) != 1:
+            raise ValueError(f"a kernel of shape {self.shape} is a convolution's: no transpose")
+        order = jnp.argsort(self.rows, stable=True)
+        block = dataclasses.replace(self.block, rows=self.block.cols, cols=self.block.rows)
+        shape = (self.shape[-1], self.shape[-2])
+        return Topology(self.cols[order], self.rows[order], shape, block), order
+
     def sizes(self) -> jax.Array:
         """int32 [blocks]: how many weights of each block lie within the layer."""
         sizes = jnp.asarray(self.block.group_sizes(self.shape), jnp.int32)

@@ -5,6 +5,7 @@ that may be active next: the same masks come of it.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from rigl_optax.condensed._conversion import Topologies
 from rigl_optax.condensed._csr_topology import CSRTopology
 from rigl_optax.condensed._ranking import Moved, Propose, Ranked
 from rigl_optax.condensed._topology import Topology
+
+_MISSED = "call rewire, in place of update, where is_rewiring_step(count): update never rewires."
 
 PyTree = Any
 Loss = Callable[..., jax.Array]
@@ -56,6 +59,9 @@ class CondensedTransformation(NamedTuple):
       rewire: In place of `update` where `is_rewiring_step(state.count)`: from gradients,
         scores, state and weights to new weights and the new state.
       is_rewiring_step: From a count, traced or not, to a bool scalar.
+      check: Raises a RuntimeError if rewirings were due and have not happened, as where `update`
+        alone is called; for a state that is not traced. `update` itself warns of the first one
+        that it is called for, but under `jit` it cannot.
       plan: The schedule it goes by, layer by layer; None for never.
     """
 
@@ -63,6 +69,7 @@ class CondensedTransformation(NamedTuple):
     update: Callable[..., tuple[PyTree, CondensedState]]
     rewire: Callable[..., tuple[PyTree, CondensedState]]
     is_rewiring_step: Callable[[jax.typing.ArrayLike], jax.Array]
+    check: Callable[[CondensedState], None]
     plan: RewiringPlan | None = None
 
 
@@ -109,7 +116,7 @@ def rigl(
       A `CondensedTransformation`.
 
     Raises:
-      ValueError: As `rigl_optax.rigl`; at `init`, if topologies and weights do not fit.
+      TypeError, ValueError: As `rigl_optax.rigl`; at `init`, if topologies and weights do not fit.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -145,7 +152,7 @@ def rigl(
         seed=seed,
     )
     most = _growth.most_dropped(drop_fraction, overrides)
-    return _transformation(inner, method, _ranking.by_gradient, most, min_fan_in)
+    return _transformation(inner, method, _ranking.by_gradient, most, min_fan_in, seed)
 
 
 def sparse_evolutionary_training(
@@ -193,7 +200,7 @@ def sparse_evolutionary_training(
         needs_signal=False,
     )
     most = _growth.most_dropped(drop_fraction, overrides)
-    return _transformation(inner, method, _ranking.at_random(seed), most, min_fan_in)
+    return _transformation(inner, method, _ranking.at_random(seed), most, min_fan_in, seed)
 
 
 def static_sparse(inner: optax.GradientTransformation) -> CondensedTransformation:
@@ -263,8 +270,17 @@ def _transformation(
     propose: Propose = _ranking.by_gradient,
     most_dropped: float = 1.0,
     min_fan_in: int = 0,
+    seed: _random.Seed | None = None,
 ) -> CondensedTransformation:
+    if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
+        raise TypeError(
+            f"inner={inner!r}: must be an Optax transformation, as optax.sgd(0.1); it has no "
+            "init and update"
+        )
+    if seed is not None:
+        _random.check_seed(seed)
     inner = optax.with_extra_args_support(inner)
+    told: list[int] = []  # of a missed rewiring, once
     plan = None if method is None else method.plan
 
     def init(weights: PyTree, topologies: Topologies) -> CondensedState:
@@ -278,7 +294,7 @@ def _transformation(
         if plan is not None:
             plan.check([leaf.path for leaf in layout.sparse])
         if method is not None and method.check is not None:
-            method.check(layout)
+            method.check(layout, layout)
         # Buffers of their own: a step that donates the state takes nothing of the caller's.
         return CondensedState(
             count=jnp.zeros((), jnp.int32),
@@ -294,8 +310,13 @@ def _transformation(
     def update(
         grads: PyTree, state: CondensedState, weights: PyTree, **extra_args: Any
     ) -> tuple[PyTree, CondensedState]:
+        is_known = not isinstance(state.count, jax.core.Tracer)
+        if is_known and not told and is_rewiring_step(state.count):
+            told.append(int(state.count))
+            warnings.warn(f"update at count {told[0]}: {_MISSED}", stacklevel=2)
         updates, inner_state = inner.update(grads, state.inner_state, weights, **extra_args)
-        return updates, state._replace(count=state.count + 1, inner_state=inner_state)
+        count = optax.safe_increment(state.count)
+        return updates, state._replace(count=count, inner_state=inner_state)
 
     def rewire(
         grads: PyTree,
@@ -352,10 +373,10 @@ def _transformation(
             left_out = jnp.where(is_accepted, outcome.uninformed, 0)
         inner_state = _settled(layout, moved, state.inner_state, after, weights, inner, new_weights)
         return new_weights, CondensedState(
-            count=state.count + 1,
+            count=optax.safe_increment(state.count),
             topologies={path: moved[path].topology for path in state.topologies},
             inner_state=inner_state,
-            rewirings=state.rewirings + is_accepted.astype(jnp.int32),
+            rewirings=_rewiring.saturating_add(state.rewirings, is_accepted.astype(jnp.int32)),
             uninformed=_rewiring.saturating_add(jnp.asarray(state.uninformed), left_out),
         )
 
@@ -375,7 +396,17 @@ def _transformation(
         count = jnp.asarray(count, jnp.int32)
         return jnp.zeros((), bool) if plan is None else plan.is_rewiring_step(count)
 
-    return CondensedTransformation(init, update, rewire, is_rewiring_step, plan)
+    def check(state: CondensedState) -> None:
+        due = 0 if plan is None else plan.rewirings_before(int(state.count))
+        if int(state.rewirings) < due:
+            raise RuntimeError(
+                f"{int(state.rewirings)} of the {due} rewirings due before count "
+                f"{int(state.count)} have happened. {_MISSED} A rewiring also stays out where "
+                "gradients or scores are not finite, or a kernel of single weights is not used "
+                "exactly once in the loss."
+            )
+
+    return CondensedTransformation(init, update, rewire, is_rewiring_step, check, plan)
 
 
 def _unless_refused(moved: Moved, old: Topology | CSRTopology, is_accepted: jax.Array) -> Moved:

@@ -17,7 +17,7 @@ BINARY, PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
 PREPARE = (
     "`tfds build cifar10 --data_dir=DIRECTORY` (needs TensorFlow; reading does not), or unpack "
     "cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html into DIRECTORY; then "
-    "pass --config.data_dir=DIRECTORY"
+    "pass --config.data.dir=DIRECTORY"
 )
 
 
@@ -39,7 +39,7 @@ def load(data_dir: str, max_bad_records: int = 0) -> batches.Dataset:
       ValueError: If a file is not what its name says, or too many records cannot be read.
     """
     if not data_dir:
-        raise FileNotFoundError(f"config.data_dir is empty; CIFAR-10 comes with nothing: {PREPARE}")
+        raise FileNotFoundError(f"config.data.dir is empty; CIFAR-10 comes with nothing: {PREPARE}")
     directory = pathlib.Path(data_dir)
     left_out = LeftOut(max_bad_records)
     folders = (directory, directory / BINARY)

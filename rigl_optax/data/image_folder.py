@@ -13,7 +13,7 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 TREE = (
     "A tree of photos is ROOT/train/CLASS/*.jpeg and ROOT/val/CLASS/*.jpeg. Of ImageNet: "
     "`tar -xf ILSVRC2012_img_train.tar -C ROOT/train`, then each CLASS.tar in it into "
-    "ROOT/train/CLASS; pass ROOT as --config.data_dir=ROOT"
+    "ROOT/train/CLASS; pass ROOT as --config.data.dir=ROOT"
 )
 
 
@@ -31,7 +31,7 @@ def load(
       ValueError: If there are no photos in it, or `val` has classes that `train` has not.
     """
     if not data_dir:
-        raise FileNotFoundError(f"config.data_dir is empty. {TREE}")
+        raise FileNotFoundError(f"config.data.dir is empty. {TREE}")
     root = pathlib.Path(data_dir)
     names = classes(root / "train")
     classes(root / "val")

@@ -9,7 +9,7 @@ PREPARE = (
     "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (from https://image-net.org) into "
     f"ARCHIVES; `pip install tensorflow tensorflow-datasets`; `tfds build {NAME} "
     "--data_dir=DIRECTORY --manual_dir=ARCHIVES` (reading needs neither); then pass "
-    "--config.data_dir=DIRECTORY. Or unpack the archives and take --config.dataset=image_folder"
+    "--config.data.dir=DIRECTORY. Or unpack the archives and take --config.data.name=image_folder"
 )
 
 
@@ -35,7 +35,7 @@ def load(
       ValueError: If they are damaged.
     """
     if not data_dir:
-        raise FileNotFoundError(f"config.data_dir is empty. For ImageNet: {PREPARE}")
+        raise FileNotFoundError(f"config.data.dir is empty. For ImageNet: {PREPARE}")
     found = tfds_directory.find(pathlib.Path(data_dir), NAME, PREPARE)
     train, test = (found.records(split) for split in ("train", "validation"))
     return photos.dataset(

@@ -28,7 +28,7 @@ WIKITEXT = {part: f"wiki.{part}.raw" for part in ("train", "valid", "test")}
 # Files that were saved on Windows have a carriage return at the end of each line.
 _TITLE = re.compile(rb"(?m)^ = [^=\r\n].*[^=\r\n] = \r?\n")
 _WIKITEXT_IS = (
-    f"Pass the folder with {', '.join(WIKITEXT.values())}, or their zip, as --config.data_dir=PATH"
+    f"Pass the folder with {', '.join(WIKITEXT.values())}, or their zip, as --config.data.dir=PATH"
 )
 TREASURY_DIR = "/usr/share/sword/modules/comments/zcom/tdavid"
 
@@ -79,7 +79,7 @@ def treasury_of_david(data_dir: str = "") -> Text:
     if missing:
         raise FileNotFoundError(
             f"the Treasury of David is not in {folder}: no {', '.join(missing)}. Install Debian's "
-            "package sword-comm-tdavid, or pass a folder with both as --config.data_dir=DIRECTORY"
+            "package sword-comm-tdavid, or pass a folder with both as --config.data.dir=DIRECTORY"
         )
     index, blocks = index_path.read_bytes(), blocks_path.read_bytes()
     if not index or len(index) % 12:
@@ -113,7 +113,7 @@ def wikitext(data_dir: str) -> Text:
       ValueError: If one is empty or has no title of an article in it, or the zip is damaged.
     """
     if not data_dir:
-        raise FileNotFoundError(f"config.data_dir is empty. {_WIKITEXT_IS}")
+        raise FileNotFoundError(f"config.data.dir is empty. {_WIKITEXT_IS}")
     path = pathlib.Path(data_dir)
     if path.is_file() and zipfile.is_zipfile(path):
         try:

@@ -48,10 +48,11 @@ def sparse_momentum(
         g_l \approx \frac{m_l}{\sum_j m_j} \sum_j k_j, \qquad
         m_l = \frac{1}{n_l} \sum_{i \text{ active in } l} |M_{t,i}|
 
-    rounded so that the total number of active weights never changes. The means are added up
-    as integers, to 16 bits of a layer's largest, so that they are the same on any
-    number of devices. The average needs the dense gradient at every step. Gradients that are
-    not finite are left out of it.
+    rounded so that the total number of active weights never changes. A layer keeps at least one,
+    and with `min_fan_in` as many as its units are to have; layers whose turn it is not by
+    `overrides` neither give nor get any. The means are added up as integers, to 16 bits of a
+    layer's largest, so that they are the same on any number of devices. The average needs the
+    dense gradient at every step. Gradients that are not finite are left out of it.
 
     Args:
       inner: As in `rigl`.
@@ -98,10 +99,9 @@ def sparse_momentum(
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
         return momentum * average + (1 - momentum) * gradient
 
-    def redistributed(active: jax.Array, dropped: jax.Array, inputs: RewiringInputs) -> jax.Array:
+    def redistributed(total: jax.Array, room: jax.Array, inputs: RewiringInputs) -> jax.Array:
         means = _allocation.mean_magnitudes(inputs.gradients, inputs.masks, inputs.packing.rows)
-        room = jnp.asarray(inputs.packing.sizes()) - (active - dropped)
-        return _allocation.apportion(jnp.sum(dropped, dtype=jnp.int32), means, room)
+        return _allocation.apportion(total, means, room)
 
     method = _growth.drop_and_grow_method(
         _growth.gradient_scores,

@@ -1,6 +1,6 @@
 """Gradual pruning: magnitude pruning from dense, and GraNet, which regrows as it prunes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -21,7 +21,7 @@ from rigl_optax import (
 )
 from rigl_optax._grown import AT_REST, Grown
 from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs, Started
-from rigl_optax._packing import Packing
+from rigl_optax._packing import Packing, Rows
 from rigl_optax._structure import UNSTRUCTURED, Structures
 
 PyTree = Any
@@ -54,7 +54,8 @@ def gradual_magnitude_pruning(
         \text{active} &\leftarrow \text{the } N_l - z_l(t)
             \text{ active weights of largest } |\theta|
 
-    in each layer, or, with `scope="global"`, the :math:`\sum_l (N_l - z_l(t))` largest of all.
+    in each layer, or, with `scope="global"`, the :math:`\sum_l (N_l - z_l(t))` largest of all,
+    in which the largest of each layer comes first: no layer is ever emptied.
     A pruned weight is 0 and stays so. The last rewiring reaches the final numbers exactly.
 
     Args:
@@ -77,7 +78,8 @@ def gradual_magnitude_pruning(
       active weights at the start, int32 [layers].
 
     Raises:
-      ValueError: As `rigl` does; if the initial sparsity of a layer is above its final one.
+      ValueError: As `rigl` does; if the initial sparsity of a layer, or of all with
+        `scope="global"`, is above its final one.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -141,7 +143,9 @@ def granet(
         G_l &= \text{the } k_l \text{ positions outside } K_l
             \text{ of largest } |\nabla_\theta L|
 
-    What has just been pruned may come back. With `initial_sparsity=0` it starts dense, with 0.5
+    What has just been pruned may come back. Where each part of a layer has its number (`NM`,
+    `ConstantFanIn`), :math:`K_l` is chosen in the whole layer, and each part grows as many as
+    it lost. With `initial_sparsity=0` it starts dense, with 0.5
     it is the paper's sparse-to-sparse variant.
 
     Args:
@@ -183,16 +187,25 @@ def granet(
     def rule(inputs: RewiringInputs) -> Outcome:
         rows = inputs.packing.rows
         left = prune(inputs)
-        active = _selection.counts(left, rows)
+        has_parts = any(leaf.structure.has_parts for leaf in inputs.leaves)
+        layers = _layout.layer_rows(inputs.leaves) if has_parts else rows
+        active = _selection.counts(left, layers)
         dropped = _topology.drop_counts(active, plan.default.drop_fraction(inputs.count))
         scores = _topology.drop_scores(inputs.weights, left)
         growth = _growth.gradient_scores(inputs)
-        keep, grow = (inputs.packing.per_row(x) for x in (active - dropped, dropped))
-        in_parts = inputs.packing.in_parts
-        layers = _layout.layer_rows(inputs.leaves) if in_parts else rows
-        grown = _topology.keep_and_grow_by_signal(
-            left, scores, growth, rows, keep, grow, layers=layers
-        )
+        if has_parts:
+            kept = _selection.top_k(scores, layers, active - dropped)
+            wanted = _selection.counts_by_row(left, rows)
+            grown = _topology.unless_uninformed(
+                _growth.regrown_in_parts(kept, growth, rows, wanted),
+                left,
+                _topology.signals(left, kept, growth, layers),
+                layers,
+            )
+        else:
+            grown = _topology.keep_and_grow_by_signal(
+                left, scores, growth, rows, active - dropped, dropped, layers=rows
+            )
         return Outcome(grown.masks, uninformed=grown.uninformed)
 
     method = Method(
@@ -243,6 +256,8 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
             rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True, dtype=jnp.int32)
         keep = jnp.minimum(keep, _selection.counts(inputs.masks, rows))
         scores = _topology.drop_scores(inputs.weights, inputs.masks)
+        if scope == "global":
+            scores = _largest_first(scores, packing.rows)
         return _selection.top_k(scores, rows, packing.per_row(keep))
 
     return prune
@@ -252,6 +267,14 @@ def _progress(steps: range, power: float) -> Callable[[int], float]:
     """The share of the way from the first to the final numbers, for what is told beforehand."""
     length = max(steps[-1] - steps[0], 1)
     return lambda count: 1 - (min(max(steps[-1] - count, 0), length) / length) ** power
+
+
+def _largest_first(scores: Arrays, rows: Sequence[Rows]) -> Arrays:
+    """Scores in which the largest of each layer comes before all others."""
+    some = jnp.minimum(_selection.counts([s >= 0 for s in scores], rows), 1)
+    largest = _selection.top_k(scores, rows, some)
+    first = jnp.int32(np.iinfo(np.int32).max)
+    return [jnp.where(top, first, s) for top, s in zip(largest, scores, strict=True)]
 
 
 def _power(x: jax.Array, power: float) -> jax.Array:
@@ -265,10 +288,13 @@ def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) ->
     return Started([], _selection.counts(packed, packing.rows))
 
 
-def _check(scope: Scope, initial_masks: PyTree | None) -> Callable[[_layout.Layout], None]:
+def _check(
+    scope: Scope, initial_masks: PyTree | None
+) -> Callable[[_layout.Layout, _layout.Layout], None]:
     """What `init` checks: there must not be fewer weights at the start than in the end."""
 
-    def check(layout: _layout.Layout) -> None:
+    def check(layout: _layout.Layout, start: _layout.Layout) -> None:
+        del start  # whose zeros are those of the sparsest layer of a stack
         if scope == "global":
             _layout.check_total(layout)
         if initial_masks is None:

@@ -139,7 +139,7 @@ def dynamic_sparse_reparameterization(
         grown_values=grown.values(seed),
         keeps_initial=grown.value == "initial",
         grown_state=grown.state,
-        check=_layout.check_total,
+        check=lambda layout, start: _layout.check_total(layout),
         moves_between_layers=True,
     )
     return _transform.sparse_transform(

@@ -47,9 +47,9 @@ def rigl(
     where the gradient is the dense one: of the loss with respect to all weights, at their
     sparse values. New weights start at 0, with an optimizer state at rest; a weight that
     was dropped a moment ago may come back, with its value and state. The number of active
-    weights of a layer never changes. If a dense gradient is not finite, the topology stays. A
-    layer whose gradients outside K are all 0 keeps its topology, and `uninformed` in the state
-    counts it.
+    weights of a layer never changes (with a structure that of its groups; `Block(pad=True)` has
+    smaller ones). If a dense gradient is not finite, the topology stays. A layer whose gradients
+    outside K are all 0 keeps its topology, and `uninformed` in the state counts it.
 
     Afterwards every inactive weight is exactly 0, whatever was done to `params` in between,
     as long as nothing scales or adds to these updates: the wrapper comes last in a chain.
@@ -72,8 +72,10 @@ def rigl(
         whose turn it is not keeps its mask, and has no gradient step either.
       gradient_step: Whether weights that stay active take the gradient step on rewiring steps
         too. They are ranked as they were before it. In the paper a rewiring replaces it.
-      min_fan_in: The least number of active inputs a unit is to have. A unit's largest weights
-        are not dropped below it, and what units lack, as random initial masks may, grows first.
+      min_fan_in: The least number of active inputs a unit is to have. Each unit keeps at least
+        so many; units with fewer, as random masks may have, are grown first. They are its
+        largest weights, unless so much is dropped that not all of these can stay: then what a
+        unit lacks grows first, by its gradients.
       grown: What new weights start from, if not at 0 with an optimizer state at rest.
       structure: What lives and dies together, as `Block(16, 16)`: for all sparse layers, or by
         pattern, `{"Dense_0": Block(16, 16)}`, and the others unstructured. Groups take the place

@@ -1,15 +1,17 @@
 """Linear maps and convolutions whose kernel may be the stored blocks of a condensed one."""
 
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 from flax import nnx
 from jax import lax
 
-from rigl_optax.condensed import BlockSparse, convolve
+from rigl_optax.condensed import CSR, BlockSparse, convolve
 from rigl_optax.condensed._convolution import Padding
 from rigl_optax.models.depthwise import depthwise
+
+Kernel = TypeVar("Kernel", BlockSparse, CSR, BlockSparse | CSR)
 
 
 @runtime_checkable
@@ -21,12 +23,12 @@ class TakesBlocks(Protocol):
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear`; also with a `BlockSparse` in the place of its kernel."""
+    """`nnx.Linear`; also with a `BlockSparse` or `CSR` in the place of its kernel."""
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """[..., in_features] to [..., out_features]."""
         kernel = self.kernel.get_value()
-        if not isinstance(kernel, BlockSparse):
+        if not isinstance(kernel, BlockSparse | CSR):
             return super().__call__(x, out_sharding)
         x, kernel = _in_dtype(x, kernel, self.dtype)
         y = x @ kernel
@@ -137,7 +139,7 @@ def _each(of: int | Sequence[int] | None) -> tuple[int, ...]:
     return (of or 1,) * 2 if of is None or isinstance(of, int) else tuple(of)
 
 
-def _in_dtype(x: jax.Array, kernel: BlockSparse, dtype: Any) -> tuple[jax.Array, BlockSparse]:
+def _in_dtype(x: jax.Array, kernel: Kernel, dtype: Any) -> tuple[jax.Array, Kernel]:
     """Both in the dtype of the computation."""
     if dtype is None:
         return x, kernel

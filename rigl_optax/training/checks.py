@@ -1,16 +1,27 @@
 """What a training record says, and what can go silently wrong with sparse training."""
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _axes, _paths, analysis
+from rigl_optax import Block, Unstructured, _axes, _paths, analysis
+from rigl_optax._structure import by_path
 from rigl_optax.training import methods, optimizers, sparsity
 from rigl_optax.training.config import Config
-from rigl_optax.training.state import Entries, TrainState, count, entries, masks, sizes
+from rigl_optax.training.state import (
+    Entries,
+    TrainState,
+    count,
+    entries,
+    masks,
+    sizes,
+    topologies,
+)
 
 PyTree = Any
 
@@ -22,12 +33,12 @@ class Start(NamedTuple):
     """What a run is compared with.
 
     Attributes:
-      active: `{path: active weights}`.
+      groups: `{path: active groups}`: weights, or blocks.
       dead: `{path: output units that read nothing}` of layers with units.
       units: `{path: output units}` of these layers.
     """
 
-    active: dict[str, int]
+    groups: dict[str, int]
     dead: dict[str, int]
     units: dict[str, int]
 
@@ -35,7 +46,7 @@ class Start(NamedTuple):
 def start_of(config: Config, initial: TrainState) -> Start:
     """What a run is compared with, from its initial state."""
     dead = dead_units(config, initial)
-    return Start(active_weights(config, initial), dead, _units(initial, dead))
+    return Start(active_groups(config, initial), dead, _units(initial, dead))
 
 
 def training_record(
@@ -69,13 +80,16 @@ def training_record(
         return values, warnings
     active = active_weights(config, state)
     rewirings, healed = counters(state)
+    # The schedule goes by the steps that the optimizer has seen, which skipped ones are not.
+    seen = int(jax.device_get(state.opt_state.count))
     values["density"] = sum(active.values()) / sum(sizes(state).values())
     values["rewirings"] = float(rewirings)
     values |= methods.drop_fractions(config, int(step), list(active))
     if methods.rewires(config):
         warnings |= _dead(config, start, dead_units(config, state))
+    groups = active_groups(config, state)
     return values, warnings | _warnings(
-        config, int(step), rewirings, healed, int(sums.blind), active, start.active
+        config, int(step), seen, rewirings, healed, int(sums.blind), groups, start.groups
     )
 
 
@@ -100,6 +114,25 @@ def active_weights(config: Config, state: TrainState) -> dict[str, int]:
     return {path: int(counts[path]) for path in named}
 
 
+def active_groups(config: Config, state: TrainState) -> dict[str, int]:
+    """`{path: active groups}`: as many as weights, but of layers whose blocks differ in size.
+
+    Of those the number of blocks is what a rewiring keeps.
+    """
+    if not methods.find(config).masked:
+        return sizes(state)
+    named = dict(_paths.flatten_with_paths(masks(state)))
+    padded: dict[str, tuple[Block, bool]] = {}
+    if not topologies(state):
+        layers = sparsity.distribution(config)
+        paths, stacked = list(layers(state.params)), layers.stacked_paths(state.params)
+        for path, one in by_path(sparsity.structures(config), paths).items():
+            if isinstance(one, Block) and one.pad:
+                padded[path] = one, path in stacked
+    counts = jax.device_get(_groups(named, tuple(padded.items())))
+    return {path: int(counts[path]) for path in named}
+
+
 def counters(state: TrainState) -> tuple[int, int]:
     """`(rewirings, healed)` from the optimizer's state, wherever it holds them.
 
@@ -108,6 +141,20 @@ def counters(state: TrainState) -> tuple[int, int]:
     found = [optax.tree.get(state.opt_state, name, 0) for name in ("rewirings", "healed")]
     rewirings, healed = jax.device_get(found)
     return int(rewirings), int(healed)
+
+
+def stray(config: Config, state: TrainState) -> dict[str, str]:
+    """A warning if inactive weights are not zero, as when something writes them past the mask."""
+    if not methods.find(config).masked or topologies(state):
+        return {}
+    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(masks(state)), strict=True)
+    found = int(_stray(list(pairs)))
+    if not found:
+        return {}
+    return {
+        "stray": f"{found} inactive weights are not zero at the end: something other than the "
+        "optimizer writes into the parameters"
+    }
 
 
 def dead_units(config: Config, state: TrainState) -> dict[str, int]:
@@ -158,14 +205,15 @@ def _dead(config: Config, start: Start, now: dict[str, int]) -> dict[str, str]:
 def _warnings(
     config: Config,
     step: int,
+    count: int,
     rewirings: int,
     healed: int,
     blind: int,
-    active: dict[str, int],
+    groups: dict[str, int],
     expected: dict[str, int],
 ) -> dict[str, str]:
     warnings = {}
-    scheduled = methods.rewirings_before(config, step)
+    scheduled = methods.rewirings_before(config, count)
     if rewirings != scheduled:
         warnings["rewirings"] = (
             f"{rewirings} rewirings by step {step}, where {scheduled} were scheduled: gradients "
@@ -176,11 +224,13 @@ def _warnings(
             f"{healed} inactive weights were not zero at rewirings: something other than the "
             "optimizer writes into the parameters"
         )
-    if active != expected and methods.find(config).keeps_counts:
+    if groups != expected and methods.find(config).keeps_counts:
         changed = [
-            f"{p} {expected[p]} -> {active[p]}" for p in expected if active[p] != expected[p]
+            f"{p} {expected[p]} -> {groups[p]}" for p in expected if groups[p] != expected[p]
         ]
-        warnings["active"] = f"the number of active weights changed: {', '.join(changed)}"
+        is_single = sparsity.structures(config) == Unstructured()
+        what = "active weights" if is_single else "active groups, weights or blocks,"
+        warnings["active"] = f"the number of {what} changed: {', '.join(changed)}"
     if blind:
         warnings["blind"] = (
             f"{blind} rewirings saw no gradient outside the masks and grew blindly: does the model "
@@ -192,6 +242,22 @@ def _warnings(
 @jax.jit
 def _active(named: dict[str, jax.Array], of: dict[str, Entries]) -> dict[str, jax.Array]:
     return {path: count(mask, of[path].weights) for path, mask in named.items()}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _groups(
+    named: dict[str, jax.Array], padded: tuple[tuple[str, tuple[Block, bool]], ...]
+) -> dict[str, jax.Array]:
+    found = dict(named)
+    for path, (block, is_stacked) in padded:
+        groups = jax.vmap(block.groups) if is_stacked else block.groups
+        found[path] = groups(named[path])
+    return {path: count(mask, 1) for path, mask in found.items()}
+
+
+@jax.jit
+def _stray(pairs: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    return jnp.stack([jnp.sum((x != 0) & ~mask, dtype=jnp.int32) for x, mask in pairs]).sum()
 
 
 @jax.jit

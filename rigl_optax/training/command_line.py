@@ -69,7 +69,7 @@ def define_config(values: flags.FlagValues = flags.FLAGS) -> None:
                     inner[last] = {}
         return recipe
 
-    parser.parse = read_with_sections
+    parser.parse = read_with_sections  # type: ignore[assignment, method-assign]
 
 
 def define_step() -> flags.FlagHolder[str]:

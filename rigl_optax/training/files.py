@@ -27,12 +27,14 @@ _LAYER: Form = {
     "dense_because": (str, type(None)),
     "sparsity": (*NUMBER, type(None)),
     "active": (int,),
+    "active_at_end": (int,),
     "flops_share": (*NUMBER, type(None)),
 }
 EXPLANATION: Form = {
     "layers": [_LAYER],
     "weights": (int,),
     "active": (int,),
+    "active_at_end": (int,),
     "inference_ratio": (*NUMBER, type(None)),
     "training_ratio": (*NUMBER, type(None)),
     "warnings": [TEXT],

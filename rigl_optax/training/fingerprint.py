@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from rigl_optax import _paths
 from rigl_optax.training import hosts, methods
 from rigl_optax.training import state as state_lib
-from rigl_optax.training.config import Config, to_json
+from rigl_optax.training.config import Config, flat, to_json
 from rigl_optax.training.mesh import DATA, PARAMS, Placement
 from rigl_optax.training.state import TrainState
 
@@ -32,7 +32,7 @@ Compare = Callable[[TrainState], Fingerprints]
 
 STEP = "step"
 _WEIGHTS = "weights "  # in front of the path of a parameter
-_OWN = ("data_dir", "loader_threads")  # keys that may differ from process to process
+_OWN = ("data.dir", "data.threads")  # keys that may differ from process to process
 
 
 class DivergenceError(RuntimeError):
@@ -45,7 +45,7 @@ def compare_configs(config: Config) -> None:
     Raises:
       ValueError: On every process, if not: it names the keys and the values.
     """
-    mine = {key: value for key, value in to_json(config).items() if key not in _OWN}
+    mine = {key: value for key, value in flat(to_json(config)).items() if key not in _OWN}
     first, *others = (json.loads(text) for text in hosts.all_say(json.dumps(mine)))
     for number, other in enumerate(others, start=1):
         changed = [

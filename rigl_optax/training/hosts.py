@@ -9,7 +9,9 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,8 @@ from jax.experimental import multihost_utils
 from rigl_optax.training import mistakes
 
 PATIENCE = 5.0  # seconds for a file of one process to be seen by the others
+
+LOST = 75  # the exit status of a process that another one has left; EX_TEMPFAIL: try again
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -67,18 +71,52 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     )
 
 
+def _end_without(error: BaseException) -> None:
+    """Ends this process, since it has lost contact with another one."""
+    # Which process it is, the coordinator says; of two it can only be the other.
+    index, count = jax.process_index(), jax.process_count()
+    named = re.search(r"task:(\d+)", str(error))
+    number = str(1 - index) if count == 2 else named[1] if named else ""
+    why = re.sub(r"(Error dispatching computation: )+", "", mistakes.one_line(str(error)))
+    other = f"process {number}" if number else "another process"
+    with contextlib.suppress(OSError, ValueError):
+        print(
+            f"process {index} of {count}: lost contact with {other} ({why[:200]}); if it has "
+            "failed, it says why itself. Start all processes again with the same command: the run "
+            "goes on from its last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+    os._exit(LOST)
+
+
+def _is_lost_contact(error: BaseException) -> bool:
+    """Tells whether JAX raised an error since another process does not answer."""
+    words = ("Gloo", "Connection reset", "Connection closed", "UNAVAILABLE", "heartbeat", "NCCL")
+    kinds = (jax.errors.JaxRuntimeError, TimeoutError)
+    return isinstance(error, kinds) and any(word in str(error) for word in words)
+
+
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
     """A process that fails ends at once, and so the run: the others would wait for it for ever.
 
+    They end with one sentence and the exit status 75, as soon as a collective tells them. If
+    process 0 is gone, JAX's own client may notice before that: it ends a process by `abort` (status
+    134), and a Python function cannot take its place. Then only its log tells of it.
     Not one that exits with a number: that is what all of them do, as when the run is done.
     """
+    if jax.process_count() > 1:
+        # Not with the stacks of all threads, which `faulthandler` would print.
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
     try:
         yield
     except BaseException as error:
         exits = isinstance(error, SystemExit) and not isinstance(error.code, str)
         if jax.process_count() == 1 or exits:
             raise
+        if _is_lost_contact(error):
+            _end_without(error)
         print(f"process {jax.process_index()} of {jax.process_count()}:", file=sys.stderr, end=" ")
         found = mistakes.tell(error)
         sys.stdout.flush()

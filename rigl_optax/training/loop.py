@@ -64,6 +64,7 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
     if not hosts.is_first():
         console.quiet = True
     checkpoints.check_path(workdir)
+    hosts.check_devices()  # in front of whatever all processes take part in
     fingerprint.compare_configs(config)
     with checkpoints.told_of_failures(workdir):
         return _train(config, workdir, console)
@@ -392,6 +393,7 @@ def _run_steps(
                 raise signals.StoppedError(
                     f"asked to stop: saved at step {done} of {config.steps}", status
                 )
+    watch.warn(config.steps, checks.stray(config, current), warned)
     if left:
         warned["skipped"] = checks.skipped(left)
     return current, rate, warned

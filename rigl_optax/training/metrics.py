@@ -7,12 +7,13 @@ import math
 import os
 import pathlib
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tensorboardX import event_file_writer, summary
+from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 
 from rigl_optax.training import files
@@ -123,7 +124,7 @@ class _Events:
         self._is_told = False
         self._queue: queue.Queue[event_pb2.Event | None] = queue.Queue(_QUEUED)
         self._thread = threading.Thread(
-            target=self._run, args=(folder,), name="tensorboard", daemon=True
+            target=self._run, args=(folder.absolute(),), name="tensorboard", daemon=True
         )
         self._thread.start()
         if purge_step is not None:
@@ -171,12 +172,14 @@ class _Events:
 
     def _write(self, folder: pathlib.Path) -> None:
         folder.mkdir(exist_ok=True)
-        suffix = f".{os.getpid()}.{next(_files)}"
-        file = event_file_writer.EventsWriter(str(folder.absolute() / "events"), suffix)
+        now, name = time.time(), f"{socket.gethostname()}.{os.getpid()}.{next(_files)}"
+        file = record_writer.RecordWriter(str(folder / f"events.out.tfevents.{now:.0f}.{name}"))
         try:
+            version = event_pb2.Event(wall_time=now, file_version="brain.Event:2")
+            file.write(version.SerializeToString())
             flushed = -math.inf
             while (event := self._queue.get()) is not None:
-                file.write_event(event)
+                file.write(event.SerializeToString())
                 if time.monotonic() - flushed > _FLUSH_EVERY:
                     file.flush()
                     flushed = time.monotonic()

@@ -113,7 +113,10 @@ def _facts(records: list[Record], explained: dict[str, Any], result: dict[str, A
     if validation:
         facts.append(_fact("validation", validation[-1]))
     if explained.get("weights"):
-        facts.append((f"{explained['active']:,}", f"of {explained['weights']:,} weights active"))
+        prunes = explained["active_at_end"] != explained["active"]
+        when = " when training ends" if prunes else ""
+        what = f"of {explained['weights']:,} weights active{when}"
+        facts.append((f"{explained['active_at_end']:,}", what))
     if explained.get("inference_ratio") is not None:
         facts.append((f"{explained['inference_ratio']:.4f}", "of dense inference FLOPs"))
     if explained.get("training_ratio") is not None:
@@ -149,13 +152,15 @@ def _layers(explained: dict[str, Any], records: list[Record]) -> str:
         ("dead_inputs", "dead inputs", "{:.0f}"),
         ("dead_outputs", "dead outputs", "{:.0f}"),
     ]
-    header = ["layer", "shape", "dense because", "sparsity", "active", "of", "FLOPs"]
+    prunes = explained["active_at_end"] != explained["active"]
+    active = "active at the end" if prunes else "active"
+    header = ["layer", "shape", "dense because", "sparsity", active, "of", "FLOPs"]
     rows = []
     for layer in explained["layers"]:
-        path, size = layer["path"], math.prod(layer["shape"])
+        path, size, left = layer["path"], math.prod(layer["shape"]), layer["active_at_end"]
         row = [path, "x".join(map(str, layer["shape"])) or "scalar", layer["dense_because"] or ""]
-        row.append("dense" if layer["active"] == size else f"{layer['sparsity']:.4f}")
-        row += [f"{layer['active']:,}", f"{size:,}", f"{layer['flops_share'] or 0:.1%}"]
+        row.append("dense" if left == size or not size else f"{1 - left / size:.4f}")
+        row += [f"{left:,}", f"{size:,}", f"{layer['flops_share'] or 0:.1%}"]
         if last:
             values = [(last.get(f"{name}/{path}"), form) for name, _, form in measures]
             row += ["" if value is None else form.format(value) for value, form in values]

@@ -32,7 +32,8 @@ def distribution(config: Config) -> Any:
     section = config.method.distribution
     make = DISTRIBUTIONS[section.name]
     named = inspect.signature(make).parameters.values()
-    allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name != "dense"]
+    functions = ("dense", "axes")
+    allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name not in functions]
     config_lib.check_options("method.distribution", section.name, section.options, allowed)
     options = dict(section.options)
     if "overrides" in options:

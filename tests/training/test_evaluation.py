@@ -7,7 +7,16 @@ import jax
 import pytest
 from rich.console import Console
 
-from rigl_optax.training import command_line, evaluation, loop, metrics, page, page_figures, setup
+from rigl_optax.training import (
+    command_line,
+    costs,
+    evaluation,
+    loop,
+    metrics,
+    page,
+    page_figures,
+    setup,
+)
 from rigl_optax.training import config as config_lib
 
 
@@ -62,3 +71,18 @@ def test_looking_at_a_run_takes_no_accelerator_unless_told_to(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     command_line.use_cpu()
     assert set_to == [("jax_platforms", "cpu")]
+
+
+def test_the_page_of_a_run_that_prunes_tells_of_its_end(small):
+    config = config_lib.changed(
+        small,
+        {"method.name": "gmp", "method.distribution": {"name": "uniform"}, "method.sparsity": 0.5},
+    )
+    report = costs.explain(config, setup.prepare(config))
+    explained = report.to_dict()
+    facts = page._facts([], explained, {})
+    assert (
+        f"{report.active_at_end:,}</b>of {report.weights:,} weights active when training" in facts
+    )
+    table = page._layers(explained, [])
+    assert "active at the end" in table and "0.5000" in table

@@ -168,6 +168,45 @@ def test_a_run_with_a_replica_that_differs_stops(
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("[0-9]*")) == saved
 
 
+def test_processes_with_different_configs_are_told_each_key(small, monkeypatch):
+    other = config_lib.changed(small, {"seed": 1, "checkpoint.every": 7, "data.dir": "elsewhere"})
+    texts = []
+
+    def all_say(text):
+        texts.append(text)
+        return texts
+
+    monkeypatch.setattr(fingerprint.hosts, "all_say", all_say)
+    fingerprint.compare_configs(small)
+    with pytest.raises(ValueError, match="must have the same config") as error:
+        fingerprint.compare_configs(other)
+    told = str(error.value)
+    assert "config.checkpoint.every is 20 on process 0 and 7 on 1; config.seed is 0" in told
+    assert "data.dir" not in told
+
+
+@needs_eight
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_weights_of_replicas_are_compared_and_not_returned(small, dtype):
+    run = setup.prepare(config_lib.changed(small, {"mesh.data": 2}))
+    params = jax.tree.map(lambda x: x.astype(dtype), run.initial.params)
+    sound = run.initial._replace(params=params)
+    compare = fingerprint.comparer(small, run.placement)
+    assert not any("weights" in path for path in compare(sound))
+    kernel = params["layers"][0]["kernel"]
+    parts = [np.array(shard.data) for shard in kernel.addressable_shards]
+    parts[1][0, 5] = 9
+    put = [
+        jax.device_put(p, s.device) for p, s in zip(parts, kernel.addressable_shards, strict=True)
+    ]
+    params["layers"][0]["kernel"] = jax.make_array_from_single_device_arrays(
+        kernel.shape, kernel.sharding, put
+    )
+    told = "the weights of 'layers/0/kernel' are not the same everywhere"
+    with pytest.raises(fingerprint.DivergenceError, match=told):
+        compare(sound._replace(params=params))
+
+
 def test_without_masks_the_step_is_compared(small):
     config = config_lib.changed(small, {"method.name": "dense"})
     run = setup.prepare(config)

@@ -259,7 +259,7 @@ def test_masks_are_not_tied_to_the_initial_weights(small):
 
 def tampered(run, **changes):
     """The initial state with something in the optimizer's state changed."""
-    opt_state = run.initial.opt_state._replace(**changes)
+    opt_state = run.initial.opt_state._replace(**{"count": jnp.int32(1), **changes})
     sums = run.initial.sums._replace(examples=jnp.float32(1))
     return run.initial._replace(opt_state=opt_state, sums=sums, step=jnp.int32(1))
 
@@ -274,6 +274,9 @@ def test_what_goes_silently_wrong_is_warned_of(small):
     one, none = jnp.int32(1), jnp.int32(0)
     assert warnings(tampered(run, rewirings=one)) == {}
     assert warnings(tampered(run, rewirings=none)).keys() == {"rewirings"}
+    # The second rewiring is at count 10: a step that was skipped has put it off.
+    late = tampered(run, rewirings=one, count=jnp.int32(10))._replace(step=jnp.int32(11))
+    assert warnings(late) == {}
     assert warnings(tampered(run, rewirings=one, healed=one)).keys() == {"healed"}
     masks = jax.tree.map(jnp.ones_like, run.initial.opt_state.masks)
     assert warnings(tampered(run, rewirings=one, masks=masks)).keys() == {"active"}
@@ -301,6 +304,9 @@ def test_what_goes_silently_wrong_is_warned_of(small):
     found = checks.training_record(asked, tampered(run, rewirings=one, masks=cut), start)[1]
     assert f"layers/1/kernel 0 -> {lost}; if" in found["ablated"]
     assert "layers/0" in found["dead"] and "layers/1" not in found["dead"]
+    assert checks.stray(small, run.initial) == {}
+    whole = jax.tree.map(lambda x: x + 1, run.initial.params)
+    assert "1262 inactive" in checks.stray(small, run.initial._replace(params=whole))["stray"]
     state = tampered(run, rewirings=one)
     blind = state._replace(sums=state.sums._replace(blind=one))
     assert warnings(blind).keys() == {"blind"}

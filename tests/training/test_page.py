@@ -90,7 +90,8 @@ def test_all_text_is_escaped(tmp_path, small):
     record = {"step": 1, "kind": "rewiring", f"dead_inputs/{evil}": 1.0, "training_flops": 1.0}
     (tmp_path / metrics.FILE).write_text(json.dumps(record) + "\n")
     layer = {"path": evil, "shape": [2], "dense_because": evil, "active": 1, "sparsity": 0.5}
-    explained = {"weights": 2, "active": 1, "layers": [{**layer, "flops_share": None}]}
+    layer |= {"active_at_end": 1, "flops_share": None}
+    explained = {"weights": 2, "active": 1, "active_at_end": 1, "layers": [layer]}
     explained |= {"inference_ratio": None, "training_ratio": 0.5}
     text = json.dumps({**explained, "warnings": [evil]})
     (tmp_path / loop.EXPLANATION_FILE).write_text(text)

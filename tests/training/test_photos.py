@@ -188,8 +188,8 @@ def test_a_wide_resnet_learns_from_files_of_cifars_format(config, tmp_path, monk
     [
         ({"data.image_size": 0}, "photos of imagenet2012 are of many sizes; give one, as 224"),
         ({"data.augment": "pad_crop"}, "for imagenet2012 it is none or resized_crop"),
-        ({"batch_size": 60}, "batch_size=60: must be from 1 to 59"),
-        ({"data.name": "cifar100"}, "datasets are digits.*cifar10, imagenet2012, image_folder"),
+        ({"batch_size": 60}, "batch_size=60: must be from 1 to 54"),
+        ({"data.name": "cifar100"}, "must be one of digits.*cifar10, imagenet2012, image_folder"),
         ({"data.sequence_length": 3}, "images have none"),
     ],
 )

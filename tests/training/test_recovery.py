@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from rigl_optax.data import batches
-from rigl_optax.training import checkpoints, loop, metrics, recovery, setup
+from rigl_optax.training import checkpoints, evaluation, files, loop, metrics, recovery, setup
 from rigl_optax.training import config as config_lib
 from tests.training.test_checkpoints import damage, given_up
 
@@ -96,6 +96,76 @@ def test_going_back_in_vain_ends_the_run(small, tmp_path):
     )
     with pytest.raises(recovery.NonFiniteError, match="the validation loss is nan after step 20"):
         train(config, tmp_path)
+
+
+def with_bad_batches(monkeypatch, is_bad):
+    sound = batches.training_batch
+
+    def training_batch(*args, step, **keys):
+        batch = sound(*args, step=step, **keys)
+        if is_bad(step):
+            batch["labels"] = np.full_like(batch["labels"], 1000)
+        return batch
+
+    monkeypatch.setattr(batches, "training_batch", training_batch)
+
+
+def test_a_run_goes_back_again_and_ends_as_if_killed_in_between(small, tmp_path, monkeypatch):
+    with_bad_batches(monkeypatch, lambda step: step in (13, 33, 53))
+    config = config_lib.changed(small, {"faults.on_nonfinite": "rollback", "checkpoint.keep": 5})
+    with pytest.raises(
+        recovery.NonFiniteError, match="step 60, after going back 2 times, the last time from st"
+    ):
+        train(config_lib.changed(config, {"faults.max_rollbacks": 2}), tmp_path / "killed")
+    _, printed = train(config, tmp_path / "killed")
+    assert "resumed at step 40" in printed
+    train(config, tmp_path / "whole")
+    for name in ("killed", "whole"):
+        records = metrics.read(tmp_path / name / metrics.FILE)
+        notes = [(r["step"], r["from"], r["times"]) for r in records if r["kind"] == "rollback"]
+        assert notes == [(0, 20.0, 1), (20, 40.0, 2), (40, 60.0, 3)]
+    ends = [final(config, tmp_path / name) for name in ("killed", "whole")]
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(ends[0].opt_state.count) == small.steps - 3
+
+
+def test_steps_skipped_are_counted_over_the_whole_run(small, tmp_path, monkeypatch):
+    with_bad_batches(monkeypatch, lambda step: step in (3, 13) or 30 <= step < 40)
+    result, printed = train(config_lib.changed(small, {"faults.on_nonfinite": "skip"}), tmp_path)
+    assert any("12 steps up to step 40 were skipped" in w for w in result["warnings"])
+    records = [r for r in metrics.read(tmp_path / metrics.FILE) if r["kind"] == "train"]
+    assert [r.get("skipped", 0) for r in records] == [1, 1, 0, 10, 0, 0]
+    assert [r["step"] for r in records if "loss" not in r] == [40]  # of no step there is none
+
+
+def test_nothing_but_skipped_steps_ends_a_run(small, tmp_path, monkeypatch):
+    with_bad_batches(monkeypatch, lambda step: step >= 5)
+    config = config_lib.changed(small, {"faults.on_nonfinite": "skip"})
+    with pytest.raises(recovery.NonFiniteError, match="last 50 steps up to step 60 were all skip"):
+        train(config, tmp_path)
+    all_of = {10: 5.0, 20: 10.0, 25: 5.0}  # the last record is not on a multiple
+    recovery.check_skipped(all_of, 25, 10)
+    with pytest.raises(recovery.NonFiniteError, match="last 55 steps"):
+        recovery.check_skipped(all_of | {10: 10.0, 20: 40.0}, 25, 10)
+
+
+@pytest.mark.parametrize(("split", "at"), [("validation", 20), ("test", 60)])
+def test_an_evaluation_that_is_not_finite_ends_a_run(small, tmp_path, monkeypatch, split, at):
+    make = evaluation.evaluator
+
+    def evaluator(config, run):
+        evaluate = make(config, run)
+        bad = getattr(run.dataset, split)
+        return lambda state, part: evaluate(state, part) | ({"loss": np.nan} if part is bad else {})
+
+    monkeypatch.setattr(evaluation, "evaluator", evaluator)
+    config = config_lib.changed(small, {"faults.on_nonfinite": "rollback", "checkpoint.every": 0})
+    with pytest.raises(recovery.NonFiniteError, match=f"the {split} loss is nan after step {at}"):
+        train(config, tmp_path)
+    assert not (tmp_path / checkpoints.RESULT_FILE).exists()
+    for line in (tmp_path / metrics.FILE).read_text().splitlines():
+        files.parse(line, files.RECORD)
 
 
 def test_a_healthy_run_is_the_same_under_every_policy(small, tmp_path):

@@ -317,6 +317,8 @@ def test_an_export_is_the_network_and_its_masks(vision, trained, tmp_path):
     path = tmp_path / "network.npz"
     export.write(path, vision, run, state)
     found = export.read(path)
+    with pytest.raises(ValueError, match=r"it unpacks to [\d,]+ bytes, more than max_bytes=9,000"):
+        export.read(path, max_bytes=9000)
     assert config_lib.from_mapping(found.config) == vision
     masks = dict(_paths.flatten_with_paths(found.masks))
     assert masks.keys() == sparsity.distribution(vision)(state.params).keys()
