@@ -184,10 +184,16 @@ def granet(
         scores = _topology.drop_scores(inputs.weights, left)
         growth = _growth.gradient_scores(inputs)
         keep, grow = (inputs.packing.per_row(x) for x in (active - dropped, dropped))
-        in_parts = inputs.packing.in_parts
-        layers = _layout.layer_rows(inputs.leaves) if in_parts else rows
+        layers = rows
+        if inputs.packing.in_parts:
+            layers = _layout.layer_rows(inputs.leaves)
+            parts = [leaf.rankings // leaf.layers for leaf in inputs.leaves]
+            number = sum(leaf.layers for leaf in inputs.leaves)
+            of_part = np.repeat(parts, [leaf.layers for leaf in inputs.leaves])
+            ids = jnp.asarray(np.repeat(np.arange(number, dtype=np.int32), of_part))
+            dropped = jax.ops.segment_sum(dropped, ids, number, indices_are_sorted=True)
         grown = _topology.keep_and_grow_by_signal(
-            left, scores, growth, rows, keep, grow, layers=layers
+            left, scores, growth, rows, keep, grow, dropped=dropped, layers=layers
         )
         return Outcome(grown.masks, uninformed=grown.uninformed)
 
