@@ -355,8 +355,10 @@ def keywords(words: str, key: str, example: str) -> dict[str, Any]:
     """
     try:
         call = ast.parse(f"f({words})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
-            raise ValueError("not keyword arguments")
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
+            raise ValueError("not keyword arguments alone")
+        if any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("not keyword arguments alone")
         return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(f"config.{key}={words!r}: must be like {example!r}") from None
