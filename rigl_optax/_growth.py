@@ -105,7 +105,7 @@ def drop_and_grow_method(
         keep_scores = _topology.drop_scores(inputs.weights, inputs.masks)
         kept = _selection.top_k(keep_scores, layers, keep)
         grow_scores = scores(inputs)
-        found = _topology.signals(inputs.masks, kept, grow_scores, layers)
+        has_signal = _topology.signals(kept, grow_scores, layers)
         wanted = _selection.counts_by_row(inputs.masks, rows)
         if any(leaf.structure.min_salient for leaf in inputs.leaves):
             would_grow = _selection.top_k(_without(kept, grow_scores), layers, active - keep)
@@ -118,7 +118,9 @@ def drop_and_grow_method(
         chosen = regrown_in_parts(kept, grow_scores, rows, wanted)
         if not needs_signal:
             return Outcome(chosen)
-        return _outcome(_topology.unless_uninformed(chosen, inputs.masks, found, layers))
+        return _outcome(
+            _topology.unless_uninformed(chosen, inputs.masks, has_signal, active - keep, layers)
+        )
 
     def rule(inputs: RewiringInputs) -> Outcome:
         if any(leaf.structure.has_parts for leaf in inputs.leaves):
@@ -159,6 +161,7 @@ def drop_and_grow_method(
                 rows,
                 keep,
                 dropped if grow_counts is None else shared_out,
+                dropped=dropped,
                 layers=rows,
                 prefer=prefer,
             )

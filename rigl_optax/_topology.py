@@ -1,7 +1,7 @@
 """Drop and grow: which weights of the sparse leaves are active next."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,9 +71,8 @@ def keep_and_grow(
     Returns:
       Bool arrays with `keep + grow` True entries in each ranking.
     """
-    nothing = jnp.zeros((), jnp.int32)
-    numbers = (lambda kept: nothing), (lambda found: grow)
-    return _chosen(keep_scores, grow_scores, rows, keep, *numbers, prefer)[0]
+    kept, grown = _kept_and_grown(keep_scores, grow_scores, rows, keep, lambda kept: grow, prefer)
+    return [k | g for k, g in zip(kept, grown, strict=True)]
 
 
 def keep_and_grow_by_signal(
@@ -84,6 +83,7 @@ def keep_and_grow_by_signal(
     keep: PerRanking,
     grow: PerRanking | Callable[[jax.Array], PerRanking],
     *,
+    dropped: jax.Array,
     layers: Sequence[Rows],
     prefer: Callable[[Arrays], Arrays] | None = None,
 ) -> Grown:
@@ -99,6 +99,7 @@ def keep_and_grow_by_signal(
       rows: As in `keep_and_grow`.
       keep: As in `keep_and_grow`.
       grow: As in `keep_and_grow`; or a function of which layers have a signal.
+      dropped: How many each layer drops, int32 [layers].
       layers: For each array, the layer each of its rows belongs to; `rows`, where layers have no
         parts.
       prefer: As in `keep_and_grow`.
@@ -107,75 +108,69 @@ def keep_and_grow_by_signal(
       The masks, and the number of layers that stayed although they were to change.
     """
 
-    def signal(kept: Arrays) -> jax.Array:
-        return signals(masks, kept, grow_scores, layers)
+    def number(kept: Arrays) -> PerRanking:
+        if not callable(grow):
+            return grow
+        return grow(signals(kept, grow_scores, layers))
 
-    def number(found: jax.Array) -> PerRanking:
-        return grow(found[0] > 0) if callable(grow) else grow
-
-    chosen, found = _chosen(keep_scores, grow_scores, rows, keep, signal, number, prefer)
-    return unless_uninformed(chosen, masks, found, layers)
+    kept, grown = _kept_and_grown(keep_scores, grow_scores, rows, keep, number, prefer)
+    has_signal = signals(kept, grow_scores, layers)
+    chosen = [k | g for k, g in zip(kept, grown, strict=True)]
+    return unless_uninformed(chosen, masks, has_signal, dropped, layers)
 
 
 def signals(
-    masks: Sequence[jax.Array],
-    kept: Sequence[jax.Array],
-    grow_scores: Sequence[jax.Array],
-    layers: Sequence[Rows],
+    kept: Sequence[jax.Array], grow_scores: Sequence[jax.Array], layers: Sequence[Rows]
 ) -> jax.Array:
-    """Counts in each layer of scores above 0 that may grow, and of what is dropped; [2, layers]."""
-    told = [~k & (s > 0) for k, s in zip(kept, grow_scores, strict=True)]
-    dropped = [~k & m for k, m in zip(kept, masks, strict=True)]
-    return jnp.stack([_selection.counts(told, layers), _selection.counts(dropped, layers)])
+    """Whether a score outside what is kept is above 0, bool [layers]."""
+    pairs = zip(kept, grow_scores, strict=True)
+    return _selection.counts([~k & (s > 0) for k, s in pairs], layers) > 0
 
 
 def unless_uninformed(
     chosen: Sequence[jax.Array],
     masks: Sequence[jax.Array],
-    found: jax.Array,
+    has_signal: jax.Array,
+    dropped: jax.Array,
     layers: Sequence[Rows],
 ) -> Grown:
-    """`chosen`, but `masks` of layers without a signal, as `signals` has found them."""
-    has_signal = found[0] > 0
+    """`chosen`, but `masks` of layers without a signal; counted are those that were to drop."""
     result = []
     for new, old, rows in zip(chosen, masks, layers, strict=True):
         takes_part = _selection.spread(has_signal, new, rows)
         result.append((new & takes_part) | (old & ~takes_part))
-    return Grown(result, jnp.sum(~has_signal & (found[1] > 0), dtype=jnp.int32))
+    return Grown(result, jnp.sum(~has_signal & (dropped > 0), dtype=jnp.int32))
 
 
-def _chosen(
+def _kept_and_grown(
     keep_scores: Sequence[jax.Array],
     grow_scores: Sequence[jax.Array],
     rows: Sequence[Rows],
     keep: PerRanking,
-    look: Callable[[Arrays], jax.Array],
-    grow: Callable[[jax.Array], PerRanking],
+    grow: Callable[[Arrays], PerRanking],
     prefer: Callable[[Arrays], Arrays] | None,
-) -> tuple[Arrays, jax.Array]:
-    """What is kept or grows, and what `look` has found of the masks of what is kept."""
+) -> tuple[Arrays, Arrays]:
+    """Masks of what is kept and of what grows, as many as `grow` says of the former."""
     excluded = jnp.int32(_selection.EXCLUDED)
     if prefer is not None:
         kept = _selection.top_k(keep_scores, rows, keep)
-        found = look(kept)
         pairs = zip(kept, prefer(kept), strict=True)
         rest = [jnp.where(k, excluded, scores) for k, scores in pairs]
-        grown = _selection.top_k(rest, rows, grow(found))
-        return [k | g for k, g in zip(kept, grown, strict=True)], found
+        return kept, _selection.top_k(rest, rows, grow(kept))
 
     # Keeping and growing are the same search on different scores: a loop of two rounds
-    # compiles it once.
-    def choose(round: jax.Array, carry: tuple[list, list, jax.Array]) -> Any:
-        scores, chosen, found = carry
-        number = jax.tree.map(lambda a, b: jnp.where(round == 0, a, b), keep, grow(found))
+    # compiles it once. An entry has the number of its round, or 0.
+    def choose(round: jax.Array, carry: tuple[list, list]) -> tuple[list, list]:
+        scores, chosen = carry
+        growing = grow([c > 0 for c in chosen])
+        number = jax.tree.map(lambda a, b: jnp.where(round == 1, a, b), keep, growing)
         top = _selection.top_k(scores, rows, number)
-        chosen = [a | b for a, b in zip(chosen, top, strict=True)]
-        found = jnp.where(round == 0, look(chosen), found)
+        now = round.astype(jnp.int8)
+        chosen = [jnp.where(t, now, c) for c, t in zip(chosen, top, strict=True)]
         pairs = zip(chosen, grow_scores, strict=True)
-        return [jnp.where(c, excluded, g) for c, g in pairs], chosen, found
+        return [jnp.where(c > 0, excluded, g) for c, g in pairs], chosen
 
-    nothing = [jnp.zeros_like(score, bool) for score in keep_scores]
-    unseen = jnp.ones_like(look(nothing))  # of its shape, and type in a shard_map
-    start = list(keep_scores), nothing, unseen
-    _, chosen, found = lax.fori_loop(jnp.int32(0), jnp.int32(2), choose, start)
-    return chosen, found
+    nothing = [jnp.zeros_like(score, jnp.int8) for score in keep_scores]
+    start = list(keep_scores), nothing
+    _, chosen = lax.fori_loop(jnp.int32(1), jnp.int32(3), choose, start)
+    return [c == 1 for c in chosen], [c == 2 for c in chosen]

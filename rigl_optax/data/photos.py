@@ -155,8 +155,9 @@ def dataset(
         return Photos(records, np.sort(members), classes, size, left_out, threads)
 
     if len(train) + len(test) <= CHECKED:
+        left = CHECKED_BYTES
         for records in (train, test):
-            _check(split(records, np.arange(len(records))))
+            left = _check(split(records, np.arange(len(records))), left)
     return Dataset(
         train=split(train, order[held_out:]),
         validation=split(train, order[:held_out]),
@@ -169,15 +170,18 @@ def dataset(
     )
 
 
-def _check(photos: Photos) -> None:
-    """Reads all photos once, so that a damaged one ends a run before anything is compiled."""
-    left = CHECKED_BYTES
+def _check(photos: Photos, left: int) -> int:
+    """Reads photos once, so that a damaged one ends a run before anything is compiled.
+
+    Stops after `left` bytes, and returns how many of them are left then.
+    """
     for start in range(0, photos.examples, photos.threads * _TOGETHER):
+        if left <= 0:
+            break
         stop = min(start + photos.threads * _TOGETHER, photos.examples)
         photos.evaluation(np.arange(start, stop))
         left -= sum([_bytes(photos.records, i) for i in range(start, stop)])
-        if left < 0:
-            return
+    return left
 
 
 def _bytes(records: Records, i: int) -> int:

@@ -199,12 +199,14 @@ def granet(
             grown = _topology.unless_uninformed(
                 _growth.regrown_in_parts(kept, growth, rows, wanted),
                 left,
-                _topology.signals(left, kept, growth, layers),
+                _topology.signals(kept, growth, layers),
+                dropped,
                 layers,
             )
         else:
+            keep = active - dropped
             grown = _topology.keep_and_grow_by_signal(
-                left, scores, growth, rows, active - dropped, dropped, layers=rows
+                left, scores, growth, rows, keep, dropped, dropped=dropped, layers=rows
             )
         return Outcome(grown.masks, uninformed=grown.uninformed)
 

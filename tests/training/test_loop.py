@@ -312,6 +312,29 @@ def test_what_goes_silently_wrong_is_warned_of(small):
     assert warnings(blind).keys() == {"blind"}
 
 
+def test_of_padded_blocks_their_number_is_watched(small):
+    block = rigl_optax.Block(5, 7, pad=True)
+    padded = dataclasses.replace(small, structure="Block(5, 7, pad=True)")
+    run = setup.prepare(padded)
+    start = checks.start_of(padded, run.initial)
+    masks = run.initial.opt_state.masks
+    mask = masks["layers"][0]["kernel"]
+    grid = np.asarray(block.groups(mask))
+
+    def warnings(grid):
+        new = jax.tree.map(lambda m: m, masks)
+        new["layers"][0]["kernel"] = block.expand(jnp.asarray(grid), mask.shape)
+        state = tampered(run, rewirings=jnp.int32(1), masks=new)
+        assert checks.active_weights(padded, state) != checks.active_weights(padded, run.initial)
+        return checks.training_record(padded, state, start)[1]
+
+    moved = grid.copy()
+    moved[:, -1], moved[:, 0] = grid[:, 0], grid[:, -1]
+    assert grid[:, 0].sum() != grid[:, -1].sum()
+    assert "active" not in warnings(moved)
+    assert "active groups" in warnings(np.ones_like(grid))["active"]
+
+
 def test_a_warning_is_printed_once_and_kept_in_the_result(small, tmp_path, monkeypatch):
     monkeypatch.setattr(checks.methods, "rewirings_before", lambda config, step: 77)
     result, printed = train(small, tmp_path)
