@@ -1,22 +1,19 @@
 """WRN-22-2 on CIFAR-10: 97,656 steps of 128 images (250 epochs), RigL at 90 %, ERK.
 
-One host, and a pod (the same on every host; SLURM likewise). data_dir holds TFDS's `cifar10`:
+On one host; on a pod or under SLURM see docs/scale.md. `data.dir` holds TFDS's `cifar10`:
 
     python scripts/train.py --config=configs/cifar10_wrn22_2.py \
         --config.data.dir=/data/tensorflow_datasets --workdir=runs/wrn22_2
-    gcloud compute tpus tpu-vm ssh POD --worker=all --command="cd rigl_optax && \
-        .venv/bin/python scripts/train.py --config=configs/cifar10_wrn22_2.py \
-        --config.data.dir=/shared/tensorflow_datasets --workdir=/shared/wrn22_2"
 
 Variants, each by a flag:
 
-    --config.method.name=static      any method: dense static snip small_dense set snfs rigl gmp ...
-    --config.method.sparsity=.95       .5 .8 .9 .95 in the paper
-    --config.method.distribution=uniform
-    --config.steps=195_312      2 times as long: drops of the rate, T_end and the begin of pruning
-                                are fractions of the run; Delta T and alpha stay
-    --config.model.width=2            big-sparse; --config.method.name=small_dense finds its own width
-    --config.method.name=gmp --config.method.every=1_000     pruning from step 20,000 to 75,000
+    --config.method.name=static     or another method: dense snip small_dense set snfs rigl gmp ...
+    --config.method.sparsity=.95    .5 .8 .9 .95 in the paper
+    --config.method.distribution.name=uniform
+    --config.steps=195_312          2 times as long: drops of the rate, T_end and the begin of pruning
+                                    are fractions of the run; Delta T and alpha stay
+    --config.model.width=2          big-sparse; the method `small_dense` finds its own
+    --config.method.name=gmp --config.method.every=1_000  pruning from step 20,000 to 75,000
 
 Expected (paper's first author, ERK): test accuracy in percent, dense 94.1:
 
@@ -33,7 +30,7 @@ Measured here: nothing on CIFAR-10; a narrower network on Fashion-MNIST is in
 configs/fashion_mnist_wrn.py.
 
 The code drops out 0.3 inside each block, which the paper does not mention. The published figures
-are from that code, so this does too; without: --config.model_options=depth=22,k=2. Its flag for the
+are from that code, so this does too; without: --config.model.dropout=0. Its flag for the
 distribution says uniform unless told otherwise; the paper's runs are ERK.
 """
 

@@ -1,22 +1,19 @@
 """MobileNet-v1 on ImageNet-2012: 160,000 steps of 4,096 images (5 x 102 epochs), RigL at 75 %, ERK.
 
-One host (its accelerators share the batch), and a pod (the same on every host; SLURM likewise):
+On one host, whose accelerators share the batch; on a pod or under SLURM see docs/scale.md:
 
     python scripts/train.py --config=configs/imagenet_mobilenet_v1.py \
         --config.data.dir=/data/tensorflow_datasets --workdir=runs/mobilenet_v1
-    gcloud compute tpus tpu-vm ssh POD --worker=all --command="cd rigl_optax && \
-        .venv/bin/python scripts/train.py --config=configs/imagenet_mobilenet_v1.py \
-        --config.data.dir=/shared/tensorflow_datasets --workdir=/shared/mobilenet_v1"
 
 Variants, each by a flag:
 
-    --config.method.name=static      any method: dense static snip small_dense set snfs rigl gmp ...
-    --config.method.sparsity=.9        .75 .85 .9 .95 in the paper
-    --config.method.distribution=uniform
-    --config.steps=32_000       once instead of 5 times: warm-up, drops of the rate, T_end and the
-                                begin of pruning are fractions of the run; Delta T and alpha stay
+    --config.method.name=static     or another method: dense snip small_dense set snfs rigl gmp ...
+    --config.method.sparsity=.9     .75 .85 .9 .95 in the paper
+    --config.method.distribution.name=uniform
+    --config.steps=32_000           once instead of 5 times: warm-up, drops of the rate, T_end and the
+                                    begin of pruning are fractions of the run; Delta T and alpha stay
     --config.loss.label_smoothing=0
-    --config.model.width=1.98         big-sparse; --config.method.name=small_dense finds its own width
+    --config.model.width=1.98       big-sparse; the method `small_dense` finds its own
 
 Expected (paper, all 5 times as long): top-1 in percent, and inference FLOPs against dense, 1.1e9:
 
@@ -33,11 +30,12 @@ Sparsities are of the masked layers: 75, 85, 90, 95 % there are 74.2, 84.1, 89, 
 
 Measured here: nothing on ImageNet; the same program ran on small images (docs/vision.md).
 
-The paper has one schedule for the whole section, and this follows it; the code's for MobileNets is
---config.optimizer.warmup=0.0782 --config.optimizer.decay_at="(0.391,0.7331,0.9286)" (epochs 8; 40, 75, 95). Which of
-them the published figures are from is not known. The text keeps depthwise convolutions dense, as
-this does; the published FLOPs of uniform count them as sparse: --config.model.dense_layers=stem. L2 is on
-kernels but depthwise ones, as in the code: --config.optimizer.weight_decay_on=kernels for all.
+The paper has one schedule for the whole section, used here. The code's, for MobileNets, is
+`--config.optimizer.warmup=0.0782 --config.optimizer.decay_at="(0.391,0.7331,0.9286)"` (epochs 8;
+40, 75, 95); which of them gave the published figures is not known. Depthwise convolutions stay
+dense, as the text says; the published FLOPs of uniform count them as sparse:
+`--config.model.dense_layers=stem`. L2 leaves out depthwise kernels, as the code does:
+`--config.optimizer.weight_decay_on=kernels` for all.
 """
 
 from ml_collections import config_dict

@@ -1,27 +1,24 @@
 """ResNet-50 on ImageNet-2012: 32,000 steps of 4,096 images (102 epochs), RigL at 80 %, ERK.
 
-One host (its accelerators share the batch), and a pod (the same on every host; SLURM likewise):
+On one host, whose accelerators share the batch; on a pod or under SLURM see docs/scale.md:
 
     python scripts/train.py --config=configs/imagenet_resnet50.py \
         --config.data.dir=/data/tensorflow_datasets --workdir=runs/resnet50
-    gcloud compute tpus tpu-vm ssh POD --worker=all --command="cd rigl_optax && \
-        .venv/bin/python scripts/train.py --config=configs/imagenet_resnet50.py \
-        --config.data.dir=/shared/tensorflow_datasets --workdir=/shared/resnet50"
 
-A folder for each class instead of TFDS: --config.data.name=image_folder. Smaller batches of b images:
+A folder for each class instead of TFDS: --config.data.name=image_folder. For batches of b images:
 --config.batch_size=b, 32,000 * 4,096 / b steps, a rate of 1.6 * b / 4,096.
 
 Variants, each by a flag:
 
-    --config.method.name=static      any method: dense static snip small_dense set snfs rigl gmp ...
-    --config.method.sparsity=.9        .8 .9 .95 .965 .99 in the paper
-    --config.method.distribution=uniform
-    --config.steps=160_000      5 times as long: warm-up, drops of the rate, T_end and the begin
-                                of pruning are fractions of the run; Delta T and alpha stay
+    --config.method.name=static     or another method: dense snip small_dense set snfs rigl gmp ...
+    --config.method.sparsity=.9     .8 .9 .95 .965 .99 in the paper
+    --config.method.distribution.name=uniform
+    --config.steps=160_000          5 times as long: warm-up, drops of the rate, T_end and the begin
+                                    of pruning are fractions of the run; Delta T and alpha stay
     --config.loss.label_smoothing=0
-    --config.model.dense_layers=stem  with ERK a dense first convolution, as the paper at 99 %
-    --config.model.width=2.1          big-sparse; --config.method.name=small_dense finds its own width
-    --config.method.name=gmp --config.method.every=1_000     pruning from step 10,000 to 25,000
+    --config.model.dense_layers=stemwith ERK a dense first convolution, as the paper at 99 %
+    --config.model.width=2.1        big-sparse; the method `small_dense` finds its own
+    --config.method.name=gmp --config.method.every=1_000  pruning from step 10,000 to 25,000
 
 Expected (paper): top-1 in percent, training and inference FLOPs against dense, 3.2e18 and 8.2e9:
 
@@ -46,7 +43,7 @@ ran on small images (docs/vision.md).
 
 Text and released code disagree; this follows the text, and offers the code's:
 - warm-up over 5 epochs; the code has none: --config.optimizer.warmup=0
-- momentum; the code's is Nesterov's, and `sgd` is too; the ordinary: --config.optimizer.name=heavy_ball
+- momentum; the code's is Nesterov's, as here; ordinary: --config.optimizer.nesterov=False
 - a cosine for the drop fraction, from 0.3; the code's flag says constant unless told otherwise
 """
 

@@ -314,7 +314,9 @@ def test_what_goes_silently_wrong_is_warned_of(small):
 
 def test_of_padded_blocks_their_number_is_watched(small):
     block = rigl_optax.Block(5, 7, pad=True)
-    padded = dataclasses.replace(small, structure="Block(5, 7, pad=True)")
+    padded = config_lib.changed(
+        small, {"method.structure": {"name": "block", "rows": 5, "cols": 7, "pad": True}}
+    )
     run = setup.prepare(padded)
     start = checks.start_of(padded, run.initial)
     masks = run.initial.opt_state.masks
