@@ -10,7 +10,7 @@ Variants, each by a flag:
     --config.method.name=static     or another method: dense snip small_dense set snfs rigl gmp ...
     --config.method.sparsity=.95    .5 .8 .9 .95 in the paper
     --config.method.distribution.name=uniform
-    --config.steps=195_312          2 times as long: drops of the rate, T_end and the begin of pruning
+    --config.steps=195_312          2 times as long: drops of the rate, T_end, begin of pruning
                                     are fractions of the run; Delta T and alpha stay
     --config.model.width=2          big-sparse; the method `small_dense` finds its own
     --config.method.name=gmp --config.method.every=1_000  pruning from step 20,000 to 75,000

@@ -10,8 +10,8 @@ Variants, each by a flag:
     --config.method.name=static     or another method: dense snip small_dense set snfs rigl gmp ...
     --config.method.sparsity=.9     .75 .85 .9 .95 in the paper
     --config.method.distribution.name=uniform
-    --config.steps=32_000           once instead of 5 times: warm-up, drops of the rate, T_end and the
-                                    begin of pruning are fractions of the run; Delta T and alpha stay
+    --config.steps=32_000           once instead of 5 times: warm-up, drops of the rate, T_end,
+                                    begin of pruning are fractions of the run; Delta T, alpha stay
     --config.loss.label_smoothing=0
     --config.model.width=1.98       big-sparse; the method `small_dense` finds its own
 

@@ -16,7 +16,7 @@ Variants, each by a flag:
     --config.steps=160_000          5 times as long: warm-up, drops of the rate, T_end and the begin
                                     of pruning are fractions of the run; Delta T and alpha stay
     --config.loss.label_smoothing=0
-    --config.model.dense_layers=stemwith ERK a dense first convolution, as the paper at 99 %
+    --config.model.dense_layers=stem  with ERK a dense first convolution, as the paper at 99 %
     --config.model.width=2.1        big-sparse; the method `small_dense` finds its own
     --config.method.name=gmp --config.method.every=1_000  pruning from step 10,000 to 25,000
 
