@@ -13,7 +13,7 @@ from rigl_optax._distributions import default_dense as default_dense
 from rigl_optax._distributions import erdos_renyi as erdos_renyi
 from rigl_optax._distributions import erk as erk
 from rigl_optax._distributions import uniform as uniform
-from rigl_optax._grown import Grown as Grown
+from rigl_optax._initialization import sparse_aware_init as sparse_aware_init
 from rigl_optax._masks import apply_masks as apply_masks
 from rigl_optax._masks import check as check
 from rigl_optax._masks import get_masks as get_masks
@@ -22,16 +22,14 @@ from rigl_optax._schedules import cosine_drop_fraction as cosine_drop_fraction
 from rigl_optax._schedules import inverse_power_drop_fraction as inverse_power_drop_fraction
 from rigl_optax._schedules import linear_drop_fraction as linear_drop_fraction
 from rigl_optax._state import SparseState as SparseState
-from rigl_optax._structure import NM as NM
-from rigl_optax._structure import Block as Block
-from rigl_optax._structure import ConstantFanIn as ConstantFanIn
-from rigl_optax._structure import Unstructured as Unstructured
+from rigl_optax._structures import NM as NM
+from rigl_optax._structures import Block as Block
+from rigl_optax._structures import ConstantFanIn as ConstantFanIn
+from rigl_optax._structures import Unstructured as Unstructured
+from rigl_optax._wrapper._newborn import Grown as Grown
 from rigl_optax.accounting.explanation import explain as explain
 from rigl_optax.accounting.small_dense import small_dense_width as small_dense_width
-from rigl_optax.initialization import sparse_aware_init as sparse_aware_init
 from rigl_optax.methods.deep_rewiring import deep_rewiring as deep_rewiring
-from rigl_optax.methods.dense_gradient import dnw as dnw
-from rigl_optax.methods.dense_gradient import top_kast as top_kast
 from rigl_optax.methods.evolutionary import (
     sparse_evolutionary_training as sparse_evolutionary_training,
 )
@@ -47,6 +45,8 @@ from rigl_optax.methods.saliency import grasp_masks as grasp_masks
 from rigl_optax.methods.saliency import magnitude_masks as magnitude_masks
 from rigl_optax.methods.saliency import snip_masks as snip_masks
 from rigl_optax.methods.saliency import synflow_masks as synflow_masks
+from rigl_optax.methods.shadow import dnw as dnw
+from rigl_optax.methods.shadow import top_kast as top_kast
 from rigl_optax.methods.soft_threshold import soft_thresholding as soft_thresholding
 from rigl_optax.methods.static import static_sparse as static_sparse
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rigl_optax import _explicit
+from rigl_optax._xla import _sharding
 
 
 class KernelAxes(NamedTuple):
@@ -162,7 +162,7 @@ def to_kernel(x: Any, axes: KernelAxes | None) -> Any:
         first = x.ndim - len(axes.inputs) - len(axes.outputs)
         second = first + len(axes.inputs)
         for axis in (*range(first + 1, second), *range(second + 1, x.ndim)):
-            x = _explicit.gathered(x, axis)
+            x = _sharding.gathered(x, axis)
     return x.reshape(shape)
 
 
@@ -174,7 +174,7 @@ def from_kernel(x: jax.Array, axes: KernelAxes | None, shape: tuple[int, ...]) -
     ordered = tuple(shape[a] for a in order)
     for axis, several in ((x.ndim - 1, axes.outputs), (x.ndim - 2, axes.inputs)):
         if len(several) > 1:
-            x = _explicit.split(x, axis, size(shape, several[1:]))
+            x = _sharding.split(x, axis, size(shape, several[1:]))
             rest = (shape[a] for a in several[1:])
             x = x.reshape(*x.shape[: axis + 1], *rest, *x.shape[axis + 2 :])
     x = x.reshape(ordered)  # where there are no inputs, or no outputs

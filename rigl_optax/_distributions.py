@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from rigl_optax import _axes, _numbers, _paths
+from rigl_optax._types import PyTree
 
-PyTree = Any
 DensePredicate = Callable[[str, jax.ShapeDtypeStruct], bool]
 
 MAX_LEAF_SIZE = 2**31 - 1

@@ -2,19 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rigl_optax import _axes, _distributions, _packing, _paths, _structure
+from rigl_optax import _axes, _distributions, _paths, _structures
 from rigl_optax._axes import KernelAxes
-from rigl_optax._packing import Packing, Rows
-from rigl_optax._structure import Structure, Structures
-
-PyTree = Any
-Distribution = _distributions.Distribution | Callable[[PyTree], Mapping[str, float]]
+from rigl_optax._ranking import _packing
+from rigl_optax._ranking._packing import Packing, Rows
+from rigl_optax._structures import Structure, Structures
+from rigl_optax._types import LayerSparsities, PyTree, Sparsity
 
 
 class SparseLeaf(NamedTuple):
@@ -68,7 +67,7 @@ class SparseLeaf(NamedTuple):
 
     @property
     def _is_grouped(self) -> bool:
-        return self.structure != _structure.UNSTRUCTURED
+        return self.structure != _structures.UNSTRUCTURED
 
     def pool(self, x: jax.Array) -> jax.Array:
         """Scores of the groups, float32, in the shape of the grid."""
@@ -153,9 +152,7 @@ class Layout(NamedTuple):
         return [leaves[s.position] for s in self.sparse]
 
 
-def as_distribution(
-    sparsity: float | Distribution | None, initial_masks: PyTree | None
-) -> Distribution:
+def as_distribution(sparsity: Sparsity | None, initial_masks: PyTree | None) -> LayerSparsities:
     """A float s means `erk(s)`; None means: as the initial masks are.
 
     Raises:
@@ -173,9 +170,9 @@ def as_distribution(
 
 def layout(
     params: PyTree,
-    distribution: Distribution,
+    distribution: LayerSparsities,
     masked: bool,
-    structure: Structures = _structure.UNSTRUCTURED,
+    structure: Structures = _structures.UNSTRUCTURED,
 ) -> Layout:
     """Which leaves of `params` are sparse.
 
@@ -204,7 +201,7 @@ def layout(
     axes_of = axes_rule(distribution)
     if isinstance(distribution, _distributions.Distribution):
         stacked = distribution.stacked_paths(params)
-    structures = _structure.by_path(structure, [path for path in paths if path in sparsities])
+    structures = _structures.by_path(structure, [path for path in paths if path in sparsities])
     sparse = []
     for index, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
         if path not in sparsities:
@@ -215,10 +212,10 @@ def layout(
         found = _axes.find(axes_of, path, jax.ShapeDtypeStruct(layer, leaf.dtype))
         axes = _axes.unusual(found, len(layer))
         kind, kernel = structures[path], layer
-        if kind != _structure.UNSTRUCTURED:
+        if kind != _structures.UNSTRUCTURED:
             kernel = _axes.kernel_shape(layer, axes)
         if not masked and not sparsities[path] and not _has_grid(kind, kernel):
-            kind, kernel = _structure.UNSTRUCTURED, layer  # all of it is active
+            kind, kernel = _structures.UNSTRUCTURED, layer  # all of it is active
         grid = kind.grid(kernel, path)
         zeros = None if masked else kind.zeros(sparsities[path], grid, path)
         sparse.append(
@@ -287,9 +284,7 @@ def check_same_leaves(final: Layout, initial: Layout) -> None:
             )
 
 
-def at_start(
-    sparsity: float | Distribution, final: float | Distribution, name: str
-) -> Distribution:
+def at_start(sparsity: Sparsity, final: Sparsity, name: str) -> LayerSparsities:
     """A second distribution: of the kind of the final one, where only a number is given.
 
     Args:

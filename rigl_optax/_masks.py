@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _blend, _explicit, _layout, _paths, _random, _selection, _structure
+from rigl_optax import _layout, _paths, _structures
 from rigl_optax._layout import Layout, SparseLeaf
+from rigl_optax._ranking import _random, _top_k
 from rigl_optax._state import SparseState
+from rigl_optax._types import PyTree, Seed
+from rigl_optax._xla import _blend, _sharding
 
-PyTree = Any
 
-
-def random_masks(layout: Layout, seed: _random.Seed) -> list[jax.Array]:
+def random_masks(layout: Layout, seed: Seed) -> list[jax.Array]:
     """A mask for each leaf, uniformly random with exactly the zeros the layout asks for.
 
     Each has its parameter's sharding and is made with it: never whole on one device.
@@ -26,7 +27,7 @@ def random_masks(layout: Layout, seed: _random.Seed) -> list[jax.Array]:
     word = jnp.asarray(seed, jnp.uint32)
     draw = functools.partial(_draw_masks, shapes, tuple(layout.sparse))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
-        return [_explicit.like(m, leaf) for m, leaf in zip(draw(word), layout.leaves, strict=True)]
+        return [_sharding.like(m, leaf) for m, leaf in zip(draw(word), layout.leaves, strict=True)]
     return _compiled_draw(draw.args, _shardings(layout.leaves))(word)
 
 
@@ -42,7 +43,7 @@ def _draw_masks(
     )
     zeros = np.repeat(np.asarray([s.zeros for s in sparse], np.int32), packing.layers)
     k = packing.per_row(jnp.asarray(packing.sizes() - zeros))
-    chosen = _selection.top_k(scores, packing.rows, k)
+    chosen = _top_k.top_k(scores, packing.rows, k)
     for s, mask in zip(sparse, packing.unpack(chosen), strict=True):
         masks[s.position] = s.expand(mask)
     return masks
@@ -89,7 +90,7 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
                 )
     masks = [jnp.array(given[path], copy=True) for path in paths]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
-        return [_explicit.like(m, leaf) for m, leaf in zip(masks, layout.leaves, strict=True)]
+        return [_sharding.like(m, leaf) for m, leaf in zip(masks, layout.leaves, strict=True)]
     return [
         mask
         if sharding is None or isinstance(mask, jax.core.Tracer)
@@ -113,7 +114,7 @@ def warn_of_stacks(layout: Layout, initial_masks: PyTree) -> None:
             continue
         slices = np.asarray(mask).reshape(leaf.shape[0], -1)
         is_even = np.unique(slices.sum(1)).size == 1 and (slices != slices[0]).any()
-        if is_even and leaf.structure == _structure.UNSTRUCTURED:
+        if is_even and leaf.structure == _structures.UNSTRUCTURED:
             found.append(f"{leaf.path} ({slices.shape[0]} of {int(slices[0].sum())})")
     if found:
         warnings.warn(
@@ -136,7 +137,7 @@ def counted(layout: Layout, initial_masks: PyTree) -> Layout:
         if isinstance(given[leaf.path], jax.core.Tracer):
             return None
         mask = np.asarray(given[leaf.path])
-        if leaf.structure != _structure.UNSTRUCTURED:
+        if leaf.structure != _structures.UNSTRUCTURED:
             with jax.ensure_compile_time_eval():  # `init` may be traced; the mask is not
                 mask = np.asarray(leaf.groups(jnp.asarray(mask)))
         return int((~mask.reshape(leaf.rankings, -1)).sum(1).max())

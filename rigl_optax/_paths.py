@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-PyTree = Any
+from rigl_optax._types import PyTree
+
 KeyPath = tuple[Any, ...]
 
 # What variables of NNX and annotated parameters of Linen descend from.

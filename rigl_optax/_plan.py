@@ -10,7 +10,7 @@ import optax
 
 from rigl_optax import _paths, _schedules
 from rigl_optax._layout import SparseLeaf
-from rigl_optax._packing import Packing
+from rigl_optax._ranking._packing import Packing
 from rigl_optax._schedules import RewiringSchedule
 
 _KEYS = ("begin", "end", "every", "drop_fraction")

@@ -1,11 +1,11 @@
 """The state of every sparse transformation."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-PyTree = Any
+from rigl_optax._types import PyTree
 
 
 class Memory(NamedTuple):

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PyTree = Any
+from rigl_optax._types import PyTree
+
 CONFIG = "config"
 MAX_BYTES = 16 * 2**30
 _DTYPES = ("bool", "uint8", "int32", "uint32", "float16", "float32", "float64")

@@ -9,9 +9,8 @@ import numpy as np
 
 from rigl_optax import _masks, _paths, _plan
 from rigl_optax._plan import RewiringPlan
+from rigl_optax._types import PyTree
 from rigl_optax.accounting.flops import Cost
-
-PyTree = Any
 
 
 class StepCost(NamedTuple):

@@ -11,24 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _growth, _layout, _masks, _paths, _refusals, _structure
-from rigl_optax._transformation import Design, design_of
-from rigl_optax.accounting import _reasons, _warnings, bytes, costs
+from rigl_optax import _layout, _masks, _paths, _structures
+from rigl_optax._types import Overrides, PyTree, Sparsity
+from rigl_optax._wrapper import _refusals
+from rigl_optax._wrapper._design import Design, design_of
+from rigl_optax.accounting import _reasons, _warnings, costs, storage
 from rigl_optax.accounting.flops import Cost, count_flops
 from rigl_optax.accounting.report import Explanation, LayerReport
 from rigl_optax.methods import (
     deep_rewiring,
-    dense_gradient,
     evolutionary,
     momentum,
     pruning,
     reparameterization,
     rigl,
+    shadow,
     soft_threshold,
     static,
 )
 
-PyTree = Any
 Counts = Mapping[str, np.ndarray]  # of each sparse leaf: int64, one entry per layer stacked in it
 
 # The transformation of each method, by the names of `costs.METHODS`; None where nothing is sparse.
@@ -50,8 +51,8 @@ TRANSFORMATIONS: dict[str, Callable[..., optax.GradientTransformation] | None] =
     "gmp": pruning.gradual_magnitude_pruning,
     "gmp_global": functools.partial(pruning.gradual_magnitude_pruning, scope="global"),
     "granet": pruning.granet,
-    "top_kast": dense_gradient.top_kast,
-    "dnw": dense_gradient.dnw,
+    "top_kast": shadow.top_kast,
+    "dnw": shadow.dnw,
     "str": soft_threshold.soft_thresholding,
 }
 
@@ -70,15 +71,15 @@ class _Numbers(NamedTuple):
 
 def explain(
     params: PyTree,
-    sparsity: float | _layout.Distribution | None,
+    sparsity: Sparsity | None,
     *,
     end: int | None = None,
     every: int | None = None,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
     accumulate: int = 1,
-    overrides: _growth.Overrides | None = None,
-    structure: _structure.Structures = _structure.UNSTRUCTURED,
+    overrides: Overrides | None = None,
+    structure: _structures.Structures = _structures.UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     method: str = "rigl",
     steps: int | None = None,
@@ -135,7 +136,7 @@ def explain(
     for key, value, default in (
         ("accumulate", accumulate, 1),
         ("overrides", overrides, None),
-        ("structure", structure, _structure.UNSTRUCTURED),
+        ("structure", structure, _structures.UNSTRUCTURED),
         ("initial_masks", initial_masks, None),
     ):
         if value is not default and value != default:
@@ -204,7 +205,7 @@ def explain_design(
         flops_dense=f_dense,
         flops_sparse=f_sparse,
         training_ratio=training,
-        storage=bytes.storage_at(
+        storage=storage.storage_at(
             params,
             {x.path: x.active_at_end for x in layers if x.is_sparse},
             axes=_layout.axes_rule(design.distribution),
@@ -233,7 +234,7 @@ def _name(method: str) -> str:
 def _arguments(
     make: Callable[..., Any],
     name: str,
-    sparsity: float | _layout.Distribution | None,
+    sparsity: Sparsity | None,
     idle: Mapping[str, Any],
     needed: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -282,7 +283,7 @@ def _dense(
         flops_dense=f_dense,
         flops_sparse=f_dense,
         training_ratio=1.0 if f_dense else None,
-        storage=bytes.storage_at(params, {}),
+        storage=storage.storage_at(params, {}),
         notes=() if cost is None else _notes(cost),
         warnings=(),
     )

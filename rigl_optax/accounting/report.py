@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any, NamedTuple
 
-from rigl_optax.accounting.bytes import StorageBytes
+from rigl_optax.accounting.storage import StorageBytes
 
 
 class LayerReport(NamedTuple):

@@ -4,14 +4,13 @@ Masks are trees of bool arrays, as `get_masks` returns them. All functions are j
 elementwise operations and sums only: cheap, and without gathering on sharded masks.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rigl_optax import _masks, _paths
-
-PyTree = Any
+from rigl_optax._types import PyTree
 
 
 class PerLayer(NamedTuple):

@@ -6,15 +6,14 @@ distribution; windows are summed over.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rigl_optax import _axes, _distributions, _paths
 from rigl_optax._axes import KernelAxes
-
-PyTree = Any
+from rigl_optax._types import PyTree
 
 
 class DeadUnits(NamedTuple):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rigl_optax._structure import Block
+from rigl_optax._structures import Block
 from rigl_optax.condensed._measured import DENSITIES, RATIOS, WIDTHS
 
 

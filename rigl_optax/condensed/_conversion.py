@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _axes, _inner_state, _masks, _paths, _structure
-from rigl_optax._structure import Block, Structures, Unstructured
-from rigl_optax.condensed import _csr, _topology
-from rigl_optax.condensed._csr import CSR
-from rigl_optax.condensed._csr_topology import CSRTopology, csr_topology
-from rigl_optax.condensed._kernel import BlockSparse
-from rigl_optax.condensed._topology import Topology
+from rigl_optax import _axes, _masks, _paths, _structures
+from rigl_optax._structures import Block, Structures, Unstructured
+from rigl_optax._types import PyTree
+from rigl_optax._wrapper import _inner_state
+from rigl_optax.condensed.blocks import _topology
+from rigl_optax.condensed.blocks._kernel import BlockSparse
+from rigl_optax.condensed.blocks._topology import Topology
+from rigl_optax.condensed.single import _csr
+from rigl_optax.condensed.single._csr import CSR
+from rigl_optax.condensed.single._csr_topology import CSRTopology, csr_topology
 
-PyTree = Any
 Topologies = Mapping[str, Topology | CSRTopology]
 
 
@@ -58,9 +60,9 @@ def condense(
       >>> weights["kernel"].shape, densify(weights, topologies)["kernel"].sum().item()
       ((2, 2, 3), 12.0)
     """
-    _structure.check(structure)
+    _structures.check(structure)
     partial = _partial(params, masks, axes)
-    structures = _structure.by_path(structure, list(partial)) if partial else {}
+    structures = _structures.by_path(structure, list(partial)) if partial else {}
     topologies: dict[str, Topology | CSRTopology] = {}
     for path, (mask, shape) in partial.items():
         block = structures[path]

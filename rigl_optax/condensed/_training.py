@@ -14,20 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _growth, _inner_state, _packing, _paths, _random, _rewiring
-from rigl_optax._grown import AT_REST
+from rigl_optax import _paths
 from rigl_optax._layout import Layout
-from rigl_optax._method import Method, RewiringInputs
 from rigl_optax._plan import RewiringPlan
+from rigl_optax._ranking import _packing, _random
+from rigl_optax._types import Overrides, PyTree, Seed
+from rigl_optax._wrapper import _inner_state, _rewiring
+from rigl_optax._wrapper._method import Method, RewiringInputs
+from rigl_optax._wrapper._newborn import AT_REST
 from rigl_optax.condensed import _conversion, _devices, _ranking
 from rigl_optax.condensed._conversion import Topologies
-from rigl_optax.condensed._csr_topology import CSRTopology
 from rigl_optax.condensed._ranking import Moved, Propose, Ranked
-from rigl_optax.condensed._topology import Topology
+from rigl_optax.condensed.blocks._topology import Topology
+from rigl_optax.condensed.single._csr_topology import CSRTopology
+from rigl_optax.methods import _drop_and_grow
 
 _MISSED = "call rewire, in place of update, where is_rewiring_step(count): update never rewires."
 
-PyTree = Any
 Loss = Callable[..., jax.Array]
 
 
@@ -80,9 +83,9 @@ def rigl(
     every: int = 100,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
-    overrides: _growth.Overrides | None = None,
+    overrides: Overrides | None = None,
     min_fan_in: int = 0,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> CondensedTransformation:
     r"""RigL on condensed weights: what `rigl` does on blocks or single weights, nothing dense.
 
@@ -139,8 +142,8 @@ def rigl(
       Evci et al., `Rigging the Lottery: Making All Tickets Winners
       <https://arxiv.org/abs/1911.11134>`_, 2020, algorithm 1.
     """
-    method = _growth.drop_and_grow_method(
-        _growth.gradient_scores,
+    method = _drop_and_grow.drop_and_grow_method(
+        _drop_and_grow.gradient_scores,
         end=end,
         every=every,
         begin=begin,
@@ -151,7 +154,7 @@ def rigl(
         grown=AT_REST,
         seed=seed,
     )
-    most = _growth.most_dropped(drop_fraction, overrides)
+    most = _drop_and_grow.most_dropped(drop_fraction, overrides)
     return _transformation(inner, method, _ranking.by_gradient, most, min_fan_in, seed)
 
 
@@ -162,9 +165,9 @@ def sparse_evolutionary_training(
     every: int = 100,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
-    overrides: _growth.Overrides | None = None,
+    overrides: Overrides | None = None,
     min_fan_in: int = 0,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> CondensedTransformation:
     """SET on condensed weights: as `rigl`, but growth is uniformly random.
 
@@ -186,8 +189,8 @@ def sparse_evolutionary_training(
     Raises:
       ValueError: As `rigl`.
     """
-    method = _growth.drop_and_grow_method(
-        _growth.random_scores(seed),
+    method = _drop_and_grow.drop_and_grow_method(
+        _drop_and_grow.random_scores(seed),
         end=end,
         every=every,
         begin=begin,
@@ -199,7 +202,7 @@ def sparse_evolutionary_training(
         seed=seed,
         needs_signal=False,
     )
-    most = _growth.most_dropped(drop_fraction, overrides)
+    most = _drop_and_grow.most_dropped(drop_fraction, overrides)
     return _transformation(inner, method, _ranking.at_random(seed), most, min_fan_in, seed)
 
 
@@ -270,7 +273,7 @@ def _transformation(
     propose: Propose = _ranking.by_gradient,
     most_dropped: float = 1.0,
     min_fan_in: int = 0,
-    seed: _random.Seed | None = None,
+    seed: Seed | None = None,
 ) -> CondensedTransformation:
     if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
         raise TypeError(

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rigl_optax import _paths, _random
-from rigl_optax._structure import UNSTRUCTURED, Block, Structures
-from rigl_optax.condensed import _conversion, _recurrence, _topology
-from rigl_optax.condensed._convolution import Padding, convolve
-from rigl_optax.condensed._csr import CSR
-from rigl_optax.condensed._kernel import BlockSparse
-from rigl_optax.condensed._topology import Topology
-
-PyTree = Any
+from rigl_optax import _paths
+from rigl_optax._structures import UNSTRUCTURED, Block, Structures
+from rigl_optax._types import PyTree, Seed
+from rigl_optax.condensed import _conversion
+from rigl_optax.condensed.blocks import _recurrence, _topology
+from rigl_optax.condensed.blocks._convolution import Padding, convolve
+from rigl_optax.condensed.blocks._kernel import BlockSparse
+from rigl_optax.condensed.blocks._topology import Topology
+from rigl_optax.condensed.single._csr import CSR
 
 
 class Index(nnx.Variable):
@@ -33,7 +33,7 @@ class _Condensed(nnx.Module):
         use_bias: bool,
         dtype: jax.typing.DTypeLike | None,
         param_dtype: jax.typing.DTypeLike,
-        seed: _random.Seed,
+        seed: Seed,
         rngs: nnx.Rngs,
         position: int = 0,
     ) -> None:
@@ -96,7 +96,7 @@ class SparseLinear(_Condensed):
         use_bias: bool = True,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
-        seed: _random.Seed,
+        seed: Seed,
         rngs: nnx.Rngs,
     ) -> None:
         shape = (in_features, out_features)
@@ -217,7 +217,7 @@ class SparseConv(_Condensed):
         use_bias: bool = True,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
-        seed: _random.Seed,
+        seed: Seed,
         rngs: nnx.Rngs,
     ) -> None:
         height, width = kernel_size
@@ -248,7 +248,7 @@ class _Recurrent(nnx.Module):
         block: Block,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
-        seed: _random.Seed,
+        seed: Seed,
         rngs: nnx.Rngs,
     ) -> None:
         width = self.gates * hidden_features

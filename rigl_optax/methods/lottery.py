@@ -1,13 +1,11 @@
 """Lottery tickets: the masks of a finished run, and weights from its beginning."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _blend, _masks, _paths
-
-PyTree = Any
+from rigl_optax import _masks, _paths
+from rigl_optax._types import PyTree
+from rigl_optax._xla import _blend
 
 
 def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:

@@ -1,22 +1,22 @@
 """SNFS: drop by magnitude, grow by an average of dense gradients."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import _allocation, _growth, _layout, _numbers, _random, _transform
-from rigl_optax._grown import AT_REST, Grown
-from rigl_optax._method import RewiringInputs
-from rigl_optax._structure import UNSTRUCTURED, Structures
-
-PyTree = Any
+from rigl_optax import _numbers
+from rigl_optax._ranking import _apportion
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import Overrides, PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._method import RewiringInputs
+from rigl_optax._wrapper._newborn import AT_REST, Grown
+from rigl_optax.methods import _drop_and_grow
 
 
 def sparse_momentum(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution | None,
+    sparsity: Sparsity | None,
     *,
     end: int,
     every: int = 100,
@@ -24,13 +24,13 @@ def sparse_momentum(
     drop_fraction: float | optax.Schedule = 0.3,
     momentum: float = 0.9,
     redistribute: bool = False,
-    overrides: _growth.Overrides | None = None,
+    overrides: Overrides | None = None,
     gradient_step: bool = False,
     min_fan_in: int = 0,
     grown: Grown = AT_REST,
     structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sparse networks from scratch (SNFS): as `rigl`, but growth by a momentum of gradients.
 
@@ -100,11 +100,11 @@ def sparse_momentum(
         return momentum * average + (1 - momentum) * gradient
 
     def redistributed(total: jax.Array, room: jax.Array, inputs: RewiringInputs) -> jax.Array:
-        means = _allocation.mean_magnitudes(inputs.gradients, inputs.masks, inputs.packing.rows)
-        return _allocation.apportion(total, means, room)
+        means = _apportion.mean_magnitudes(inputs.gradients, inputs.masks, inputs.packing.rows)
+        return _apportion.apportion(total, means, room)
 
-    method = _growth.drop_and_grow_method(
-        _growth.gradient_scores,
+    method = _drop_and_grow.drop_and_grow_method(
+        _drop_and_grow.gradient_scores,
         end=end,
         every=every,
         begin=begin,

@@ -8,40 +8,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import (
-    _growth,
-    _layout,
-    _masks,
-    _numbers,
-    _plan,
-    _random,
-    _selection,
-    _topology,
-    _transform,
-)
-from rigl_optax._grown import AT_REST, Grown
-from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs, Started
-from rigl_optax._packing import Packing, Rows
-from rigl_optax._structure import UNSTRUCTURED, Structures
+from rigl_optax import _layout, _masks, _numbers, _plan
+from rigl_optax._ranking import _keep_and_grow, _top_k
+from rigl_optax._ranking._packing import Packing, Rows
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Started
+from rigl_optax._wrapper._newborn import AT_REST, Grown
+from rigl_optax.methods import _drop_and_grow
 
-PyTree = Any
 Scope = Literal["layer", "global"]
 
 
 def gradual_magnitude_pruning(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     *,
     end: int,
     every: int = 100,
     begin: int = 0,
     power: float = 3.0,
     scope: Scope = "layer",
-    initial_sparsity: float | _layout.Distribution = 0.0,
+    initial_sparsity: Sparsity = 0.0,
     gradient_step: bool = False,
     structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradual magnitude pruning (Zhu and Gupta): from dense to sparse on a cubic schedule.
 
@@ -118,7 +111,7 @@ def gradual_magnitude_pruning(
 
 def granet(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     *,
     end: int,
     every: int = 100,
@@ -126,12 +119,12 @@ def granet(
     drop_fraction: float | optax.Schedule = 0.3,
     power: float = 3.0,
     scope: Scope = "global",
-    initial_sparsity: float | _layout.Distribution = 0.5,
+    initial_sparsity: Sparsity = 0.5,
     gradient_step: bool = False,
     grown: Grown = AT_REST,
     structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""GraNet: gradual pruning, and at each pruning RigL's drop and grow among what is left.
 
@@ -189,23 +182,23 @@ def granet(
         left = prune(inputs)
         has_parts = any(leaf.structure.has_parts for leaf in inputs.leaves)
         layers = _layout.layer_rows(inputs.leaves) if has_parts else rows
-        active = _selection.counts(left, layers)
-        dropped = _topology.drop_counts(active, plan.default.drop_fraction(inputs.count))
-        scores = _topology.drop_scores(inputs.weights, left)
-        growth = _growth.gradient_scores(inputs)
+        active = _top_k.counts(left, layers)
+        dropped = _keep_and_grow.drop_counts(active, plan.default.drop_fraction(inputs.count))
+        scores = _keep_and_grow.drop_scores(inputs.weights, left)
+        growth = _drop_and_grow.gradient_scores(inputs)
         if has_parts:
-            kept = _selection.top_k(scores, layers, active - dropped)
-            wanted = _selection.counts_by_row(left, rows)
-            grown = _topology.unless_uninformed(
-                _growth.regrown_in_parts(kept, growth, rows, wanted),
+            kept = _top_k.top_k(scores, layers, active - dropped)
+            wanted = _top_k.counts_by_row(left, rows)
+            grown = _keep_and_grow.unless_uninformed(
+                _drop_and_grow.regrown_in_parts(kept, growth, rows, wanted),
                 left,
-                _topology.signals(kept, growth, layers),
+                _keep_and_grow.signals(kept, growth, layers),
                 dropped,
                 layers,
             )
         else:
             keep = active - dropped
-            grown = _topology.keep_and_grow_by_signal(
+            grown = _keep_and_grow.keep_and_grow_by_signal(
                 left, scores, growth, rows, keep, dropped, dropped=dropped, layers=rows
             )
         return Outcome(grown.masks, uninformed=grown.uninformed)
@@ -256,11 +249,11 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
         keep = sizes - zeros
         if scope == "global":
             rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True, dtype=jnp.int32)
-        keep = jnp.minimum(keep, _selection.counts(inputs.masks, rows))
-        scores = _topology.drop_scores(inputs.weights, inputs.masks)
+        keep = jnp.minimum(keep, _top_k.counts(inputs.masks, rows))
+        scores = _keep_and_grow.drop_scores(inputs.weights, inputs.masks)
         if scope == "global":
             scores = _largest_first(scores, packing.rows)
-        return _selection.top_k(scores, rows, packing.per_row(keep))
+        return _top_k.top_k(scores, rows, packing.per_row(keep))
 
     return prune
 
@@ -273,8 +266,8 @@ def _progress(steps: range, power: float) -> Callable[[int], float]:
 
 def _largest_first(scores: Arrays, rows: Sequence[Rows]) -> Arrays:
     """Scores in which the largest of each layer comes before all others."""
-    some = jnp.minimum(_selection.counts([s >= 0 for s in scores], rows), 1)
-    largest = _selection.top_k(scores, rows, some)
+    some = jnp.minimum(_top_k.counts([s >= 0 for s in scores], rows), 1)
+    largest = _top_k.top_k(scores, rows, some)
     first = jnp.int32(np.iinfo(np.int32).max)
     return [jnp.where(top, first, s) for top, s in zip(largest, scores, strict=True)]
 
@@ -287,7 +280,7 @@ def _power(x: jax.Array, power: float) -> jax.Array:
 def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
     del layout
     packed = packing.pack(masks, False)
-    return Started([], _selection.counts(packed, packing.rows))
+    return Started([], _top_k.counts(packed, packing.rows))
 
 
 def _check(
@@ -328,7 +321,7 @@ def _zeros(leaf: _layout.SparseLeaf, mask: Any) -> list[int]:
     return [int(x) for x in np.sum(~groups.reshape(leaf.rankings, -1), axis=1)]
 
 
-def _needed(sparsity: float | _layout.Distribution | None) -> float | _layout.Distribution:
+def _needed(sparsity: Sparsity | None) -> Sparsity:
     if sparsity is None:
         raise ValueError(
             "sparsity=None: pruning needs the final sparsity, a number in [0, 1) or a distribution"

@@ -1,35 +1,35 @@
 """RigL: drop by magnitude, grow by gradient."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import _growth, _layout, _numbers, _random, _schedules, _transform
-from rigl_optax._grown import AT_REST, Grown
-from rigl_optax._structure import UNSTRUCTURED, Structures
-
-PyTree = Any
+from rigl_optax import _numbers, _schedules
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import Overrides, PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._newborn import AT_REST, Grown
+from rigl_optax.methods import _drop_and_grow
 
 
 def rigl(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution | None,
+    sparsity: Sparsity | None,
     *,
     end: int,
     every: int = 100,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
     accumulate: int = 1,
-    overrides: _growth.Overrides | None = None,
+    overrides: Overrides | None = None,
     gradient_step: bool = False,
     min_fan_in: int = 0,
     grown: Grown = AT_REST,
     structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains sparse from the first step to the last: RigL around any optimizer.
 
@@ -111,8 +111,8 @@ def rigl(
       Evci et al., `Rigging the Lottery: Making All Tickets Winners
       <https://arxiv.org/abs/1911.11134>`_, 2020, algorithm 1.
     """
-    method = _growth.drop_and_grow_method(
-        _growth.gradient_scores,
+    method = _drop_and_grow.drop_and_grow_method(
+        _drop_and_grow.gradient_scores,
         end=end,
         every=every,
         begin=begin,

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_optax import _explicit, _layout, _numbers, _paths, _selection, _structure
+from rigl_optax import _layout, _numbers, _paths, _structures
 from rigl_optax._layout import Layout, SparseLeaf
-from rigl_optax._packing import Packing
-from rigl_optax._structure import UNSTRUCTURED, Structures
+from rigl_optax._ranking import _top_k
+from rigl_optax._ranking._packing import Packing
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import PyTree, Sparsity
+from rigl_optax._xla import _sharding
 
-PyTree = Any
 Scope = Literal["layer", "global"]
 Loss = Callable[[PyTree, Any], jax.Array]
 Leaves = list[jax.Array]
@@ -30,7 +32,7 @@ class _Choice(NamedTuple):
 
 def magnitude_masks(
     params: PyTree,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     *,
     scope: Scope = "layer",
     structure: Structures = UNSTRUCTURED,
@@ -69,7 +71,7 @@ def magnitude_masks(
 
 def snip_masks(
     params: PyTree,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     loss: Loss,
     batches: Sequence[Any],
     *,
@@ -125,7 +127,7 @@ def snip_masks(
 
 def grasp_masks(
     params: PyTree,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     loss: Loss,
     batches: Sequence[Any],
     *,
@@ -186,7 +188,7 @@ def grasp_masks(
 
 def synflow_masks(
     params: PyTree,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     apply: Callable[[PyTree, jax.Array], jax.Array],
     input_shape: Sequence[int],
     *,
@@ -262,13 +264,13 @@ def synflow_masks(
 
 def _layout_of(
     params: PyTree,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     scope: str,
     structure: Structures,
 ) -> Layout:
     if scope not in get_args(Scope):
         raise ValueError(f"scope={scope!r}: must be one of {', '.join(get_args(Scope))}")
-    _structure.check(structure)
+    _structures.check(structure)
     distribution = _layout.as_distribution(sparsity, None)
     layout = _layout.layout(params, distribution, masked=False, structure=structure)
     if not layout.sparse:
@@ -455,8 +457,8 @@ def _top(
     k: jax.Array,
 ) -> tuple[Leaves, list[_Choice]]:
     def as_integers(score: jax.Array, mask: jax.Array | None) -> jax.Array:
-        integers = _signed_scores(score) if signed else _selection.magnitude_scores(score)
-        return integers if mask is None else jnp.where(mask, integers, _selection.EXCLUDED)
+        integers = _signed_scores(score) if signed else _top_k.magnitude_scores(score)
+        return integers if mask is None else jnp.where(mask, integers, _top_k.EXCLUDED)
 
     def of_groups(leaf: SparseLeaf, score: jax.Array) -> jax.Array:
         if not signed:
@@ -466,11 +468,11 @@ def _top(
     pooled = [of_groups(leaf, s) for leaf, s in zip(sparse, scores, strict=True)]
     groups = [m if m is None else leaf.groups(m) for leaf, m in zip(sparse, allowed, strict=True)]
     integers = [as_integers(s, m) for s, m in zip(pooled, groups, strict=True)]
-    packed = packing.pack(integers, _selection.EXCLUDED)
+    packed = packing.pack(integers, _top_k.EXCLUDED)
     rows = packing.one_ranking() if scope == "global" else packing.rows
-    chosen = packing.unpack(_selection.top_k(packed, rows, packing.per_row(k)))
+    chosen = packing.unpack(_top_k.top_k(packed, rows, packing.per_row(k)))
     each = zip(sparse, chosen, scores, strict=True)
-    masks = [_explicit.like(leaf.expand(m), score) for leaf, m, score in each]
+    masks = [_sharding.like(leaf.expand(m), score) for leaf, m, score in each]
     return masks, [
         _Choice(*(x.reshape(-1) for x in _choice(leaf, s, m)))
         for leaf, s, m in zip(sparse, integers, chosen, strict=True)
@@ -479,7 +481,7 @@ def _top(
 
 def _choice(leaf: SparseLeaf, scores: jax.Array, chosen: jax.Array) -> tuple[jax.Array, ...]:
     axes = tuple(range(int(leaf.stacked), scores.ndim))
-    is_open = scores != _selection.EXCLUDED
+    is_open = scores != _top_k.EXCLUDED
     return (
         jnp.sum(chosen, axes, dtype=jnp.int32),
         jnp.sum(is_open, axes, dtype=jnp.int32),

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 
 from rigl_optax.condensed import CSR, BlockSparse, convolve
-from rigl_optax.condensed._convolution import Padding
+from rigl_optax.condensed.blocks._convolution import Padding
 from rigl_optax.models.depthwise import depthwise
 
 Kernel = TypeVar("Kernel", BlockSparse, CSR, BlockSparse | CSR)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from rigl_optax import Block, Unstructured, _axes, _paths, analysis
-from rigl_optax._structure import by_path
+from rigl_optax._structures import by_path
 from rigl_optax.training import methods, optimizers, sparsity
 from rigl_optax.training.config import Config
 from rigl_optax.training.state import (

@@ -13,7 +13,7 @@ import optax
 import rigl_optax
 from rigl_optax import _paths, accounting, condensed
 from rigl_optax._plan import RewiringPlan
-from rigl_optax._transformation import Design, design_of
+from rigl_optax._wrapper._design import Design, design_of
 from rigl_optax.training import config as config_lib
 from rigl_optax.training import optimizers, sparsity
 from rigl_optax.training.config import Config

@@ -8,7 +8,7 @@ from typing import Any
 import rigl_optax
 from rigl_optax import DenseLayers, Unstructured, _paths, condensed, default_dense
 from rigl_optax._distributions import DensePredicate, dense_reason
-from rigl_optax._structure import Structure, Structures, by_path
+from rigl_optax._structures import Structure, Structures, by_path
 from rigl_optax.training import architectures
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config

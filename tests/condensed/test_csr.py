@@ -9,7 +9,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_optax
 from rigl_optax import condensed
-from rigl_optax.condensed import CSR, _csr, _csr_topology, csr_topology
+from rigl_optax.condensed import CSR, csr_topology
+from rigl_optax.condensed.single import _csr, _csr_topology
 from tests.core.test_no_gather import collectives
 
 P = PartitionSpec

@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 
 from rigl_optax import Block
-from rigl_optax.condensed import (
-    BlockSparse,
-    Topology,
-    _convolution,
-    _lanes,
-    _product,
-    convolve,
-    matmul,
-    random_topology,
-)
+from rigl_optax.condensed import BlockSparse, Topology, convolve, matmul, random_topology
+from rigl_optax.condensed.blocks import _convolution, _features_first, _product
 
 DENSE = {
     "even": ((12, 9), Block(4, 3)),
@@ -104,13 +96,13 @@ def test_product_and_gradients(name):
     check_against_dense(lambda x, k: x @ k, matmul_dense, kernel, array(1, (5, shape[0])))
 
 
-@pytest.mark.parametrize("gathered", [0, _product.GATHERED])
+@pytest.mark.parametrize("gathered", [0, _features_first.GATHERED])
 @pytest.mark.parametrize("name", DENSE)
 def test_loops_and_more_rows_than_a_tile(name, gathered, monkeypatch):
     """The paths of small and large layers, with features last and first."""
-    monkeypatch.setattr(_product, "GATHERED", gathered)
-    monkeypatch.setattr(_lanes, "ROWS", 8)
-    monkeypatch.setattr(_product, "TILE", 8)
+    monkeypatch.setattr(_features_first, "GATHERED", gathered)
+    monkeypatch.setattr(_product, "ROWS", 8)
+    monkeypatch.setattr(_features_first, "TILE", 8)
     shape, block = DENSE[name]
     kernel = kernel_of(shape, block)
     check_against_dense(matmul, matmul_dense, kernel, array(1, (2, 11, shape[0])), 1e-3)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import rigl_optax
-from rigl_optax import _narrow
+from rigl_optax._wrapper import _narrow
 
 SHAPES = {"a": (4, 8), "b": (8, 4), "bias": (8,)}
 # Its 1e-8 is 0 in float16, and the clip spreads a NaN over all weights.

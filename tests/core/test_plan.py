@@ -7,7 +7,7 @@ import pytest
 
 import rigl_optax
 from rigl_optax import _plan, condensed
-from rigl_optax._transformation import design_of
+from rigl_optax._wrapper._design import design_of
 
 OVERRIDES = {"a": {"every": 4}, "b": {"begin": 3, "every": 6, "end": 40}}
 

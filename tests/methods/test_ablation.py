@@ -13,7 +13,8 @@ import pytest
 from hypothesis import strategies as st
 
 import rigl_optax
-from rigl_optax import NM, ConstantFanIn, _ablation
+from rigl_optax import NM, ConstantFanIn
+from rigl_optax.methods import _ablation
 from tests.core import reference as core
 from tests.methods import reference
 from tests.methods.test_properties import numbers

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import rigl_optax
-from rigl_optax import _random
+from rigl_optax._ranking import _random
 from rigl_optax.data import batches, digits
 from tests.core.reference import top_k_mask
 
