@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rigl_optax import _selection
+from rigl_optax import _explicit, _selection
 from rigl_optax._packing import Rows
 
 _BITS = 16
@@ -117,7 +117,7 @@ def _power_of_two(exponent: jax.Array) -> jax.Array:
 def _maxima(arrays: Sequence[jax.Array], rows: Sequence[Rows]) -> jax.Array:
     """Largest entry of each ranking."""
     per_row = [
-        jnp.max(a, axis=tuple(range(r.ids.ndim, a.ndim))).reshape(-1)
+        _explicit.whole(jnp.max(a, axis=tuple(range(r.ids.ndim, a.ndim)))).reshape(-1)
         for a, r in zip(arrays, rows, strict=True)
     ]
     ids = np.concatenate([r.ids.reshape(-1) for r in rows])

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _blend, _distributions, _layout, _plan, _random, _selection, _transform
+from rigl_optax import (
+    _blend,
+    _distributions,
+    _explicit,
+    _layout,
+    _plan,
+    _random,
+    _selection,
+    _transform,
+)
 from rigl_optax._method import (
     Arrays,
     Method,
@@ -99,7 +108,7 @@ def soft_thresholding(
         for i, value in enumerate(values):
             gradient, shadow = view.gradients[i].astype(jnp.float32), view.shadow[i]
             along = _blend.masked(view.masks[i], gradient * jnp.sign(shadow.astype(jnp.float32)))
-            total = jnp.sum(along, axis=tuple(range(value.ndim, along.ndim)))
+            total = _explicit.whole(jnp.sum(along, axis=tuple(range(value.ndim, along.ndim))))
             threshold = jax.nn.sigmoid(value)
             slope = -threshold * (1 - threshold) * total
             slopes.append(slope + jnp.float32(threshold_decay) * value)
