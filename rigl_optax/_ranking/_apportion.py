@@ -9,6 +9,7 @@ from jax import lax
 
 from rigl_optax._ranking import _top_k
 from rigl_optax._ranking._packing import Rows
+from rigl_optax._xla import _sharding
 
 _BITS = 16
 _SHARE_BITS = 15
@@ -117,7 +118,7 @@ def _power_of_two(exponent: jax.Array) -> jax.Array:
 def _maxima(arrays: Sequence[jax.Array], rows: Sequence[Rows]) -> jax.Array:
     """Largest entry of each ranking."""
     per_row = [
-        jnp.max(a, axis=tuple(range(r.ids.ndim, a.ndim))).reshape(-1)
+        _sharding.whole(jnp.max(a, axis=tuple(range(r.ids.ndim, a.ndim)))).reshape(-1)
         for a, r in zip(arrays, rows, strict=True)
     ]
     ids = np.concatenate([r.ids.reshape(-1) for r in rows])

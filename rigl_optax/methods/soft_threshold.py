@@ -11,7 +11,7 @@ from rigl_optax._ranking._packing import Packing
 from rigl_optax._types import Arrays, LayerSparsities, PyTree, Seed
 from rigl_optax._wrapper import _transform
 from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Shadow, ShadowView, Started
-from rigl_optax._xla import _blend
+from rigl_optax._xla import _blend, _sharding
 
 
 def soft_thresholding(
@@ -91,7 +91,7 @@ def soft_thresholding(
         for i, value in enumerate(values):
             gradient, shadow = view.gradients[i].astype(jnp.float32), view.shadow[i]
             along = _blend.masked(view.masks[i], gradient * jnp.sign(shadow.astype(jnp.float32)))
-            total = jnp.sum(along, axis=tuple(range(value.ndim, along.ndim)))
+            total = _sharding.whole(jnp.sum(along, axis=tuple(range(value.ndim, along.ndim))))
             threshold = jax.nn.sigmoid(value)
             slope = -threshold * (1 - threshold) * total
             slopes.append(slope + jnp.float32(threshold_decay) * value)
