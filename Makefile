@@ -42,7 +42,7 @@ train: $(VENV)/.train
 compare: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/fashion_mnist_lenet.py --methods=all \
 	  --sparsities=.9,.95,.98 --workdir=runs/compare --records=results/fashion_mnist_lenet \
-	  --nocurves --config.checkpoint_every=0 --config.eval_every=1100
+	  --nocurves --config.checkpoint.every=0 --config.eval.every=1100
 
 compare-fashion-mnist: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/fashion_mnist_lenet.py --sparsities=.95,.98 \
@@ -55,7 +55,7 @@ compare-text: $(VENV)/.train
 
 compare-text-quick: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/tdavid_gru.py $(TEXT_METHODS) --seeds=1 \
-	  --workdir=runs/tdavid_gru_quick --config.steps=200 --config.eval_every=100
+	  --workdir=runs/tdavid_gru_quick --config.steps=200 --config.eval.every=100
 
 # 15 runs of about 150 s on 2 quiet cores.
 compare-vision: $(VENV)/.train
@@ -69,14 +69,17 @@ compare-vision: $(VENV)/.train
 # 67 runs, and then seconds of a step of each form: half an hour and more on 2 quiet cores.
 compare-structures: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/fashion_mnist_lenet.py \
-	  --methods=dense,static,rigl --sparsities=.95 --seeds=5 --structure="" \
-	  --structure="ConstantFanIn()" --structure="Block(16, 16, pad=True)" \
-	  --structure="Block(32, 32, pad=True)" --structure="Block(8, 64, pad=True)" \
-	  --config.hidden=1024,1024 --config.condensed=True --config.checkpoint_every=0 \
+	  --methods=dense,static,rigl --sparsities=.95 --seeds=5 --structure=unstructured \
+	  --structure=constant_fan_in \
+	  --structure="{'name': 'block', 'rows': 16, 'cols': 16, 'pad': True}" \
+	  --structure="{'name': 'block', 'rows': 32, 'cols': 32, 'pad': True}" \
+	  --structure="{'name': 'block', 'rows': 8, 'cols': 64, 'pad': True}" \
+	  --config.model.hidden=1024,1024 --config.method.condensed=True --config.checkpoint.every=0 \
 	  --workdir=runs/fashion_mnist_mlp --records=results/fashion_mnist_mlp --nocurves
 	$(BIN)/python scripts/compare.py --config=configs/tdavid_gru.py --methods=static,rigl \
-	  --sparsities=.9 --seeds=3 --structure="Block(16, 16)" --structure="Block(32, 32)" \
-	  --config.condensed=True --config.checkpoint_every=0 \
+	  --sparsities=.9 --seeds=3 --structure="{'name': 'block', 'rows': 16, 'cols': 16}" \
+	  --structure="{'name': 'block', 'rows': 32, 'cols': 32}" \
+	  --config.method.condensed=True --config.checkpoint.every=0 \
 	  --workdir=runs/tdavid_gru_structures --records=results/tdavid_gru --nocurves
 	$(BIN)/python benchmarks/structures.py results/fashion_mnist_mlp
 	$(BIN)/python benchmarks/structures.py results/tdavid_gru --match='dense|(static|rigl)-0.9'

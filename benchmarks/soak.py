@@ -6,30 +6,37 @@ python -m benchmarks.soak --minutes=5 --kills=12
 First a run is left alone, and its memory watched. Then the same run is killed at random moments:
 at any time, inside the writing of a checkpoint, just before and just after a rewiring. At the end
 weights, masks, optimizer state, records and results of both must be the same bit for bit, the
-number of active weights that of the start, and the memory flat. Ends with an error if not.
+number of active weights that of the start, and the memory flat; and 1,000 checkpoints must leave no
+open files and threads behind. Ends with an error if not.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import random
 import signal
 import statistics
 import tempfile
+import threading
 import time
 
+import jax.numpy as jnp
+
 from rigl_optax.training import checkpoints, loop
+from rigl_optax.training.state import TrainState, zero_sums
 from tests.training import crash_harness as harness
 
 CONFIG = {
-    "hidden": "100,50",
-    "sparsity": "0.9",
-    "rewire_every": "5",
-    "rewire_until": "1.0",
-    "log_every": "500",
-    "eval_every": "5000",
-    "checkpoint_every": "1000",
+    "model.hidden": "100,50",
+    "method.sparsity": "0.9",
+    "method.every": "5",
+    "method.until": "1.0",
+    "log.every": "500",
+    "eval.every": "5000",
+    "checkpoint.every": "1000",
 }
+CHECKPOINTS = 1000
 GROWTH = 0.05  # of the memory, from the second quarter of a run to the last: what is called flat
 
 
@@ -47,6 +54,19 @@ def left_alone(workdir: pathlib.Path, **keys: str) -> list[tuple[float, float]]:
     if process.returncode != 0:
         raise SystemExit(f"the run failed; see {workdir}")
     return memory
+
+
+def left_behind(workdir: pathlib.Path) -> list[tuple[int, int]]:
+    """Open files and threads of this process after the first tenth of many checkpoints, and all."""
+    counts = []
+    with checkpoints.open_checkpoints(workdir, 2) as saved:
+        for step in range(1, CHECKPOINTS + 1):
+            state = TrainState(jnp.int32(step), {}, {}, {}, zero_sums(), None)
+            checkpoints.save(saved, state)
+            if step in (CHECKPOINTS // 10, CHECKPOINTS):
+                saved.wait()
+                counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+    return counts
 
 
 def killed(workdir: pathlib.Path, kills: int, seconds: float, seed: int, **keys: str) -> list[str]:
@@ -89,6 +109,14 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
+        (files, threads), (files_at_end, threads_at_end) = left_behind(root / "many")
+        print(
+            f"{CHECKPOINTS:,} checkpoints: open files {files} -> {files_at_end}, "
+            f"threads {threads} -> {threads_at_end}",
+            flush=True,
+        )
+        if files_at_end > files + 5 or threads_at_end > threads + 5:
+            raise SystemExit("checkpoints leave open files or threads behind")
         probe = root / "probe"
         left_alone(probe, **CONFIG, steps="5000")
         rate = json.loads((probe / checkpoints.RESULT_FILE).read_text())["steps_per_second"]

@@ -42,14 +42,14 @@ def form(config: config_lib.Config) -> Form:
     """What is timed of a run."""
     run = setup.prepare(config)
     make = functools.partial(
-        step.make_train_step, run, methods.growth_predicate(config), config.log_every
+        step.make_train_step, run, methods.growth_predicate(config), config.log.every
     )
     rows = run.placement.rows(config.batch_size)
     batches = [run.placement.put(run.task.training_batch(config, at, rows)) for at in range(STEPS)]
     ordinary = make()
     return Form(
         ordinary,
-        make(rewires=True) if config.condensed and methods.find(config).rewires else ordinary,
+        make(rewires=True) if config.method.condensed and methods.rewires(config) else ordinary,
         run.initial._replace(history=None),
         batches,
         methods.rewirings_before(config, config.steps) / config.steps,
@@ -97,7 +97,7 @@ def main() -> None:
     for path in sorted(options.records.glob("*-seed0.json")):
         if re.match(options.match, path.name):
             record = files.read(path, "the record of a run", files.RESULT)
-            config = config_lib.from_saved(record["config"])
+            config = config_lib.from_mapping(record["config"])
             forms[path.name.removesuffix("-seed0.json")] = form(config)
     found = seconds(forms, options.rounds)
     dense = found.get("dense")

@@ -1,27 +1,24 @@
 """ResNet-50 on ImageNet-2012: 32,000 steps of 4,096 images (102 epochs), RigL at 80 %, ERK.
 
-One host (its accelerators share the batch), and a pod (the same on every host; SLURM likewise):
+On one host, whose accelerators share the batch; on a pod or under SLURM see docs/scale.md:
 
     python scripts/train.py --config=configs/imagenet_resnet50.py \
-        --config.data_dir=/data/tensorflow_datasets --workdir=runs/resnet50
-    gcloud compute tpus tpu-vm ssh POD --worker=all --command="cd rigl_optax && \
-        .venv/bin/python scripts/train.py --config=configs/imagenet_resnet50.py \
-        --config.data_dir=/shared/tensorflow_datasets --workdir=/shared/resnet50"
+        --config.data.dir=/data/tensorflow_datasets --workdir=runs/resnet50
 
-A folder for each class instead of TFDS: --config.dataset=image_folder. Smaller batches of b images:
+A folder for each class instead of TFDS: --config.data.name=image_folder. For batches of b images:
 --config.batch_size=b, 32,000 * 4,096 / b steps, a rate of 1.6 * b / 4,096.
 
 Variants, each by a flag:
 
-    --config.method=static      any method: dense static snip small_dense set snfs rigl gmp ...
-    --config.sparsity=.9        .8 .9 .95 .965 .99 in the paper
-    --config.distribution=uniform
-    --config.steps=160_000      5 times as long: warm-up, drops of the rate, T_end and the begin
-                                of pruning are fractions of the run; Delta T and alpha stay
-    --config.label_smoothing=0
-    --config.dense_layers=stem  with ERK a dense first convolution, as the paper at 99 %
-    --config.width=2.1          big-sparse; --config.method=small_dense finds its own width
-    --config.method=gmp --config.rewire_every=1_000     pruning from step 10,000 to 25,000
+    --config.method.name=static     or another method: dense snip small_dense set snfs rigl gmp ...
+    --config.method.sparsity=.9     .8 .9 .95 .965 .99 in the paper
+    --config.method.distribution.name=uniform
+    --config.steps=160_000          5 times as long: warm-up, drops of the rate, T_end and the begin
+                                    of pruning are fractions of the run; Delta T and alpha stay
+    --config.loss.label_smoothing=0
+    --config.model.dense_layers=stem  with ERK a dense first convolution, as the paper at 99 %
+    --config.model.width=2.1        big-sparse; the method `small_dense` finds its own
+    --config.method.name=gmp --config.method.every=1_000  pruning from step 10,000 to 25,000
 
 Expected (paper): top-1 in percent, training and inference FLOPs against dense, 3.2e18 and 8.2e9:
 
@@ -45,8 +42,8 @@ Measured here: nothing; there is no ImageNet on the machine this was written on.
 ran on small images (docs/vision.md).
 
 Text and released code disagree; this follows the text, and offers the code's:
-- warm-up over 5 epochs; the code has none: --config.warmup=0
-- momentum; the code's is Nesterov's, and `sgd` is too; the ordinary: --config.optimizer=heavy_ball
+- warm-up over 5 epochs; the code has none: --config.optimizer.warmup=0
+- momentum; the code's is Nesterov's, as here; ordinary: --config.optimizer.nesterov=False
 - a cosine for the drop fraction, from 0.3; the code's flag says constant unless told otherwise
 """
 
@@ -57,56 +54,37 @@ EPOCH = 1_281_167 / (4_096 * 32_000)
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The recipe; `rigl_optax.training.config.Config` says what each key means."""
+    """Returns the keys that differ from the defaults in `rigl_optax.training.config`."""
     return config_dict.ConfigDict(
         {
-            "dataset": "imagenet2012",
-            "data_dir": "",
-            "image_size": 224,
-            "augment": "resized_crop",
-            "loader_threads": 16,
-            "model": "resnet50",
-            "hidden": (),
-            "width": 1.0,
-            "dense_layers": "default",
-            "compute_dtype": "float32",
-            "model_options": "",
-            "sequence_length": 0,
-            "method": "rigl",
-            "sparsity": 0.8,
-            "distribution": "erk",
-            "method_options": "",
-            "ticket": "",
-            "structure": "",
-            "condensed": False,
-            "rewire_every": 100,
-            "rewire_until": 25_000 / 32_000,
-            "drop_fraction": 0.3,
-            "prune_from": 10_000 / 32_000,
             "steps": 32_000,
             "batch_size": 4_096,
-            "optimizer": "sgd",
-            "learning_rate": 1.6,
-            "schedule": "step",
-            "warmup": 5 * EPOCH,
-            "decay_at": (30 * EPOCH, 70 * EPOCH, 90 * EPOCH),
-            "decay_factor": 0.1,
-            "momentum": 0.9,
-            "gradient_clip": 0.0,
-            "weight_decay": 1e-4,
-            "weight_decay_on": "kernels",
-            "label_smoothing": 0.1,
-            "seed": 0,
-            "log_every": 100,
-            "eval_every": 1_250,
-            "eval_batch_size": 1_000,
-            "checkpoint_every": 1_250,
-            "keep_checkpoints": 2,
-            "mesh_data": 0,
-            "mesh_params": 1,
-            "mesh_axes": "auto",
-            "compare_at_rewirings": False,
-            "on_nonfinite": "stop",
-            "max_bad_records": 0,
+            "data": {
+                "name": "imagenet2012",
+                "image_size": 224,
+                "augment": "resized_crop",
+                "threads": 16,
+            },
+            "model": {"name": "resnet50"},
+            "method": {
+                "name": "rigl",
+                "sparsity": 0.8,
+                "until": 25_000 / 32_000,
+                "prune_from": 10_000 / 32_000,
+            },
+            "optimizer": {
+                "name": "sgd",
+                "nesterov": True,
+                "momentum": 0.9,
+                "learning_rate": 1.6,
+                "schedule": "step",
+                "warmup": 5 * EPOCH,
+                "decay_at": (30 * EPOCH, 70 * EPOCH, 90 * EPOCH),
+                "decay_factor": 0.1,
+                "weight_decay": 1e-4,
+            },
+            "loss": {"label_smoothing": 0.1},
+            "eval": {"every": 1_250, "batch_size": 1_000},
+            "checkpoint": {"every": 1_250},
         }
     )

@@ -22,6 +22,51 @@ Three verdicts:
 
 What scales or adds to the updates of `rigl` afterwards undoes that inactive weights land on 0, so
 the wrapper comes last: put such things inside.
+`rigl_optax.check(params, opt_state)`, called outside of jit after a few steps, raises if an
+inactive weight is not 0, and names the layers.
+
+Where a wrapper gives our transformation a part of the parameters (`optax.partition`,
+`optax.masked`), `rigl_optax.get_masks(opt_state, params)` has the tree of all of them, with full
+masks for the others. Without `params` a scalar True stands for those; whatever takes masks takes
+that too.
+
+## How to freeze layers
+
+A layer that is frozen *inside* would still be rewired, and lose weights that never come back: where
+`init` can see that a sparse layer ignores its gradient, it refuses. Freeze around instead, so that
+the method sees only what trains:
+
+```python
+tx = optax.partition(
+    {"train": rigl_optax.rigl(optax.adamw(1e-3), 0.9, end=25_000), "frozen": optax.set_to_zero()},
+    {"encoder": "frozen", "head": "train"},
+)
+```
+
+Or keep the layer dense (`dense=` of the distribution) and freeze it inside; or freeze a sparse
+layer under `static_sparse`, which rewires nothing.
+
+## Several methods in one partition
+
+Each part is drawn by itself: the seed and the place of a leaf among those of its part decide. Two
+transformations of the same `seed` draw the same masks for leaves of one shape at the same place.
+Give each a seed of its own.
+
+In float16 Adam's `eps=1e-8` is 0, and an inactive weight, whose gradient and averages are 0, would
+be 0 / 0; a norm or a clip inside would spread it. Within the optimizer of a tree with float16 (or
+narrower) leaves such quotients are 0, as they are in float32. An active weight whose squared
+gradient underflows is divided by 0 as in plain Optax: give an `eps` of at least 1e-7, or keep
+weights in bfloat16 or float32.
+
+Updates have the dtype that holds both update and parameter: only so can a weight land on 0 exactly.
+Wrappers that put the update in a `lax.cond` (`apply_if_finite`, `conditionally_mask`,
+`conditionally_transform`) want updates of the gradients' dtype. With gradients narrower than the
+parameters, put the wrapper inside, `rigl(optax.apply_if_finite(...))`, or cast them in front:
+
+```python
+cast = optax.stateless_with_tree_map(lambda g, p: g.astype(p.dtype))
+tx = optax.chain(cast, optax.apply_if_finite(rigl(...), 3))
+```
 """
 
 

@@ -9,7 +9,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rigl_optax.training import comparison, score, summary
+from rigl_optax.training import comparison, score, sparsity, summary
+from rigl_optax.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "structures.md"
@@ -24,21 +25,26 @@ class Network(NamedTuple):
     title: str
     records: pathlib.Path
     sparsity: float
-    structures: Sequence[str]
+    structures: Sequence[config_lib.Structure]
     seeds: int
 
 
+def _blocks(rows: int, cols: int, **more: bool) -> config_lib.Structure:
+    return config_lib.Structure("block", options={"rows": rows, "cols": cols, **more})
+
+
+SINGLE = config_lib.Structure()
 NETWORKS = (
     Network(
         "MLP 784-1024-1024-10 on Fashion-MNIST",
         ROOT / "results" / "fashion_mnist_mlp",
         0.95,
         (
-            "",
-            "ConstantFanIn()",
-            "Block(16, 16, pad=True)",
-            "Block(32, 32, pad=True)",
-            "Block(8, 64, pad=True)",
+            SINGLE,
+            config_lib.Structure("constant_fan_in"),
+            _blocks(16, 16, pad=True),
+            _blocks(32, 32, pad=True),
+            _blocks(8, 64, pad=True),
         ),
         5,
     ),
@@ -46,7 +52,7 @@ NETWORKS = (
         "GRU of 256 units on the Treasury of David",
         ROOT / "results" / "tdavid_gru",
         0.9,
-        ("", "Block(16, 16)", "Block(32, 32)"),
+        (SINGLE, _blocks(16, 16), _blocks(32, 32)),
         3,
     ),
 )
@@ -113,7 +119,9 @@ def draw() -> None:
     for network, axes in zip(NETWORKS, panels, strict=True):
         rows, milliseconds, judged = _rows(network)
         steps = next(iter(_results(network).values()))[0]["config"]["steps"]
-        colours = {kind: f"C{i}" for i, kind in enumerate(network.structures)}
+        colours = {
+            kind: f"C{i}" for i, kind in enumerate(map(sparsity.describe, network.structures))
+        }
         for row, took in zip(rows, milliseconds, strict=True):
             kind, method = row.get("structure", ""), row["method"]
             is_dense = row["sparsity"] is None

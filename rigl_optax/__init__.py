@@ -1,29 +1,35 @@
 """RigL and its relatives as Optax gradient transformations."""
 
+import importlib as _importlib
+from types import ModuleType as _ModuleType
+
+from rigl_optax._axes import KernelAxes as KernelAxes
+from rigl_optax._axes import default_axes as default_axes
+from rigl_optax._axes import equinox_axes as equinox_axes
+from rigl_optax._axes import flax_axes as flax_axes
 from rigl_optax._distributions import DenseLayers as DenseLayers
 from rigl_optax._distributions import Distribution as Distribution
 from rigl_optax._distributions import default_dense as default_dense
 from rigl_optax._distributions import erdos_renyi as erdos_renyi
 from rigl_optax._distributions import erk as erk
 from rigl_optax._distributions import uniform as uniform
-from rigl_optax._grown import Grown as Grown
+from rigl_optax._initialization import sparse_aware_init as sparse_aware_init
 from rigl_optax._masks import apply_masks as apply_masks
+from rigl_optax._masks import check as check
 from rigl_optax._masks import get_masks as get_masks
 from rigl_optax._schedules import constant_drop_fraction as constant_drop_fraction
 from rigl_optax._schedules import cosine_drop_fraction as cosine_drop_fraction
 from rigl_optax._schedules import inverse_power_drop_fraction as inverse_power_drop_fraction
 from rigl_optax._schedules import linear_drop_fraction as linear_drop_fraction
 from rigl_optax._state import SparseState as SparseState
-from rigl_optax._structure import NM as NM
-from rigl_optax._structure import Block as Block
-from rigl_optax._structure import ConstantFanIn as ConstantFanIn
-from rigl_optax._structure import Unstructured as Unstructured
+from rigl_optax._structures import NM as NM
+from rigl_optax._structures import Block as Block
+from rigl_optax._structures import ConstantFanIn as ConstantFanIn
+from rigl_optax._structures import Unstructured as Unstructured
+from rigl_optax._wrapper._newborn import Grown as Grown
 from rigl_optax.accounting.explanation import explain as explain
 from rigl_optax.accounting.small_dense import small_dense_width as small_dense_width
-from rigl_optax.initialization import sparse_aware_init as sparse_aware_init
 from rigl_optax.methods.deep_rewiring import deep_rewiring as deep_rewiring
-from rigl_optax.methods.dense_gradient import dnw as dnw
-from rigl_optax.methods.dense_gradient import top_kast as top_kast
 from rigl_optax.methods.evolutionary import (
     sparse_evolutionary_training as sparse_evolutionary_training,
 )
@@ -39,5 +45,71 @@ from rigl_optax.methods.saliency import grasp_masks as grasp_masks
 from rigl_optax.methods.saliency import magnitude_masks as magnitude_masks
 from rigl_optax.methods.saliency import snip_masks as snip_masks
 from rigl_optax.methods.saliency import synflow_masks as synflow_masks
+from rigl_optax.methods.shadow import dnw as dnw
+from rigl_optax.methods.shadow import top_kast as top_kast
 from rigl_optax.methods.soft_threshold import soft_thresholding as soft_thresholding
 from rigl_optax.methods.static import static_sparse as static_sparse
+
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
+# Imported when they are first asked for, so that `import rigl_optax` stays quick.
+_LAZY = ("accounting", "analysis", "condensed", "export")
+
+__all__ = [
+    "NM",
+    "Block",
+    "ConstantFanIn",
+    "DenseLayers",
+    "Distribution",
+    "Grown",
+    "KernelAxes",
+    "SparseState",
+    "Unstructured",
+    "accounting",
+    "analysis",
+    "apply_masks",
+    "check",
+    "condensed",
+    "constant_drop_fraction",
+    "cosine_drop_fraction",
+    "deep_rewiring",
+    "default_axes",
+    "default_dense",
+    "dnw",
+    "dynamic_sparse_reparameterization",
+    "equinox_axes",
+    "erdos_renyi",
+    "erk",
+    "explain",
+    "export",
+    "flax_axes",
+    "get_masks",
+    "gradual_magnitude_pruning",
+    "granet",
+    "grasp_masks",
+    "inverse_power_drop_fraction",
+    "linear_drop_fraction",
+    "lottery_ticket",
+    "magnitude_masks",
+    "rigl",
+    "small_dense_width",
+    "snip_masks",
+    "soft_thresholding",
+    "sparse_aware_init",
+    "sparse_evolutionary_training",
+    "sparse_momentum",
+    "static_sparse",
+    "synflow_masks",
+    "top_kast",
+    "uniform",
+]
+
+
+def __getattr__(name: str) -> _ModuleType:
+    if name in _LAZY:
+        return _importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

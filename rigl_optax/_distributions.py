@@ -1,8 +1,8 @@
 """How sparse each layer is to be: shapes in, `{path: sparsity}` out."""
 
 import dataclasses
+import functools
 import math
-import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,46 +10,74 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _paths
+from rigl_optax import _axes, _numbers, _paths
+from rigl_optax._types import PyTree
 
-PyTree = Any
 DensePredicate = Callable[[str, jax.ShapeDtypeStruct], bool]
 
 MAX_LEAF_SIZE = 2**31 - 1
 
 
-def dense_reason(path: str, leaf: Any) -> str | None:
+_KERNELS = ("kernel", "w", "weight")  # the names of Flax, Haiku and Equinox
+_POSITIONS = re.compile(r"pos(ition)?s?_?emb", re.IGNORECASE)
+_ATTENTION_BIAS = re.compile(r"pos(ition)?s?_?bias", re.IGNORECASE)
+_LAYER_SCALE = re.compile(r"layer_?scale", re.IGNORECASE)
+_NORM = re.compile(r"norm|^ln(\d|_|$)", re.IGNORECASE)
+
+
+def dense_reason(path: str, leaf: Any, axes: _axes.Axes = _axes.default_axes) -> str | None:
     """Why `default_dense` keeps a leaf dense, in words; None where it does not."""
     if reason := _no_kernel(path, leaf):
         return reason
-    is_hwio = path.split("/")[-1] == "kernel" and len(leaf.shape) == 4
-    if is_hwio and leaf.shape[2] == 1 and tuple(leaf.shape[:2]) != (1, 1):
-        return "depthwise, or a stem with one input channel"
+    if path.split("/")[-1] in _KERNELS and len(leaf.shape) == 4:
+        *window, inputs, _ = _axes.kernel_shape(leaf.shape, _axes.find(axes, path, leaf))
+        if inputs == 1 and math.prod(window) > 1:
+            return "depthwise, or a stem with one input channel"
     return None
 
 
 def _no_kernel(path: str, leaf: Any) -> str | None:
     components = path.split("/")
+    name = components[-1]
+    parent = next((c for c in reversed(components[:-1]) if not c.isdigit()), "")
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return f"not floating point ({leaf.dtype})"
     if len(leaf.shape) < 2:
         return "fewer than two dimensions"
-    if components[-1] in ("bias", "scale"):
-        return f"named {components[-1]}"
+    if name in ("bias", "scale", "offset") or name.endswith(("_bias", "_scale")):
+        return f"named {name}"
+    if name == "b" and sum(size > 1 for size in leaf.shape) < 2:
+        return "a bias, named b"  # of Haiku, with axes of length 1 to broadcast
     if any("embed" in component.lower() for component in components):
         return "an embedding"
+    if any(_POSITIONS.search(component) for component in components):
+        return "a position embedding"
+    if any(_ATTENTION_BIAS.search(component) for component in components):
+        return "a bias of positions"
+    if any(_LAYER_SCALE.search(component) for component in components):
+        return "a scale of layers"
+    if name in ("cls", "cls_token", "class_token"):
+        return "a class token"
+    if name in ("weight", "gamma", "beta") and _NORM.search(parent):
+        return "of a normalisation"
     return None
 
 
 def default_dense(path: str, leaf: Any) -> bool:
     """Whether a leaf stays dense unless the user says otherwise.
 
-    True for what is not floating or has fewer than two dimensions (a stacked axis
-    not counted); for leaves named `bias` or `scale`; where a component of the path
-    contains `embed`; and, among leaves named `kernel`, for depthwise convolutions: 4-D
-    HWIO with a window larger than 1x1 and one input channel (a one-channel stem looks
-    the same and stays dense too). Other layouts need their own predicate: Equinox's
-    convolutions are OIHW and named `weight`.
+    True for what is not floating or has fewer than two dimensions (a stacked axis not
+    counted), and by the name, of any shape:
+
+    - leaves named `bias`, `scale` or `offset`, or with such an ending as `_bias` or `_scale`;
+      Haiku's `b` where only one axis is longer than 1;
+    - where a part of the path contains `embed`, `pos_emb`, `pos_bias` or `layer_scale`;
+    - class tokens, named `cls`, `cls_token` or `class_token`;
+    - `weight`, `gamma` and `beta` of something whose name contains `norm` or begins with `ln`.
+
+    Among leaves named `kernel`, `w` or `weight` also for depthwise convolutions: four axes, a
+    window larger than 1x1 and one input channel (a one-channel stem looks the same and stays
+    dense too). Which axis is the input is asked of `axes`.
 
     Args:
       path: The leaf's name, as `Dense_0/kernel`.
@@ -66,8 +94,9 @@ class DenseLayers:
     """Keeps layers dense by name, and tells why; for `dense=` of a distribution.
 
     Besides them it keeps dense what can be no kernel: leaves that are not floating or have fewer
-    than two dimensions, are named `bias` or `scale`, or embeddings. Unlike `default_dense` it does
-    not judge by shapes: depthwise kernels are to be named.
+    than two dimensions, and all that `default_dense` knows by the name alone: biases, scales,
+    embeddings, class tokens. Unlike `default_dense` it does not judge by shapes: depthwise kernels
+    are to be named.
 
     Args:
       because: From regular expressions, searched in the path, to reasons.
@@ -107,6 +136,7 @@ class Layer:
     shape: tuple[int, ...]
     slices: int
     sparsity: float | None  # a sparsity of its own, outside the budget
+    kernel: tuple[int, ...]  # the shape as [*window, in, out]
 
     @property
     def size(self) -> int:
@@ -122,14 +152,15 @@ class Distribution:
     """
 
     sparsity: float
-    density_scale: Callable[[tuple[int, ...]], float] | None  # None: the same for all
+    density_scale: Callable[[Layer], float] | None  # None: the same for all
     name: str
     dense: DensePredicate = default_dense
     overrides: Mapping[str, float] = dataclasses.field(default_factory=dict)
     stacked: Sequence[str] = ()
+    axes: _axes.Axes = _axes.default_axes
 
     def __post_init__(self) -> None:
-        check_sparsity("sparsity", self.sparsity)
+        object.__setattr__(self, "sparsity", check_sparsity("sparsity", self.sparsity))
         for pattern, sparsity in self.overrides.items():
             _paths.compile_pattern(pattern, "overrides")
             check_sparsity(f"overrides[{pattern!r}]", sparsity)
@@ -137,6 +168,10 @@ class Distribution:
             raise TypeError(f"stacked={self.stacked!r}: must be a sequence of patterns")
         for pattern in self.stacked:
             _paths.compile_pattern(pattern, "stacked")
+        if not callable(self.axes):
+            raise TypeError(
+                f"axes={self.axes!r}: must be a function of path and leaf that returns KernelAxes"
+            )
 
     def __call__(self, params: PyTree) -> dict[str, float]:
         """Sparsity of every sparse leaf.
@@ -162,14 +197,15 @@ class Distribution:
 
     def layers(self, params: PyTree) -> list[Layer]:
         """The sparse leaves, in tree order, with what is special about each."""
-        named = _paths.flatten_with_paths(params)
+        named = _paths.named_arrays(params)
         stacked = self.stacked_paths(params)
         layers: list[Layer] = []
         used: set[str] = set()
         for path, leaf in named:
             shape = tuple(leaf.shape)
             slices, shape = (shape[0], shape[1:]) if path in stacked else (1, shape)
-            if self.dense(path, jax.ShapeDtypeStruct(shape, leaf.dtype)):
+            one = jax.ShapeDtypeStruct(shape, leaf.dtype)
+            if self._is_dense(path, one):
                 continue
             if math.prod(leaf.shape) > MAX_LEAF_SIZE:
                 raise ValueError(
@@ -188,7 +224,8 @@ class Distribution:
                 raise ValueError(f"overrides {_paths.listing(matches)} all match {path!r}")
             used.update(matches)
             own = float(self.overrides[matches[0]]) if matches else None
-            layers.append(Layer(path, shape, slices, own))
+            kernel = _axes.kernel_shape(shape, _axes.find(self.axes, path, one))
+            layers.append(Layer(path, shape, slices, own, kernel))
         paths = [x.path for x in layers]
         for pattern in self.overrides:
             if pattern not in used:
@@ -197,6 +234,12 @@ class Distribution:
                     f"{_paths.listing(paths)}; all leaves are "
                     f"{_paths.listing([path for path, _ in named])}"
                 )
+        if [path for path, _ in named] == [""] and not named[0][1].shape:
+            raise ValueError(
+                "a distribution was called on a number instead of params: under "
+                "optax.inject_hyperparams, which takes it for a schedule, name it in "
+                "static_args=('sparsity', ...)"
+            )
         if named and not layers:
             raise ValueError(
                 "nothing left to sparsify: `dense` keeps every leaf dense; leaves are "
@@ -204,23 +247,35 @@ class Distribution:
             )
         return layers
 
+    def _is_dense(self, path: str, leaf: jax.ShapeDtypeStruct) -> bool:
+        if self.dense is default_dense:
+            return dense_reason(path, leaf, self.axes) is not None
+        return self.dense(path, leaf)
+
     def stacked_paths(self, params: PyTree) -> set[str]:
         """Paths of the leaves whose leading axis counts layers."""
-        named = _paths.flatten_with_paths(params)
-        found: set[str] = set()
-        for pattern in self.stacked:
-            regex = _paths.compile_pattern(pattern, "stacked")
-            matches = {path for path, _ in named if regex.search(path)}
-            if not matches:
-                raise ValueError(
-                    f"stacked: {pattern!r} matches no leaf; leaves are "
-                    f"{_paths.listing([path for path, _ in named])}"
-                )
-            found |= matches
-        for path, leaf in named:
-            if path in found and len(leaf.shape) < 1:
-                raise ValueError(f"stacked: {path!r} is a scalar and has no leading axis")
-        return found
+        return stacked_paths(params, self.stacked)
+
+
+def stacked_paths(params: PyTree, stacked: Sequence[str]) -> set[str]:
+    """Paths of the leaves that these patterns match: their leading axis counts layers."""
+    if isinstance(stacked, str):
+        raise TypeError(f"stacked={stacked!r}: must be a sequence of patterns")
+    named = _paths.named_arrays(params)
+    found: set[str] = set()
+    for pattern in stacked:
+        regex = _paths.compile_pattern(pattern, "stacked")
+        matches = {path for path, _ in named if regex.search(path)}
+        if not matches:
+            raise ValueError(
+                f"stacked: {pattern!r} matches no leaf; leaves are "
+                f"{_paths.listing([path for path, _ in named])}"
+            )
+        found |= matches
+    for path, leaf in named:
+        if path in found and len(leaf.shape) < 1:
+            raise ValueError(f"stacked: {path!r} is a scalar and has no leading axis")
+    return found
 
 
 def uniform(
@@ -229,6 +284,7 @@ def uniform(
     dense: DensePredicate = default_dense,
     overrides: Mapping[str, float] | None = None,
     stacked: Sequence[str] = (),
+    axes: _axes.Axes = _axes.default_axes,
 ) -> Distribution:
     """The same sparsity in every layer (paper, section 3, "Uniform").
 
@@ -241,6 +297,8 @@ def uniform(
       overrides: `{pattern: sparsity}`; leaves whose path a regular expression is found in
         get that sparsity and stand outside the budget.
       stacked: Patterns of leaves whose leading axis counts layers (a scan over layers).
+      axes: A function of path and leaf to `KernelAxes`: which axes are inputs, for structures and
+        all that counts inputs of units. The default chooses by the leaf's name.
 
     Returns:
       A function of params to `{path: sparsity}`.
@@ -255,7 +313,7 @@ def uniform(
       >>> uniform(0.8, overrides={"conv1": 0.0})(params)
       {'conv1/kernel': 0.0, 'fc/kernel': 0.8}
     """
-    return Distribution(sparsity, None, "uniform", dense, dict(overrides or {}), stacked)
+    return Distribution(sparsity, None, "uniform", dense, dict(overrides or {}), stacked, axes)
 
 
 def erdos_renyi(
@@ -264,18 +322,16 @@ def erdos_renyi(
     dense: DensePredicate = default_dense,
     overrides: Mapping[str, float] | None = None,
     stacked: Sequence[str] = (),
+    axes: _axes.Axes = _axes.default_axes,
 ) -> Distribution:
     """Erdos-Renyi: density of a layer proportional to `(n_in + n_out) / (n_in * n_out)`.
 
-    Only the last two dimensions of a kernel count (paper, section 3; SET). Arguments and
-    errors are those of `uniform`; layers whose density would exceed 1 are dense and the
-    others make up for it.
+    Only the inputs and outputs of a kernel count, not its window (paper, section 3; SET).
+    Arguments and errors are those of `uniform`; layers whose density would exceed 1 are dense and
+    the others make up for it.
     """
-
-    def scale(shape: tuple[int, ...]) -> float:
-        return sum(shape[-2:]) / math.prod(shape[-2:])
-
-    return Distribution(sparsity, scale, "erdos_renyi", dense, dict(overrides or {}), stacked)
+    scale = _erdos_renyi_scale
+    return Distribution(sparsity, scale, "erdos_renyi", dense, dict(overrides or {}), stacked, axes)
 
 
 def erk(
@@ -285,6 +341,7 @@ def erk(
     dense: DensePredicate = default_dense,
     overrides: Mapping[str, float] | None = None,
     stacked: Sequence[str] = (),
+    axes: _axes.Axes = _axes.default_axes,
 ) -> Distribution:
     """Erdos-Renyi-Kernel, the paper's best: as `erdos_renyi`, over all dimensions.
 
@@ -298,6 +355,7 @@ def erk(
       dense: As in `uniform`.
       overrides: As in `uniform`.
       stacked: As in `uniform`; each slice is a layer of its own.
+      axes: As in `uniform`.
 
     Returns:
       A function of params to `{path: sparsity}`.
@@ -312,13 +370,20 @@ def erk(
       >>> {path: round(s, 3) for path, s in erk(0.8)(params).items()}
       {'a/kernel': 0.841, 'b/kernel': 0.469}
     """
-    if not (isinstance(power, numbers.Real) and math.isfinite(power)):
-        raise ValueError(f"power={power!r}: must be a finite number")
+    power = _numbers.real("power", power, "a finite number")
+    if not math.isfinite(power):
+        raise ValueError(f"power={power}: must be a finite number")
+    scale = functools.partial(_erk_scale, power=power)
+    return Distribution(sparsity, scale, "erk", dense, dict(overrides or {}), stacked, axes)
 
-    def scale(shape: tuple[int, ...]) -> float:
-        return (sum(shape) / math.prod(shape)) ** power
 
-    return Distribution(sparsity, scale, "erk", dense, dict(overrides or {}), stacked)
+# Functions of the module, so that a distribution can be pickled.
+def _erdos_renyi_scale(layer: Layer) -> float:
+    return sum(layer.kernel[-2:]) / math.prod(layer.kernel[-2:])
+
+
+def _erk_scale(layer: Layer, power: float) -> float:
+    return (sum(layer.shape) / math.prod(layer.shape)) ** power
 
 
 def zeros_in(sparsity: float, size: int) -> int:
@@ -326,18 +391,18 @@ def zeros_in(sparsity: float, size: int) -> int:
     return math.floor(sparsity * size)
 
 
-def check_sparsity(name: str, sparsity: float) -> None:
-    """Raises unless `sparsity` is a number in [0, 1)."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
-        raise TypeError(f"{name}={sparsity!r}: must be a number in [0, 1)")
-    if not 0 <= sparsity < 1:
+def check_sparsity(name: str, sparsity: float) -> float:
+    """Returns `sparsity` as a Python float; raises unless it is a number in [0, 1)."""
+    number = _numbers.real(name, sparsity, "a number in [0, 1)")
+    if not 0 <= number < 1:
         raise ValueError(f"{name}={sparsity}: must be in [0, 1)")
+    return number
 
 
 def _scaled_sparsities(
     layers: Sequence[Layer],
     sparsity: float,
-    scale: Callable[[tuple[int, ...]], float],
+    scale: Callable[[Layer], float],
     name: str,
 ) -> dict[str, float]:
     """Solves for epsilon in `density = epsilon * scale`, capping at dense as the reference does.
@@ -346,7 +411,9 @@ def _scaled_sparsities(
     and what they lack in zeros is taken from the rest (reference code `sparse_utils.py`,
     `get_mask_random` and callers; fact sheet section 2.2).
     """
-    scales = {x.path: scale(x.shape) for x in layers}
+    if not layers:  # every one has a sparsity of its own
+        return {}
+    scales = {x.path: scale(x) for x in layers}
     zeros = {x.path: x.slices * zeros_in(sparsity, x.size) for x in layers}
     sizes = {x.path: x.slices * x.size for x in layers}
     dense: set[str] = set()

@@ -2,18 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rigl_optax import _distributions, _packing, _paths, _structure
-from rigl_optax._packing import Packing, Rows
-from rigl_optax._structure import Structure, Structures
-
-PyTree = Any
-Distribution = _distributions.Distribution | Callable[[PyTree], Mapping[str, float]]
+from rigl_optax import _axes, _distributions, _paths, _structures
+from rigl_optax._axes import KernelAxes
+from rigl_optax._ranking import _packing
+from rigl_optax._ranking._packing import Packing, Rows
+from rigl_optax._structures import Structure, Structures
+from rigl_optax._types import LayerSparsities, PyTree, Sparsity
 
 
 class SparseLeaf(NamedTuple):
@@ -26,6 +26,7 @@ class SparseLeaf(NamedTuple):
     structure: Structure
     shape: tuple[int, ...]
     grid: tuple[int, ...]  # of its groups; what is ranked
+    axes: KernelAxes | None = None  # of one layer; None for [*window, in, out]
 
     @property
     def leading(self) -> int:
@@ -42,27 +43,78 @@ class SparseLeaf(NamedTuple):
         """Number of layers: 1, or how many are stacked."""
         return self.shape[0] if self.stacked else 1
 
+    @property
+    def layer_shape(self) -> tuple[int, ...]:
+        """Shape of one layer as the leaf has it."""
+        return self.shape[self.stacked :]
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Shape of one layer as [*window, in, out]."""
+        return _axes.kernel_shape(self.layer_shape, self.axes)
+
+    @property
+    def kernel_axes(self) -> KernelAxes:
+        """Axes of one layer as the leaf has it."""
+        return _axes.or_last(self.axes, len(self.layer_shape))
+
+    @property
+    def unit_axes(self) -> tuple[int, ...]:
+        """Axes of the grid that count units: groups of outputs."""
+        if self.axes is None or self._is_grouped:
+            return (len(self.grid) - 1,)
+        return tuple(a + self.stacked for a in self.axes.outputs)
+
+    @property
+    def _is_grouped(self) -> bool:
+        return self.structure != _structures.UNSTRUCTURED
+
     def pool(self, x: jax.Array) -> jax.Array:
         """Scores of the groups, float32, in the shape of the grid."""
-        pool = self.structure.pool
-        return jax.vmap(pool)(x) if self.stacked else pool(x)
+        return self._of_layers(self.structure.pool, x)
 
     def mean(self, x: jax.Array) -> jax.Array:
         """Means of the groups, with their signs; float32, in the shape of the grid."""
-        mean = self.structure.mean
-        return jax.vmap(mean)(x) if self.stacked else mean(x)
+        return self._of_layers(self.structure.mean, x)
 
     def groups(self, mask: jax.Array) -> jax.Array:
         """From a mask of the weights to one of the groups."""
-        groups = self.structure.groups
-        return jax.vmap(groups)(mask) if self.stacked else groups(mask)
+        return self._of_layers(self.structure.groups, mask)
 
     def expand(self, mask: jax.Array) -> jax.Array:
         """From a mask of the groups to one of the weights."""
-        shape = self.shape[self.stacked :]
-        if not self.stacked:
-            return self.structure.expand(mask, shape)
-        return jax.vmap(lambda m: self.structure.expand(m, shape))(mask)
+
+        def expand(mask: jax.Array) -> jax.Array:
+            if not self._is_grouped:
+                return mask
+            whole = self.structure.expand(mask, self.kernel)
+            return _axes.from_kernel(whole, self.axes, self.layer_shape)
+
+        return jax.vmap(expand)(mask) if self.stacked else expand(mask)
+
+    def misfit(self, mask: np.ndarray) -> str:
+        """Says what is wrong with a mask of the weights; empty if nothing is."""
+        if not self._is_grouped:
+            return ""
+        layers = [_axes.to_kernel(x, self.axes) for x in (mask if self.stacked else mask[None])]
+        return next(filter(None, (self.structure.misfit(x) for x in layers)), "")
+
+    def fits_as_stack(self, mask: np.ndarray) -> bool:
+        """Whether a mask would fit if the leading axis counted layers, which it does not."""
+        one = jax.ShapeDtypeStruct(self.shape[1:], mask.dtype)
+        if self.stacked or len(one.shape) < 2:
+            return False
+        axes = _axes.unusual(_axes.default_axes(self.path, one), len(one.shape))
+        stack = self._replace(stacked=True, axes=axes)
+        return _has_grid(self.structure, stack.kernel) and not stack.misfit(mask)
+
+    def _of_layers(self, function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        """Applies a function of [*window, in, out] to each layer; single weights stay in place."""
+
+        def apply(x: jax.Array) -> jax.Array:
+            return function(_axes.to_kernel(x, self.axes) if self._is_grouped else x)
+
+        return jax.vmap(apply)(x) if self.stacked else apply(x)
 
 
 def packing(sparse: Sequence[SparseLeaf]) -> Packing:
@@ -100,9 +152,7 @@ class Layout(NamedTuple):
         return [leaves[s.position] for s in self.sparse]
 
 
-def as_distribution(
-    sparsity: float | Distribution | None, initial_masks: PyTree | None
-) -> Distribution:
+def as_distribution(sparsity: Sparsity | None, initial_masks: PyTree | None) -> LayerSparsities:
     """A float s means `erk(s)`; None means: as the initial masks are.
 
     Raises:
@@ -120,9 +170,9 @@ def as_distribution(
 
 def layout(
     params: PyTree,
-    distribution: Distribution,
+    distribution: LayerSparsities,
     masked: bool,
-    structure: Structures = _structure.UNSTRUCTURED,
+    structure: Structures = _structures.UNSTRUCTURED,
 ) -> Layout:
     """Which leaves of `params` are sparse.
 
@@ -136,10 +186,11 @@ def layout(
       ValueError: As the distribution does, or if it names a path that does not exist; if a
         structure does not fit its layer.
     """
-    leaves, treedef = jax.tree.flatten(params)
+    treedef = jax.tree.structure(params)
+    named = _paths.named_arrays(params)
+    paths, leaves = [path for path, _ in named], [leaf for _, leaf in named]
     if not leaves:
         return Layout(treedef, [], leaves, [])
-    paths = [path for path, _ in _paths.flatten_with_paths(params)]
     sparsities = distribution(params)
     unknown = [path for path in sparsities if path not in paths]
     if unknown:
@@ -147,9 +198,10 @@ def layout(
             f"no leaf {_paths.listing(unknown)} in params; leaves are {_paths.listing(paths)}"
         )
     stacked: set[str] = set()
+    axes_of = axes_rule(distribution)
     if isinstance(distribution, _distributions.Distribution):
         stacked = distribution.stacked_paths(params)
-    structures = _structure.by_path(structure, [path for path in paths if path in sparsities])
+    structures = _structures.by_path(structure, [path for path in paths if path in sparsities])
     sparse = []
     for index, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
         if path not in sparsities:
@@ -157,11 +209,34 @@ def layout(
         _distributions.check_sparsity(f"sparsity of {path!r}", sparsities[path])
         shape = tuple(leaf.shape)
         slices, layer = (shape[:1], shape[1:]) if path in stacked else ((), shape)
-        kind = structures[path]
-        grid = kind.grid(layer, path)
+        found = _axes.find(axes_of, path, jax.ShapeDtypeStruct(layer, leaf.dtype))
+        axes = _axes.unusual(found, len(layer))
+        kind, kernel = structures[path], layer
+        if kind != _structures.UNSTRUCTURED:
+            kernel = _axes.kernel_shape(layer, axes)
+        if not masked and not sparsities[path] and not _has_grid(kind, kernel):
+            kind, kernel = _structures.UNSTRUCTURED, layer  # all of it is active
+        grid = kind.grid(kernel, path)
         zeros = None if masked else kind.zeros(sparsities[path], grid, path)
-        sparse.append(SparseLeaf(path, index, path in stacked, zeros, kind, shape, slices + grid))
+        sparse.append(
+            SparseLeaf(path, index, path in stacked, zeros, kind, shape, slices + grid, axes)
+        )
     return Layout(treedef, paths, leaves, sparse)
+
+
+def axes_rule(distribution: Any) -> _axes.Axes:
+    """Which axes of leaves are inputs: as one of our distributions says, or the default."""
+    if isinstance(distribution, _distributions.Distribution):
+        return distribution.axes
+    return _axes.default_axes
+
+
+def _has_grid(structure: Structure, kernel: tuple[int, ...]) -> bool:
+    try:
+        structure.grid(kernel, "")
+    except ValueError:
+        return False
+    return True
 
 
 def check_total(layout: Layout) -> None:
@@ -176,7 +251,7 @@ def check_total(layout: Layout) -> None:
             "each part of a layer has; this method moves them between layers"
         )
     sizes = {
-        leaf.path: np.unique(leaf.structure.group_sizes(leaf.shape[leaf.stacked :])).tolist()
+        leaf.path: np.unique(leaf.structure.group_sizes(leaf.kernel)).tolist()
         for leaf in layout.sparse
     }
     if len({size for each in sizes.values() for size in each}) > 1:
@@ -209,9 +284,7 @@ def check_same_leaves(final: Layout, initial: Layout) -> None:
             )
 
 
-def at_start(
-    sparsity: float | Distribution, final: float | Distribution, name: str
-) -> Distribution:
+def at_start(sparsity: Sparsity, final: Sparsity, name: str) -> LayerSparsities:
     """A second distribution: of the kind of the final one, where only a number is given.
 
     Args:
@@ -228,6 +301,8 @@ def at_start(
     _distributions.check_sparsity(name, sparsity)
     distribution = as_distribution(final, None)
     if sparsity == 0:
+        if isinstance(distribution, _distributions.Distribution):
+            return dataclasses.replace(distribution, sparsity=0.0, density_scale=None, overrides={})
         return lambda params: dict.fromkeys(distribution(params), 0.0)
     if not isinstance(distribution, _distributions.Distribution):
         raise ValueError(
@@ -235,7 +310,10 @@ def at_start(
             "here too, or 0"
         )
     if sparsity > distribution.sparsity:
-        raise ValueError(f"{name}={sparsity}: must be at most {distribution.sparsity}")
+        raise ValueError(
+            f"sparsity={distribution.sparsity}, {name}={sparsity} (given, or by default): {name} "
+            "must be at most sparsity; give it too"
+        )
     return dataclasses.replace(distribution, sparsity=sparsity)
 
 

@@ -1,7 +1,8 @@
 """Masks: draw them, check them, find them in an optimizer state, apply them."""
 
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _blend, _explicit, _layout, _paths, _random, _selection
+from rigl_optax import _layout, _paths, _structures
 from rigl_optax._layout import Layout, SparseLeaf
+from rigl_optax._ranking import _random, _top_k
 from rigl_optax._state import SparseState
+from rigl_optax._types import PyTree, Seed
+from rigl_optax._xla import _blend, _sharding
 
-PyTree = Any
 
-
-def random_masks(layout: Layout, seed: _random.Seed) -> list[jax.Array]:
+def random_masks(layout: Layout, seed: Seed) -> list[jax.Array]:
     """A mask for each leaf, uniformly random with exactly the zeros the layout asks for.
 
     Each has its parameter's sharding and is made with it: never whole on one device.
@@ -25,7 +27,7 @@ def random_masks(layout: Layout, seed: _random.Seed) -> list[jax.Array]:
     word = jnp.asarray(seed, jnp.uint32)
     draw = functools.partial(_draw_masks, shapes, tuple(layout.sparse))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
-        return [_explicit.like(m, leaf) for m, leaf in zip(draw(word), layout.leaves, strict=True)]
+        return [_sharding.like(m, leaf) for m, leaf in zip(draw(word), layout.leaves, strict=True)]
     return _compiled_draw(draw.args, _shardings(layout.leaves))(word)
 
 
@@ -41,7 +43,7 @@ def _draw_masks(
     )
     zeros = np.repeat(np.asarray([s.zeros for s in sparse], np.int32), packing.layers)
     k = packing.per_row(jnp.asarray(packing.sizes() - zeros))
-    chosen = _selection.top_k(scores, packing.rows, k)
+    chosen = _top_k.top_k(scores, packing.rows, k)
     for s, mask in zip(sparse, packing.unpack(chosen), strict=True):
         masks[s.position] = s.expand(mask)
     return masks
@@ -60,25 +62,11 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
       ValueError: If the trees differ, a shape differs, a mask is not boolean, a dense leaf's
         mask has a False, or a mask does not fit its structure.
     """
-    given = dict(_paths.flatten_with_paths(initial_masks))
+    given = of_params(initial_masks, layout.paths, layout.leaves, "initial_masks")
     paths = layout.paths
-    missing = [path for path in paths if path not in given]
-    extra = [path for path in given if path not in paths]
-    if missing or extra:
-        raise ValueError(
-            f"initial_masks: must have the tree structure of params; missing "
-            f"{_paths.listing(missing)}, unknown {_paths.listing(extra)}"
-        )
     sparse = {s.path: s for s in layout.sparse}
-    for path, leaf in zip(paths, layout.leaves, strict=True):
-        mask = given[path] if hasattr(given[path], "dtype") else np.asarray(given[path])
-        if mask.dtype != np.bool_:
-            raise ValueError(f"initial_masks: {path!r} has dtype {mask.dtype}, must be bool")
-        if tuple(mask.shape) != tuple(leaf.shape):
-            raise ValueError(
-                f"initial_masks: {path!r} has shape {tuple(mask.shape)}, "
-                f"its parameter {tuple(leaf.shape)}"
-            )
+    for path in paths:
+        mask = given[path]
         if isinstance(mask, jax.core.Tracer):
             continue
         if path not in sparse and not np.all(np.asarray(mask)):
@@ -89,16 +77,20 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
         if path in sparse and mask.size and not np.any(np.asarray(mask)):
             raise ValueError(f"initial_masks: nothing is active in {path!r}")
         if path in sparse:
-            layers = np.asarray(mask) if sparse[path].stacked else np.asarray(mask)[None]
             with jax.ensure_compile_time_eval():  # `init` may be traced; the mask is not
-                wrong = {sparse[path].structure.misfit(layer) for layer in layers} - {""}
+                wrong = sparse[path].misfit(np.asarray(mask))
+                if wrong and sparse[path].fits_as_stack(np.asarray(mask)):
+                    wrong += (
+                        "; each slice along its first axis fits: if that counts layers, pass a "
+                        "distribution that says so, as erk(0.9, stacked=(pattern,))"
+                    )
             if wrong:
                 raise ValueError(
-                    f"initial_masks: {path!r} does not fit {sparse[path].structure}: {wrong.pop()}"
+                    f"initial_masks: {path!r} does not fit {sparse[path].structure}: {wrong}"
                 )
     masks = [jnp.array(given[path], copy=True) for path in paths]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
-        return [_explicit.like(m, leaf) for m, leaf in zip(masks, layout.leaves, strict=True)]
+        return [_sharding.like(m, leaf) for m, leaf in zip(masks, layout.leaves, strict=True)]
     return [
         mask
         if sharding is None or isinstance(mask, jax.core.Tracer)
@@ -107,20 +99,167 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
     ]
 
 
-def get_masks(opt_state: PyTree) -> PyTree:
+def warn_of_stacks(layout: Layout, initial_masks: PyTree) -> None:
+    """Warns of masks that look like those of stacked layers, where no distribution says so.
+
+    The slices of such a mask have as many active weights each, but not the same ones.
+    """
+    given = over_paths(initial_masks, layout.paths, "initial_masks", allow_missing=True)
+    found = []
+    for leaf in layout.sparse:
+        mask = given[leaf.path]
+        if mask is None or isinstance(mask, jax.core.Tracer):
+            continue
+        if len(leaf.shape) < 3 or leaf.shape[0] < 2:
+            continue
+        slices = np.asarray(mask).reshape(leaf.shape[0], -1)
+        is_even = np.unique(slices.sum(1)).size == 1 and (slices != slices[0]).any()
+        if is_even and leaf.structure == _structures.UNSTRUCTURED:
+            found.append(f"{leaf.path} ({slices.shape[0]} of {int(slices[0].sum())})")
+    if found:
+        warnings.warn(
+            "initial_masks: the slices along the first axis have equal numbers of active weights "
+            f"in {', '.join(found)}. If that axis counts layers, weights would move between them: "
+            "with sparsity=None a leaf is one layer. Pass a distribution besides, as "
+            "erk(0.9, stacked=(pattern,)), or without `stacked` if these are no layers",
+            stacklevel=3,
+        )
+
+
+def counted(layout: Layout, initial_masks: PyTree) -> Layout:
+    """The layout with the zeros of the user's masks: of the sparsest layer, or part, of each leaf.
+
+    None where a mask is traced.
+    """
+    given = of_params(initial_masks, layout.paths, layout.leaves, "initial_masks")
+
+    def zeros(leaf: SparseLeaf) -> int | None:
+        if isinstance(given[leaf.path], jax.core.Tracer):
+            return None
+        mask = np.asarray(given[leaf.path])
+        if leaf.structure != _structures.UNSTRUCTURED:
+            with jax.ensure_compile_time_eval():  # `init` may be traced; the mask is not
+                mask = np.asarray(leaf.groups(jnp.asarray(mask)))
+        return int((~mask.reshape(leaf.rankings, -1)).sum(1).max())
+
+    return layout._replace(sparse=[leaf._replace(zeros=zeros(leaf)) for leaf in layout.sparse])
+
+
+def of_params(
+    masks: PyTree,
+    paths: Sequence[str],
+    leaves: Sequence[Any],
+    name: str = "masks",
+    *,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """Finds the mask of each parameter in whatever gives masks.
+
+    That is a tree of masks like params, one of another kind with the same paths, or a dict of
+    paths; with a scalar True, `optax.MaskedNode()` or None for what is dense: for a leaf, or for
+    all that is below.
+
+    Args:
+      masks: What was given.
+      paths: Of the parameters.
+      leaves: The parameters, or their shapes.
+      name: Of the argument, for errors.
+      allow_missing: Whether parameters without a mask are dense.
+
+    Returns:
+      `{path: mask}`, bool arrays of the parameters' shapes; all True for dense ones.
+
+    Raises:
+      ValueError: If a mask is missing, belongs to no parameter, has another shape than its
+        parameter, or is not boolean.
+    """
+    found = _checked(masks, paths, leaves, name, allow_missing=allow_missing)
+    return {
+        path: np.broadcast_to(np.True_, np.shape(leaf)) if found[path] is None else found[path]
+        for path, leaf in zip(paths, leaves, strict=True)
+    }
+
+
+def _checked(
+    masks: PyTree, paths: Sequence[str], leaves: Sequence[Any], name: str, *, allow_missing: bool
+) -> dict[str, Any]:
+    """As `of_params`, with None for what is dense."""
+    found = over_paths(masks, paths, name, allow_missing=allow_missing)
+    for path, leaf in zip(paths, leaves, strict=True):
+        mask, shape = found[path], np.shape(leaf)
+        if mask is None:
+            continue
+        if mask.dtype != np.bool_:
+            raise ValueError(f"{name}: {path!r} has dtype {mask.dtype}, must be bool")
+        if tuple(mask.shape) != shape:
+            raise ValueError(
+                f"{name} do not fit params: {path!r} has a mask of shape {tuple(mask.shape)}, the "
+                f"parameter has {shape}"
+            )
+    return found
+
+
+def over_paths(
+    masks: PyTree, paths: Sequence[str], name: str = "masks", *, allow_missing: bool = False
+) -> dict[str, Any]:
+    """The mask of each path, as `of_params`, whatever its shape; None for what is dense.
+
+    Raises:
+      ValueError: If a mask is missing, or belongs to none of the paths.
+    """
+    given, dense = {}, set()
+    for path, mask in _paths.flatten_with_paths(masks, is_leaf=_paths.is_hole):
+        if _paths.is_hole(mask):
+            dense.add(path)
+            continue
+        mask = mask if hasattr(mask, "dtype") else np.asarray(mask)
+        if not mask.ndim and mask.dtype == np.bool_:
+            if not isinstance(mask, jax.core.Tracer) and not mask:
+                raise ValueError(f"{name}: {path!r} is False; a scalar stands for dense leaves")
+            dense.add(path)
+        else:
+            given[path] = mask
+
+    def covering(path: str) -> str | None:
+        """The path of what stands for this leaf, or for the subtree that it is in."""
+        ends = [i for i, letter in enumerate(path) if letter == "/"]
+        return next((p for p in ("", *(path[:i] for i in ends), path) if p in dense), None)
+
+    cover = {path: covering(path) for path in paths if path not in given}
+    missing = [path for path, found in cover.items() if found is None]
+    extra = [path for path in given if path not in set(paths)]
+    if extra or (missing and not allow_missing):
+        wrong = [
+            f"{_paths.listing(each)} {'has' if len(each) == 1 else 'have'} no {what}"
+            for each, what in ((missing, "mask"), (extra, "parameter"))
+            if each and not (allow_missing and what == "mask")
+        ]
+        raise ValueError(
+            f"{name} do not fit params: {'; '.join(wrong)}; params have "
+            f"{_paths.listing(list(paths))}"
+        )
+    return {path: given.get(path) for path in paths}
+
+
+def get_masks(opt_state: PyTree, params: PyTree | None = None) -> PyTree:
     """The masks, wherever in an optimizer state the sparse transformation's state sits.
 
     Args:
       opt_state: State of a transformation, or of a chain, MultiSteps, inject_hyperparams,
         partition, `nnx.Optimizer`, ... around one or several of ours.
+      params: Parameters, or their shapes. Needed only where a wrapper gives our transformation a
+        part of them (`optax.partition`, `optax.masked`): for the shapes of the others.
 
     Returns:
       A tree with the structure of params: bool arrays of the parameters' shapes. Several
       states (`optax.partition`, `optax.masked`) are merged; a leaf that none of them
-      covers is dense, and as its shape is unknown here, its mask is a scalar True.
+      covers is dense, all True. Without `params` its shape is unknown, and its mask is a scalar
+      True; where a whole subtree is left out, one stands for it. Every function that takes
+      masks takes those too.
 
     Raises:
-      ValueError: If there is no such state, or two cover the same leaf.
+      ValueError: If there is no such state, two cover the same leaf, or masks do not fit
+        `params`.
 
     Example:
       >>> import optax, rigl_optax
@@ -129,26 +268,76 @@ def get_masks(opt_state: PyTree) -> PyTree:
       >>> int(get_masks(tx.init(params))["kernel"].sum())
       10
     """
-    is_ours = lambda node: isinstance(node, SparseState)  # noqa: E731
-    states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(s)]
+    states = _states(opt_state)
     if not states:
-        found = sorted({type(leaf).__name__ for leaf in jax.tree.leaves(opt_state)})
-        raise ValueError(
-            f"no SparseState in the optimizer state ({type(opt_state).__name__} with leaves of "
-            f"type {_paths.listing(found)}): was the optimizer wrapped?"
+        raise ValueError(_not_found(opt_state))
+    merged = _merged((), [state.masks for state in states])
+    if params is None:
+        return merged
+    named = _paths.flatten_with_paths(params)
+    paths, leaves = [path for path, _ in named], [leaf for _, leaf in named]
+    found = _checked(merged, paths, leaves, "masks", allow_missing=False)
+    shardings: Sequence[Any] = [None] * len(leaves)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        shardings = _shardings(leaves)
+    masks = [
+        jnp.ones(np.shape(leaf), bool, device=sharding) if found[path] is None else found[path]
+        for path, leaf, sharding in zip(paths, leaves, shardings, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), masks)
+
+
+def _states(opt_state: PyTree) -> list[SparseState]:
+    is_ours = lambda node: isinstance(node, SparseState)  # noqa: E731
+    return [s for s in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(s)]
+
+
+def _not_found(opt_state: PyTree) -> str:
+    """Says what was found in place of a state of ours, and what may have happened."""
+    fields = {"masks", "inner_state", "rewirings"}
+
+    def was_ours(node: Any) -> bool:
+        return isinstance(node, Mapping) and fields <= set(node)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=was_ours)
+    if any(was_ours(node) for node in nodes):
+        return (
+            "no SparseState in the optimizer state, but a mapping with its fields: it was restored "
+            "without a target, or split by NNX; restore it into tx.init(params), or take "
+            "optimizer.opt_state of an nnx.Optimizer"
         )
+    found = sorted({type(leaf).__name__ for leaf in nodes})
+    return (
+        f"no SparseState in the optimizer state ({type(opt_state).__name__} with leaves of "
+        f"type {_paths.listing(found)}): was the optimizer wrapped?"
+    )
 
-    def is_leaf(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
 
-    def merge(path: _paths.KeyPath, *masks: Any) -> Any:
-        covering = [m for m in masks if not is_leaf(m)]
-        if len(covering) > 1:
+def _merged(path: _paths.KeyPath, trees: Sequence[Any]) -> Any:
+    """One tree of masks out of several, which have holes where others have masks.
+
+    A hole in all of them becomes a scalar True.
+    """
+    trees = [tree for tree in trees if not isinstance(tree, optax.MaskedNode)]
+    if not trees:
+        return jnp.ones((), bool)
+    if trees[0] is None:
+        return None
+    children, treedefs = zip(*(_paths.split(tree) for tree in trees), strict=True)
+    if jax.tree_util.treedef_is_leaf(treedefs[0]):
+        if len(trees) > 1:
             raise ValueError(f"two SparseStates cover {_paths.path_string(path)!r}")
-        return covering[0] if covering else jnp.ones((), bool)
-
-    trees = [state.masks for state in states]
-    return jax.tree_util.tree_map_with_path(merge, *trees, is_leaf=is_leaf)
+        return trees[0]
+    if any(other != treedefs[0] for other in treedefs):
+        raise ValueError(
+            f"the SparseStates have different trees at {_paths.path_string(path)!r}: do they "
+            "belong to the same params?"
+        )
+    merged = [
+        _merged(path + nodes[0][0], [node for _, node in nodes])
+        for nodes in zip(*children, strict=True)
+    ]
+    return treedefs[0].unflatten(merged)
 
 
 def apply_masks(params: PyTree, opt_state: PyTree) -> PyTree:
@@ -160,7 +349,7 @@ def apply_masks(params: PyTree, opt_state: PyTree) -> PyTree:
 
     Args:
       params: Parameters, or anything of their structure, as an average of them.
-      opt_state: Whatever `get_masks` takes.
+      opt_state: Whatever `get_masks` takes; or masks, as those of `snip_masks` or an export.
 
     Returns:
       A tree of the structure, shapes and dtypes of `params`.
@@ -175,27 +364,74 @@ def apply_masks(params: PyTree, opt_state: PyTree) -> PyTree:
       >>> float(apply_masks(params, tx.init(params))["kernel"].sum())
       10.0
     """
-    found = _paths.flatten_with_paths(get_masks(opt_state))
-    # A scalar stands for what nobody covers, a leaf or a whole subtree: dense.
-    masks = {path: mask for path, mask in found if mask.ndim}
-    named = dict(_paths.flatten_with_paths(params))
-    unknown = [path for path in masks if path not in named]
-    if unknown:
+    masks = _given(params, opt_state)
+
+    def apply(path: str, param: Any) -> Any:
+        return param if masks[path] is None else _blend.masked(masks[path], param)
+
+    return _paths.map_with_names(apply, params)
+
+
+def check(params: PyTree, opt_state: PyTree) -> None:
+    """Raises unless every inactive weight is exactly 0.
+
+    Call it now and then outside of jit, as after the first steps: it finds what undoes
+    sparsity from outside, such as a transformation that comes after ours.
+
+    Args:
+      params: Parameters, or anything of their structure, as an average of them.
+      opt_state: Whatever `get_masks` takes; or masks.
+
+    Raises:
+      ValueError: If an inactive weight is not 0: in which leaves, and how many. As
+        `apply_masks` does, if masks do not fit.
+      TypeError: If it is traced.
+
+    Example:
+      >>> import optax, rigl_optax
+      >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}
+      >>> opt_state = rigl_optax.rigl(optax.sgd(0.1), sparsity=0.5, end=1_000).init(params)
+      >>> check(apply_masks(params, opt_state), opt_state)
+      >>> check(params, opt_state)
+      Traceback (most recent call last):
+      ...
+      ValueError: inactive weights that are not 0: 'kernel' (10 of 10). ...
+    """
+    masks = _given(params, opt_state)
+    named = [(p, x) for p, x in _paths.flatten_with_paths(params) if masks[p] is not None]
+    if any(isinstance(x, jax.core.Tracer) for pair in named for x in (pair[1], masks[pair[0]])):
+        raise TypeError("check reads the numbers: call it outside of jit, grad and vmap")
+    counts = {path: _alive(masks[path], leaf) for path, leaf in named}
+    wrong = [f"{p!r} ({n} of {total})" for p, (n, total) in jax.device_get(counts).items() if n]
+    if wrong:
+        shown = ", ".join(wrong[:40]) + (f", and {len(wrong) - 40} more" if wrong[40:] else "")
         raise ValueError(
-            f"masks of {_paths.listing(unknown)} have no parameter; params have "
-            f"{_paths.listing(list(named))}"
+            f"inactive weights that are not 0: {shown}. Has apply_masks been called before the "
+            "first step? After it, this is what a transformation does that scales or adds to "
+            "updates after the sparse one (in a chain, or around it as lookahead): put it inside"
         )
-    for path, mask in masks.items():
-        if mask.shape != named[path].shape:
-            raise ValueError(
-                f"{path!r}: the mask has shape {mask.shape}, the parameter {named[path].shape}"
-            )
 
-    def apply(path: _paths.KeyPath, param: jax.Array) -> jax.Array:
-        mask = masks.get(_paths.path_string(path))
-        return param if mask is None else _blend.masked(mask, param)
 
-    return jax.tree_util.tree_map_with_path(apply, params)
+@jax.jit
+def _alive(mask: jax.Array, leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How many inactive weights are not 0 (NaN is not), and how many there are."""
+    return jnp.count_nonzero(~mask & (leaf != 0)), jnp.count_nonzero(~mask)
+
+
+def _given(params: PyTree, opt_state: PyTree) -> dict[str, Any]:
+    """The mask of each leaf, of a state or of masks themselves; None for what is dense."""
+    masks = opt_state
+    leaves = jax.tree.leaves(opt_state)
+    are_masks = leaves and all(
+        isinstance(x, bool) or getattr(x, "dtype", None) == np.bool_ for x in leaves
+    )
+    if not are_masks or _states(opt_state):
+        masks = get_masks(opt_state)
+    named = _paths.flatten_with_paths(params)
+    found = _checked(
+        masks, [p for p, _ in named], [x for _, x in named], "masks", allow_missing=True
+    )
+    return {path: None if mask is None else jnp.asarray(mask) for path, mask in found.items()}
 
 
 def _shardings(leaves: list[Any]) -> tuple[Any, ...]:

@@ -1,45 +1,123 @@
 """Names for the leaves of any pytree: strings like `Dense_0/kernel`."""
 
 import collections
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
-PyTree = Any
+from rigl_optax._types import PyTree
+
 KeyPath = tuple[Any, ...]
 
+# What variables of NNX and annotated parameters of Linen descend from.
+_BOXES = {"Variable", "VariableState", "AxisMetadata"}
 
-def strip_variable(path: KeyPath) -> KeyPath:
-    """Drops the trailing `value` key that an NNX Variable adds below its own.
 
-    State trees with Variables and their pure counterparts name the same leaf by
-    the same path then.
+def is_box(node: Any) -> bool:
+    """Whether a node is a variable of NNX or Linen around an array.
+
+    They add a key `value` below their own. Told by their classes, as the core does not import
+    Flax: a field that happens to be called `value` is a key like any other.
     """
-    last = path[-1] if path else None
-    if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
-        return path[:-1]
-    return path
+    kind: Any = type(node)
+    return _is_box_type(kind)
+
+
+@functools.cache
+def _is_box_type(kind: type) -> bool:
+    return any(
+        base.__name__ in _BOXES and base.__module__.partition(".")[0] == "flax"
+        for base in kind.__mro__
+    )
+
+
+def is_hole(node: Any) -> bool:
+    """Whether a node stands where a wrapper has taken weights out, one or a whole subtree."""
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
+def leaves_with_path(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[KeyPath, Any]]:
+    """Key paths and leaves of `tree`, in tree order, without the `value` of variables.
+
+    State trees with variables and their pure counterparts have the same paths then.
+
+    Args:
+      tree: Any pytree.
+      is_leaf: As in `jax.tree.leaves`.
+    """
+    named = []
+
+    def stop(node: Any) -> bool:
+        return is_box(node) or (is_leaf is not None and is_leaf(node))
+
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=stop):
+        if not is_box(node):
+            named.append((path, node))
+            continue
+        for keys, child in split(node)[0]:
+            is_value = keys == (jax.tree_util.GetAttrKey("value"),)
+            for rest, leaf in leaves_with_path(child, is_leaf):
+                named.append((path + (() if is_value and not rest else keys) + rest, leaf))
+    return named
+
+
+def split(node: Any) -> tuple[list[tuple[KeyPath, Any]], Any]:
+    """The children of a node, with their keys; and the treedef that makes it of them."""
+    return jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
 
 
 def path_string(path: KeyPath) -> str:
     """The name of a leaf, `/` between its keys; a bare array has the name `""`."""
-    return jax.tree_util.keystr(strip_variable(path), simple=True, separator="/")
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def flatten_with_paths(tree: PyTree) -> list[tuple[str, Any]]:
+def flatten_with_paths(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[str, Any]]:
     """Names and leaves of `tree`, in tree order.
 
     Raises:
       ValueError: If two leaves have the same name.
     """
-    named = [(path_string(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    named = [(path_string(path), leaf) for path, leaf in leaves_with_path(tree, is_leaf)]
     counts = collections.Counter(name for name, _ in named)
     duplicates = [name for name, n in counts.items() if n > 1]
     if duplicates:
         raise ValueError(f"two leaves of the tree have the same path: {listing(duplicates)}")
     return named
+
+
+def named_arrays(params: PyTree) -> list[tuple[str, Any]]:
+    """Names and leaves of parameters; Python's numbers become arrays, as in Optax.
+
+    Raises:
+      ValueError: If two leaves have the same name, or one is no array.
+    """
+    named = []
+    for name, leaf in flatten_with_paths(params):
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            named.append((name, leaf))
+        elif isinstance(leaf, int | float | complex):
+            named.append((name, jnp.asarray(leaf)))
+        else:
+            raise ValueError(
+                f"params: {name!r} is no array, but {leaf!r}; give what is trained alone, as "
+                "eqx.filter(model, eqx.is_inexact_array) of an Equinox model"
+            )
+    return named
+
+
+def map_with_names(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+    """Applies `function(name, leaf)` to every leaf."""
+    leaves = [function(path_string(path), leaf) for path, leaf in leaves_with_path(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def listing(names: Sequence[str], limit: int = 40) -> str:

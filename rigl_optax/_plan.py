@@ -10,7 +10,7 @@ import optax
 
 from rigl_optax import _paths, _schedules
 from rigl_optax._layout import SparseLeaf
-from rigl_optax._packing import Packing
+from rigl_optax._ranking._packing import Packing
 from rigl_optax._schedules import RewiringSchedule
 
 _KEYS = ("begin", "end", "every", "drop_fraction")
@@ -24,10 +24,49 @@ class LayerPlan(NamedTuple):
 
 
 class RewiringPlan(NamedTuple):
-    """The plan of most layers, and by pattern those of others."""
+    """The plan of most layers, and by pattern those of others.
+
+    `window` is the number of calls up to a rewiring whose dense gradients decide on growth.
+    """
 
     default: LayerPlan
     overrides: tuple[tuple[str, LayerPlan], ...] = ()
+    window: int = 1
+
+    @property
+    def schedules(self) -> list[RewiringSchedule]:
+        """The default schedule, then those of the overrides."""
+        return [self.default.schedule, *(plan.schedule for _, plan in self.overrides)]
+
+    def rewires_at(self, count: int) -> bool:
+        """As `is_rewiring_step`, of a Python integer and without JAX."""
+        return any(count in schedule.steps() for schedule in self.schedules)
+
+    def rewirings_before(self, count: int) -> int:
+        """Number of calls that rewire any layer, among the first `count`."""
+        return len(self._steps_before(count))
+
+    def dense_gradients_before(self, count: int) -> int:
+        """Number of calls, among the first `count`, whose dense gradients decide on growth."""
+        if self.window == 1:
+            return self.rewirings_before(count)
+        steps = np.asarray(self._steps_before(count + self.window - 1), np.int64)
+        ends = np.minimum(steps + 1, count)
+        # The windows of layers with schedules of their own may overlap: a call counts once.
+        begins = np.maximum(steps - self.window + 1, np.concatenate([[0], ends[:-1]])[: len(ends)])
+        return int(np.maximum(ends - begins, 0).sum())
+
+    def of(self, path: str) -> LayerPlan:
+        """The plan of the layer at this path."""
+        index = self._override_of(path)
+        return self.default if index < 0 else self.overrides[index][1]
+
+    def _steps_before(self, count: int) -> Sequence[int] | np.ndarray:
+        """The counts below `count` at which any layer is rewired, ascending."""
+        each = [schedule.steps()[: _length(schedule, count)] for schedule in self.schedules]
+        if len(each) == 1:
+            return each[0]
+        return np.unique(np.concatenate([np.arange(s.start, s.stop, s.step) for s in each]))
 
     def is_rewiring_step(self, count: jax.Array) -> jax.Array:
         """Bool scalar: whether the call with this `count` rewires any layer."""
@@ -59,8 +98,17 @@ class RewiringPlan(NamedTuple):
                 for plan in plans
             ]
         )
-        of_leaf = np.asarray([1 + self._override_of(leaf.path) for leaf in leaves])
-        return each[jnp.asarray(np.repeat(of_leaf, numbers))]
+        return self._of_leaves(each, leaves, numbers)
+
+    def are_due(
+        self, count: jax.Array, leaves: Sequence[SparseLeaf], packing: Packing
+    ) -> jax.Array | None:
+        """Which layers are rewired, bool [rankings]; None for all, as without overrides."""
+        if not self.overrides:
+            return None
+        plans = [self.default, *(plan for _, plan in self.overrides)]
+        each = jnp.stack([plan.schedule.is_rewiring_step(count) for plan in plans])
+        return self._of_leaves(each, leaves, packing.layers)
 
     def check(self, paths: Sequence[str]) -> None:
         """Raises a ValueError if a pattern matches no sparse leaf, or two match one."""
@@ -74,6 +122,13 @@ class RewiringPlan(NamedTuple):
             matching = [p for p, _ in self.overrides if _paths.compile_pattern(p, "").search(path)]
             if len(matching) > 1:
                 raise ValueError(f"overrides: {path!r} is matched by {_paths.listing(matching)}")
+
+    def _of_leaves(
+        self, each: jax.Array, leaves: Sequence[SparseLeaf], numbers: Sequence[int]
+    ) -> jax.Array:
+        """Of an entry for each plan, that of each leaf, so many times."""
+        of_leaf = np.asarray([1 + self._override_of(leaf.path) for leaf in leaves])
+        return each[jnp.asarray(np.repeat(of_leaf, numbers))]
 
     def _override_of(self, path: str) -> int:
         """Which override a leaf has, -1 for none."""
@@ -131,3 +186,8 @@ def _layer_plan(
 ) -> LayerPlan:
     schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
     return LayerPlan(schedule, _schedules.as_drop_fraction(drop_fraction, schedule))
+
+
+def _length(schedule: RewiringSchedule, count: int) -> int:
+    """How many steps of a schedule lie before `count`."""
+    return len(range(schedule.begin, min(schedule.end, count), schedule.every))

@@ -4,13 +4,14 @@ A drop-fraction schedule is an ordinary Optax schedule: a function of the count
 of `update` calls to a scalar in [0, 1].
 """
 
-import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from rigl_optax import _numbers
 
 
 class RewiringSchedule(NamedTuple):
@@ -41,7 +42,8 @@ def rewiring_schedule(*, begin: int, end: int, every: int) -> RewiringSchedule:
       ValueError: If `begin < 0`, `every < 1`, or `end <= begin`: no step would rewire.
     """
     begin, end, every = (
-        _integer(name, value) for name, value in (("begin", begin), ("end", end), ("every", every))
+        _numbers.integer(name, value, what="an integer number of steps")
+        for name, value in (("begin", begin), ("end", end), ("every", every))
     )
     if begin < 0:
         raise ValueError(f"begin={begin}: the first rewiring step must be 0 or later")
@@ -109,6 +111,7 @@ def inverse_power_drop_fraction(
       ValueError: If `alpha` is outside [0, 1], `end <= begin`, or `power` is not above 0.
     """
     alpha = _fraction(alpha)
+    power = _numbers.real("power", power)
     if not power > 0:
         raise ValueError(f"power={power}: must be above 0; for no decay use constant_drop_fraction")
     progress = _progress(end, begin)
@@ -125,7 +128,7 @@ def as_drop_fraction(
 
 
 def _progress(end: int, begin: int) -> optax.Schedule:
-    end, begin = _integer("end", end), _integer("begin", begin)
+    end, begin = _numbers.integer("end", end), _numbers.integer("begin", begin)
     if end <= begin:
         raise ValueError(f"end={end}, begin={begin}: the fraction decays from begin to end > begin")
 
@@ -137,14 +140,7 @@ def _progress(end: int, begin: int) -> optax.Schedule:
 
 
 def _fraction(alpha: float) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
-        raise TypeError(f"drop fraction {alpha!r}: must be a number in [0, 1] or an optax.Schedule")
+    alpha = _numbers.real("drop_fraction", alpha, "a number in [0, 1] or an optax.Schedule")
     if not 0 <= alpha <= 1:
-        raise ValueError(f"drop fraction {alpha}: must be in [0, 1]")
-    return float(alpha)
-
-
-def _integer(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}={value!r}: must be an integer number of steps")
-    return int(value)
+        raise ValueError(f"drop_fraction={alpha}: must be in [0, 1]")
+    return alpha

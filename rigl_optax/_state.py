@@ -1,10 +1,11 @@
 """The state of every sparse transformation."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
-PyTree = Any
+from rigl_optax._types import PyTree
 
 
 class Memory(NamedTuple):
@@ -40,6 +41,8 @@ class SparseState(NamedTuple):
       memory: What the method remembers between calls.
       shadow: Tree of the structure of params, of a method whose weights live on while
         inactive: those weights, with `optax.MaskedNode()` for dense leaves. Else empty.
+      uninformed: int32 scalar: how often a layer kept its mask at a rewiring because all scores
+        outside what it would have kept were 0, as of gradients that something has zeroed.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -49,3 +52,4 @@ class SparseState(NamedTuple):
     healed: jax.Array
     memory: Memory = Memory()
     shadow: PyTree = ()
+    uninformed: jax.typing.ArrayLike = np.int32(0)

@@ -1,21 +1,31 @@
-"""Evaluates the newest checkpoint of a run; and hands over its weights and masks.
+"""Evaluates a checkpoint of a run; and hands over its weights and masks.
 
 python scripts/evaluate.py --workdir=runs/digits --split=validation
-python scripts/evaluate.py --workdir=runs/digits --export=digits.npz
+python scripts/evaluate.py --workdir=runs/digits --step=best --export=digits.npz
 
-`rigl_optax.training.export.read` reads the file, and so does `numpy.load`.
+On the CPU, so that a run that is training keeps its accelerator; JAX_PLATFORMS=cuda in the
+environment uses one.
+`rigl_optax.export.read` reads the file, and so does `numpy.load`.
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from rigl_optax.training import checkpoints, evaluation, export, mesh, score, setup
+from rigl_optax.training import (
+    checkpoints,
+    command_line,
+    evaluation,
+    export,
+    mesh,
+    score,
+    setup,
+)
 from rigl_optax.training import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "What to evaluate on.")
+_STEP = command_line.define_step()
 _EXPORT = flags.DEFINE_string("export", None, "A file for weights and masks, .npz.")
 
 
@@ -23,16 +33,14 @@ def main(argv: list[str]) -> None:
     """Prints loss, accuracy and, of a text, bits per byte."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
+    command_line.use_cpu()
     workdir = pathlib.Path(_WORKDIR.value)
-    config = config_lib.from_saved(checkpoints.read_config(workdir))
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
     if _EXPORT.value and pathlib.Path(_EXPORT.value).suffix != ".npz":
-        sys.exit(f"--export={_EXPORT.value}: must end in .npz")
+        command_line.refuse(f"--export={_EXPORT.value}: must end in .npz")
     config = mesh.fitting(config)
     run = setup.prepare(config)
-    with checkpoints.read_checkpoints(workdir) as saved:
-        state = checkpoints.restore_newest(saved, run.initial, print, config)
-    if state is None:
-        sys.exit(f"{workdir} has no checkpoint yet")
+    state = evaluation.restore(workdir, config, run, _STEP.value)
     found = evaluation.evaluator(config, run)(state, getattr(run.dataset, _SPLIT.value))
     print(
         f"step {int(state.step)}  {_SPLIT.value}  loss {found['loss']:.4f}  "
@@ -45,4 +53,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -1,17 +1,15 @@
 """Tells what a config will train, and what that costs, before any training.
 
-python scripts/explain.py --config=configs/digits_lenet.py --config.sparsity=.98 [--json]
+python scripts/explain.py --config=configs/digits_lenet.py --config.method.sparsity=.98 [--json]
 """
 
 import json
-import sys
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
-from rigl_optax.training import command_line, costs, setup
+from rigl_optax.training import command_line, costs, mesh, setup
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+command_line.define_config()
 _JSON = flags.DEFINE_bool("json", False, "For programs: one JSON object instead of a table.")
 
 
@@ -19,13 +17,14 @@ def main(argv: list[str]) -> None:
     """Explains the config of the flags."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    recipe = command_line.checked(_CONFIG.value)
+    command_line.use_cpu()
+    recipe = mesh.fitting(command_line.checked())
     report = costs.explain(recipe, setup.prepare(recipe))
     if report is None:
-        sys.exit(f"method {recipe.method!r} cannot be explained")
+        command_line.refuse(f"method {recipe.method.name!r} cannot be explained")
     print(json.dumps(report.to_dict(), indent=2) if _JSON.value else report.to_text())
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse)
+    command_line.run(main)

@@ -1,16 +1,19 @@
 """One HTML page about a run, finished or still training; it opens without network.
 
-python scripts/report.py --workdir=runs/digits [--output=digits.html]
+python scripts/report.py --workdir=runs/digits [--output=digits.html] [--step=best]
+
+On the CPU, so that a run that is training keeps its accelerator; JAX_PLATFORMS=cuda in the
+environment uses one.
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from rigl_optax.training import page
+from rigl_optax.training import command_line, page
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
+_STEP = command_line.define_step()
 _OUTPUT = flags.DEFINE_string(
     "output", None, "The page; `report.html` in the workdir if not given."
 )
@@ -20,14 +23,12 @@ def main(argv: list[str]) -> None:
     """Writes the page."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
+    command_line.use_cpu()
     workdir = pathlib.Path(_WORKDIR.value)
     output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else workdir / "report.html"
-    try:
-        page.write(workdir, output)
-    except ValueError as error:
-        sys.exit(str(error))
+    page.write(workdir, output, _STEP.value)
     print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -1,17 +1,20 @@
-"""Prints text from the newest checkpoint of a run on a text.
+"""Prints text from a checkpoint of a run on a text.
 
-python scripts/sample.py --workdir=runs/tdavid --length=500 --prompt="The Lord"
+python scripts/sample.py --workdir=runs/tdavid --length=500 --prompt="The Lord" [--step=best]
+
+On the CPU, so that a run that is training keeps its accelerator; JAX_PLATFORMS=cuda in the
+environment uses one.
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from rigl_optax.training import checkpoints, mesh, sampling, setup
+from rigl_optax.training import checkpoints, command_line, evaluation, mesh, sampling, setup
 from rigl_optax.training import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's.", required=True)
+_STEP = command_line.define_step()
 _LENGTH = flags.DEFINE_integer("length", 500, "Bytes to draw.", lower_bound=1)
 _PROMPT = flags.DEFINE_string("prompt", "\n", "What is read first.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: the likeliest byte.", lower_bound=0.0)
@@ -19,29 +22,24 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
-    """Restores the newest checkpoint and samples."""
+    """Restores a checkpoint and samples."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
+    command_line.use_cpu()
     workdir = pathlib.Path(_WORKDIR.value)
-    config = config_lib.from_saved(checkpoints.read_config(workdir))
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
     run = setup.prepare(mesh.fitting(config))
-    with checkpoints.read_checkpoints(workdir) as saved:
-        state = checkpoints.restore_newest(saved, run.initial, print, config)
-    if state is None:
-        sys.exit(f"{workdir} has no checkpoint yet")
-    try:
-        drawn = sampling.sample(
-            run,
-            state,
-            _LENGTH.value,
-            prompt=_PROMPT.value.encode(),
-            temperature=_TEMPERATURE.value,
-            seed=_SEED.value,
-        )
-    except ValueError as error:
-        sys.exit(str(error))
+    state = evaluation.restore(workdir, config, run, _STEP.value)
+    drawn = sampling.sample(
+        run,
+        state,
+        _LENGTH.value,
+        prompt=_PROMPT.value.encode(),
+        temperature=_TEMPERATURE.value,
+        seed=_SEED.value,
+    )
     print(_PROMPT.value + drawn.decode(errors="replace"))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

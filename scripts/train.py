@@ -1,7 +1,7 @@
 """Trains one run from a config, or goes on with it where it was interrupted.
 
 python scripts/train.py --config=configs/digits_lenet.py --workdir=runs/digits \
-    --config.sparsity=.98 --config.method=static
+    --config.method.sparsity=.98 --config.method.name=static
 
 On several hosts the same command on each; TPU pods and SLURM are recognised. Elsewhere, on host i
 of 4, with a workdir that all of them see:
@@ -18,13 +18,11 @@ if __name__ == "__main__":
 import pathlib
 import sys
 
-import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
-from rigl_optax.training import command_line, hosts, loop, recovery, signals
+from rigl_optax.training import command_line, hosts, loop, signals
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go.", required=True)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many; 1 alone: look for no others.")
@@ -35,24 +33,17 @@ def main(argv: list[str]) -> None:
     """Runs the config of the flags."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
-    config = command_line.checked(_CONFIG.value)
-    try:
-        hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    except ValueError as error:
-        sys.exit(str(error))
+    config = command_line.checked()
+    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with hosts.failing_together():
         try:
             loop.train(config, pathlib.Path(_WORKDIR.value))
         except signals.StoppedError as stopped:
             if hosts.is_first():
                 print(stopped)
-            sys.exit(signals.STOPPED)
-        except (recovery.NonFiniteError, RuntimeError) as error:
-            if jax.process_count() > 1:
-                raise  # the others are to end as well
-            sys.exit(str(error))
+            sys.exit(stopped.status)
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse)
+    command_line.run(main)

@@ -1,15 +1,7 @@
 """What sparse training costs and weighs: FLOPs and bytes, counted before the first step."""
 
-from rigl_optax.accounting.bytes import RewiringBytes as RewiringBytes
-from rigl_optax.accounting.bytes import StorageBytes as StorageBytes
-from rigl_optax.accounting.bytes import UpdateBytes as UpdateBytes
-from rigl_optax.accounting.bytes import compiled_update_bytes as compiled_update_bytes
-from rigl_optax.accounting.bytes import leaf_bytes as leaf_bytes
-from rigl_optax.accounting.bytes import optimizer_bytes as optimizer_bytes
-from rigl_optax.accounting.bytes import rewiring_bytes as rewiring_bytes
-from rigl_optax.accounting.bytes import storage_at as storage_at
-from rigl_optax.accounting.bytes import storage_bytes as storage_bytes
 from rigl_optax.accounting.costs import METHODS as METHODS
+from rigl_optax.accounting.costs import FlopsCounter as FlopsCounter
 from rigl_optax.accounting.costs import MethodCost as MethodCost
 from rigl_optax.accounting.costs import StepCost as StepCost
 from rigl_optax.accounting.costs import cumulative_cost as cumulative_cost
@@ -25,3 +17,12 @@ from rigl_optax.accounting.published import published_flops as published_flops
 from rigl_optax.accounting.published import published_megabytes as published_megabytes
 from rigl_optax.accounting.report import Explanation as Explanation
 from rigl_optax.accounting.report import LayerReport as LayerReport
+from rigl_optax.accounting.storage import RewiringBytes as RewiringBytes
+from rigl_optax.accounting.storage import StorageBytes as StorageBytes
+from rigl_optax.accounting.storage import UpdateBytes as UpdateBytes
+from rigl_optax.accounting.storage import compiled_update_bytes as compiled_update_bytes
+from rigl_optax.accounting.storage import leaf_bytes as leaf_bytes
+from rigl_optax.accounting.storage import optimizer_bytes as optimizer_bytes
+from rigl_optax.accounting.storage import rewiring_bytes as rewiring_bytes
+from rigl_optax.accounting.storage import storage_at as storage_at
+from rigl_optax.accounting.storage import storage_bytes as storage_bytes

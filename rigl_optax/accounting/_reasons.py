@@ -44,7 +44,7 @@ def _left_out(path: str, leaf: Any, ours: _distributions.Distribution | None, pa
     if isinstance(ours.dense, _distributions.DenseLayers):
         reason = ours.dense.reason(path, one)
     elif ours.dense is _distributions.default_dense:
-        reason = _distributions.dense_reason(path, one)
+        reason = _distributions.dense_reason(path, one, ours.axes)
     else:
         return "`dense` says so"
     assert reason is not None

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rigl_optax import _distributions, _layout, _paths, _schedules
+from rigl_optax import _axes, _distributions, _layout, _paths
+from rigl_optax._plan import RewiringPlan
 from rigl_optax.accounting.report import Explanation
 
 FEW_INPUTS = 2  # per unit
@@ -21,8 +22,8 @@ def find(
     named: list[tuple[str, Any]],
     layout: _layout.Layout,
     active: Mapping[str, np.ndarray],
-    schedule: _schedules.RewiringSchedule,
-    fractions: np.ndarray,
+    plan: RewiringPlan | None,
+    fractions: Mapping[str, np.ndarray],
     *,
     random: bool,
 ) -> list[str]:
@@ -33,16 +34,14 @@ def find(
       named: Paths and leaves of params.
       layout: Which leaves are sparse.
       active: Active weights of each sparse leaf, one entry per layer stacked in it.
-      schedule: When to rewire.
-      fractions: Drop fraction of each rewiring, empty for methods without any.
+      plan: When to rewire; None for never.
+      fractions: Drop fraction of each leaf at each of its rewirings; empty for methods without.
       random: Whether initial masks are drawn at random.
     """
-    if report.method == "dense":
-        return []
     return [
         *_layers(dict(named), layout, active, fractions),
         *_flops(report),
-        *_schedule(report, schedule, fractions),
+        *_schedule(report, plan, fractions),
         *_pretrained(named, report, random),
     ]
 
@@ -51,7 +50,7 @@ def _layers(
     leaves: dict[str, Any],
     layout: _layout.Layout,
     active: Mapping[str, np.ndarray],
-    fractions: np.ndarray,
+    fractions: Mapping[str, np.ndarray],
 ) -> Iterator[str]:
     starving, unusual, frozen = [], {}, []
     for leaf in layout.sparse:
@@ -59,13 +58,15 @@ def _layers(
         counts, size = active[leaf.path], math.prod(shape)
         if np.all(counts == size):
             continue
-        if shape and counts.min() < FEW_INPUTS * shape[-1]:
-            starving.append(f"{leaf.path} ({counts.min() / shape[-1]:.2g})")
+        if shape and counts.min() < FEW_INPUTS * leaf.kernel[-1]:
+            starving.append(f"{leaf.path} ({counts.min() / leaf.kernel[-1]:.2g})")
         struct = jax.ShapeDtypeStruct(shape, leaves[leaf.path].dtype)
-        reason = _distributions.dense_reason(leaf.path, struct)
+        axes = leaf.kernel_axes
+        reason = _distributions.dense_reason(leaf.path, struct, lambda *_, axes=axes: axes)
         if reason is not None:
             unusual[leaf.path] = reason
-        if len(fractions) and np.all(counts * np.max(fractions) < 1):
+        own = fractions.get(leaf.path, np.zeros(0))
+        if len(own) and np.all(counts * np.max(own) < 1):
             frozen.append(leaf.path)
     if starving:
         yield (
@@ -94,11 +95,15 @@ def _flops(report: Explanation) -> Iterator[str]:
 
 
 def _schedule(
-    report: Explanation, schedule: _schedules.RewiringSchedule, fractions: np.ndarray
+    report: Explanation, plan: RewiringPlan | None, fractions: Mapping[str, np.ndarray]
 ) -> Iterator[str]:
-    if not len(fractions) or not report.weights or report.active == report.weights:
+    # Where the weights themselves decide what moves, a schedule has little to say.
+    if plan is None or not report.rewirings or not fractions:
         return
-    if report.turnover < LITTLE_TURNOVER:
+    if not report.weights or report.active_at_end == report.weights:
+        return
+    schedule = plan.default.schedule
+    if report.turnover is not None and report.turnover < LITTLE_TURNOVER:
         yield (
             f"the schedule ends before it matters: its {report.rewirings} rewirings replace "
             f"{report.turnover:.0%} of the active weights in all; the topology is all but static"
@@ -123,6 +128,8 @@ def _schedule(
 def _pretrained(named: list[tuple[str, Any]], report: Explanation, random: bool) -> Iterator[str]:
     if not random or report.active == report.weights:
         return
+    # Equinox draws the biases of its linear layers at random, as PyTorch does.
+    drawn = {_parent(path) for path, leaf in named if _is_equinox_kernel(path, leaf)}
     trained = [
         path
         for path, leaf in named
@@ -130,6 +137,7 @@ def _pretrained(named: list[tuple[str, Any]], report: Explanation, random: bool)
         and not isinstance(leaf, jax.core.Tracer)
         and leaf.ndim == 1
         and leaf.size > 1
+        and _parent(path) not in drawn
         and np.ptp(np.asarray(leaf, np.float64)) > 0
     ]
     if trained:
@@ -138,3 +146,14 @@ def _pretrained(named: list[tuple[str, Any]], report: Explanation, random: bool)
             "these weights are pretrained, random masks destroy them; pass `initial_masks` that "
             "keep the largest weights"
         )
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _is_equinox_kernel(path: str, leaf: Any) -> bool:
+    if len(leaf.shape) < 2:
+        return False
+    axes = _axes.default_axes(path, leaf)
+    return axes == _axes.equinox_axes(path, leaf)

@@ -1,15 +1,16 @@
 """From FLOPs of a forward pass to FLOPs of training, sparse against dense."""
 
+import bisect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rigl_optax import _paths, _schedules
+from rigl_optax import _masks, _paths, _plan
+from rigl_optax._plan import RewiringPlan
+from rigl_optax._types import PyTree
 from rigl_optax.accounting.flops import Cost
-
-PyTree = Any
 
 
 class StepCost(NamedTuple):
@@ -35,10 +36,18 @@ class StepCost(NamedTuple):
           f_dense: Of a dense forward pass.
           f_sparse: Of a sparse one.
           f_wider: Of one with the weights that have a gradient, where these are more.
+
+        Raises:
+          ValueError: If the method needs `f_wider` and it is not given.
         """
         weights = f_dense if self.weights else f_sparse
         if self.is_wider:
-            weights = f_dense if f_wider is None else f_wider
+            if f_wider is None:
+                raise ValueError(
+                    "f_wider=None: gradients are those of a wider set of weights here, neither "
+                    "dense nor sparse; give the FLOPs of a forward pass with that set"
+                )
+            weights = f_wider
         return sum(f_dense if dense else f_sparse for dense in self[:2]) + weights
 
 
@@ -64,25 +73,106 @@ _DENSE_GRADIENT = StepCost(False, False, True)
 
 METHODS: dict[str, MethodCost] = {
     "dense": MethodCost(_DENSE),
+    "small_dense": MethodCost(_DENSE),  # with the narrow network's own `f_dense`
     "static": MethodCost(_SPARSE),
     "snip": MethodCost(_SPARSE, initial=_DENSE),
-    # Growth is random: no dense gradient. The loop has taken a sparse gradient all the same.
-    "set": MethodCost(_SPARSE),
-    "rigl": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
-    "snfs": MethodCost(_DENSE_GRADIENT),  # its average sees a dense gradient at every step
-    # These at the density of the moment, where it changes.
-    "pruning": MethodCost(_SPARSE),
-    "granet": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
-    "dsr": MethodCost(_SPARSE),
-    "str": MethodCost(_SPARSE),
-    "deepr": MethodCost(_SPARSE),
-    "dnw": MethodCost(_DENSE_GRADIENT),  # all shadow weights learn
-    "top_kast": MethodCost(StepCost(False, False, False, is_wider=True)),
     # A gradient, and its derivative along it: two more.
     "grasp": MethodCost(_SPARSE, initial=_DENSE, initial_times=3.0),
     # A hundred gradients of one example each: about a batch.
     "synflow": MethodCost(_SPARSE, initial=_DENSE),
+    "lottery": MethodCost(_SPARSE),  # the run that its masks come from is not in it
+    "lottery_rigl": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
+    # Growth is random: no dense gradient. The loop has taken a sparse gradient all the same.
+    "set": MethodCost(_SPARSE),
+    "deepr": MethodCost(_SPARSE),
+    "dsr": MethodCost(_SPARSE),
+    "rigl": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
+    "rigl_itop": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
+    # The average sees a dense gradient at every step.
+    "snfs": MethodCost(_DENSE_GRADIENT),
+    "snfs_redistribute": MethodCost(_DENSE_GRADIENT),
+    # These at the density of the moment, where it changes; `pruning` is the paper's name.
+    "pruning": MethodCost(_SPARSE),
+    "gmp": MethodCost(_SPARSE),
+    "gmp_global": MethodCost(_SPARSE),
+    "granet": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
+    "str": MethodCost(_SPARSE),
+    "dnw": MethodCost(_DENSE_GRADIENT),  # all shadow weights learn
+    "top_kast": MethodCost(StepCost(False, False, False, is_wider=True)),
 }
+
+
+class FlopsCounter:
+    """Training FLOPs after any number of steps: the one sum that everything told is taken from.
+
+    A step is a forward pass, a gradient by activations and one by weights, each as costly as the
+    forward pass (paper, appendix H). What a forward pass costs is noted as it changes.
+    """
+
+    def __init__(
+        self,
+        method: MethodCost,
+        plan: RewiringPlan | None,
+        f_dense: float,
+        f_sparse: float,
+        *,
+        batch_size: int = 1,
+        f_wider: float | None = None,
+    ) -> None:
+        """Starts before the first step.
+
+        Args:
+          method: What the steps cost.
+          plan: When it rewires, and how many dense gradients decide on growth; None for never.
+          f_dense: FLOPs of a dense forward pass, per example.
+          f_sparse: FLOPs of a sparse one, at first.
+          batch_size: Examples per step.
+          f_wider: As in `cumulative_cost`.
+        """
+        self._method, self._batch_size = method, batch_size
+        self._f_dense, self._f_wider = f_dense, f_wider
+        # Where such a step costs as much as any other, nobody need count them.
+        has_own_cost = method.rewiring not in (None, method.ordinary)
+        self._plan = plan if has_own_cost else None
+        self._noted = [(0, f_sparse)]
+        self._spent = [0.0]  # when each entry of `_noted` was made
+        if method.initial is not None:
+            first = method.initial.flops(f_dense, f_sparse, f_wider)
+            self._spent = [method.initial_times * first * batch_size]
+
+    @property
+    def f_sparse(self) -> float:
+        """FLOPs of a sparse forward pass, as last noted."""
+        return self._noted[-1][1]
+
+    def note(self, done: int, f_sparse: float) -> None:
+        """Notes what a forward pass costs after `done` steps, no fewer than at the last note."""
+        if done < self._noted[-1][0]:
+            raise ValueError(f"done={done}: less than {self._noted[-1][0]}, noted before")
+        spent = self.spent(done)
+        self._noted.append((done, f_sparse))
+        self._spent.append(spent)
+
+    def spent(self, steps: int) -> float:
+        """FLOPs after so many steps, from the beginning.
+
+        Raises:
+          ValueError: If `steps` is negative.
+        """
+        if steps < 0:
+            raise ValueError(f"steps={steps}: the number of steps done is 0 or more")
+        index = bisect.bisect_right(self._noted, steps, key=lambda note: note[0]) - 1
+        start, f_sparse = self._noted[index]
+        dense = 0
+        if self._plan is not None:
+            before = self._plan.dense_gradients_before
+            dense = before(steps) - before(start)
+        rewiring, ordinary = (
+            each.flops(self._f_dense, f_sparse, self._f_wider)
+            for each in (self._method.rewiring or self._method.ordinary, self._method.ordinary)
+        )
+        each_example = dense * rewiring + (steps - start - dense) * ordinary
+        return self._spent[index] + self._batch_size * each_example
 
 
 def flops_at_sparsity(cost: Cost, sparsity: Mapping[str, float]) -> float:
@@ -127,12 +217,8 @@ def flops_of_masks(cost: Cost, masks: PyTree) -> float:
     Raises:
       ValueError: If the paths of `masks` are not those of `cost`.
     """
-    named = _paths.flatten_with_paths(masks)
-    if sorted(path for path, _ in named) != sorted(cost.by_parameter):
-        raise ValueError(
-            f"masks have paths {_paths.listing([path for path, _ in named])}; the parameters "
-            f"counted are {_paths.listing(list(cost.by_parameter))}"
-        )
+    found = _masks.over_paths(masks, list(cost.by_parameter))
+    named = [(path, mask) for path, mask in found.items() if mask is not None]
     counts = jax.device_get([jax.numpy.count_nonzero(mask) for _, mask in named])
     sparsity = {
         path: 1 - int(active) / mask.size
@@ -151,6 +237,9 @@ def cumulative_cost(
     begin: int = 0,
     end: int | None = None,
     every: int = 100,
+    accumulate: int = 1,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    f_wider: float | None = None,
 ) -> Callable[[Any], Any]:
     """Training FLOPs spent after any number of steps, for curves against FLOPs.
 
@@ -158,13 +247,15 @@ def cumulative_cost(
     by weights, each as costly as the forward pass (paper, appendix H); loss, normalisation, the
     optimizer and the selection of weights are not counted.
 
-    - dense `3 f_D`; static, SNIP and SET `3 f_S`; SNFS `2 f_S + f_D`;
+    - dense `3 f_D`; static, SNIP and SET `3 f_S`; SNFS and DNW `2 f_S + f_D`;
     - RigL `3 f_S`, and `2 f_S + f_D` where `begin <= t < end` and `(t - begin) % every == 0`:
-      there the gradient by weights is dense. That step replaces a gradient step;
+      there the gradient by weights is dense. That step replaces a gradient step. With
+      `accumulate=n` the gradients of the last n steps up to it are dense;
     - a SET rewiring replaces a step too. It could do without a gradient, but the training loop has
       taken the sparse one before the transformation knows: `3 f_S` are spent;
     - SNIP scores one batch of the dense network before the first step: `3 f_D` once;
-    - pruning `3 f_S(t)`, with `f_sparse` a function of the step.
+    - pruning `3 f_S(t)`, with `f_sparse` a function of the step;
+    - Top-KAST `2 f_S + f_B`, with the forward FLOPs `f_B` of its backward set in `f_wider`.
 
     Args:
       method: A key of `METHODS`, or a `MethodCost` of your own.
@@ -176,12 +267,17 @@ def cumulative_cost(
       end: No rewiring at or after it; must be given if the method's rewiring steps cost
         differently or `f_sparse` is a function.
       every: Steps between rewirings.
+      accumulate: As in `rigl`.
+      overrides: As in `rigl`.
+      f_wider: FLOPs of a forward pass with the weights that have a gradient, where these are more
+        than the active ones.
 
     Returns:
       A function of the number of steps done (scalar or array) to FLOPs (float or array).
 
     Raises:
-      ValueError: If the method is not known, or `end` is missing, or the schedule is malformed.
+      ValueError: If the method is not known, `end` or `f_wider` is missing, or the schedule is
+        malformed.
 
     Example:
       >>> spent = cumulative_cost("rigl", 100.0, 10.0, end=1000, every=100)
@@ -189,35 +285,28 @@ def cumulative_cost(
       (120.0, 3090.0, 30900.0, 60900.0)
     """
     kind = _method(method)
-    if not callable(f_sparse) and kind.rewiring in (None, kind.ordinary):
-        rewirings = range(0)
-    elif end is None:
-        raise ValueError(f"method {method!r} needs `end`, the step at which rewiring stops")
-    else:
-        rewirings = _schedules.rewiring_schedule(begin=begin, end=end, every=every).steps()
+    plan, changes = None, [0]
+    if callable(f_sparse) or kind.rewiring not in (None, kind.ordinary):
+        if end is None:
+            raise ValueError(f"method {method!r} needs `end`, the step at which rewiring stops")
+        plan = _plan.rewiring_plan(begin=begin, end=end, every=every, overrides=overrides)
+        if not 1 <= accumulate <= every:
+            raise ValueError(f"accumulate={accumulate!r}: must be an integer in [1, every={every}]")
+        plan = plan._replace(window=accumulate)
     f_at = f_sparse if callable(f_sparse) else lambda _: f_sparse
-    points = sorted(
-        {0, *rewirings, *(t + 1 for t in rewirings), *((end, end + 1) if end and rewirings else ())}
-    )
-    rates = [
-        ((kind.rewiring or kind.ordinary) if t in rewirings else kind.ordinary).flops(
-            f_dense, f_at(t)
-        )
-        * batch_size
-        for t in points
-    ]
-    initial = 0.0
-    if kind.initial:
-        initial = kind.initial_times * kind.initial.flops(f_dense, f_at(0)) * batch_size
-    starts, slopes = np.asarray(points), np.asarray(rates, np.float64)
-    spent = initial + np.concatenate([[0.0], np.cumsum(slopes[:-1] * np.diff(starts))])
+    if callable(f_sparse) and plan is not None and end is not None:
+        steps = {t for schedule in plan.schedules for t in schedule.steps()}
+        changes = sorted({0, *steps, *(t + 1 for t in steps), end, end + 1})
+    counter = FlopsCounter(kind, plan, f_dense, f_at(0), batch_size=batch_size, f_wider=f_wider)
+    for t in changes[1:]:
+        counter.note(t, f_at(t))
+    counter.spent(1)  # raises what is missing now, not at the first use
 
     def cumulative(steps: Any) -> Any:
-        at = np.searchsorted(starts, steps, side="right") - 1
-        if np.min(at) < 0:
-            raise ValueError(f"steps={steps}: the number of steps done is 0 or more")
-        total = spent[at] + (np.asarray(steps) - starts[at]) * slopes[at]
-        return float(total) if np.ndim(total) == 0 else total
+        if np.ndim(steps) == 0:
+            return float(counter.spent(int(steps)))
+        spent = [counter.spent(int(n)) for n in np.ravel(steps)]
+        return np.reshape(np.asarray(spent, np.float64), np.shape(steps))
 
     return cumulative
 
@@ -228,20 +317,19 @@ def training_cost(
     f_sparse: float | Callable[[int], float],
     *,
     steps: int,
-    batch_size: int = 1,
-    begin: int = 0,
-    end: int | None = None,
-    every: int = 100,
+    **arguments: Any,
 ) -> float:
-    """FLOPs of a whole training run of `steps` steps; arguments as in `cumulative_cost`."""
-    spent = cumulative_cost(
-        method, f_dense, f_sparse, batch_size=batch_size, begin=begin, end=end, every=every
-    )
-    return float(spent(steps))
+    """FLOPs of a whole training run of `steps` steps; other arguments as in `cumulative_cost`."""
+    return float(cumulative_cost(method, f_dense, f_sparse, **arguments)(steps))
 
 
 def published_cost(
-    method: str, f_dense: float, f_sparse: float | Sequence[float], *, every: int = 100
+    method: str,
+    f_dense: float,
+    f_sparse: float | Sequence[float],
+    *,
+    every: int = 100,
+    f_wider: float | None = None,
 ) -> float:
     """FLOPs per example and step by the paper's formulas (appendix H).
 
@@ -255,6 +343,7 @@ def published_cost(
       f_sparse: FLOPs of a sparse one; for pruning, samples of it over the whole of training, to be
         averaged.
       every: The paper's Delta T.
+      f_wider: As in `cumulative_cost`.
 
     Returns:
       FLOPs per example and step.
@@ -270,10 +359,10 @@ def published_cost(
         raise ValueError(f"every={every}: steps between rewirings must be 1 or more")
     kind = _method(method)
     mean = float(np.mean(f_sparse))
-    ordinary = kind.ordinary.flops(f_dense, mean)
+    ordinary = kind.ordinary.flops(f_dense, mean, f_wider)
     if kind.rewiring is None:
         return ordinary
-    return (ordinary * every + kind.rewiring.flops(f_dense, mean)) / (every + 1)
+    return (ordinary * every + kind.rewiring.flops(f_dense, mean, f_wider)) / (every + 1)
 
 
 def _method(method: str | MethodCost) -> MethodCost:

@@ -1,59 +1,121 @@
 """What a sparse run will be, before its first step: layer by layer, and in all."""
 
+import functools
+import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _layout, _paths, _schedules
-from rigl_optax.accounting import _reasons, _warnings, bytes, costs
+from rigl_optax import _layout, _masks, _paths, _structures
+from rigl_optax._types import Overrides, PyTree, Sparsity
+from rigl_optax._wrapper import _refusals
+from rigl_optax._wrapper._design import Design, design_of
+from rigl_optax.accounting import _reasons, _warnings, costs, storage
 from rigl_optax.accounting.flops import Cost, count_flops
 from rigl_optax.accounting.report import Explanation, LayerReport
+from rigl_optax.methods import (
+    deep_rewiring,
+    evolutionary,
+    momentum,
+    pruning,
+    reparameterization,
+    rigl,
+    shadow,
+    soft_threshold,
+    static,
+)
 
-PyTree = Any
+Counts = Mapping[str, np.ndarray]  # of each sparse leaf: int64, one entry per layer stacked in it
 
-REWIRES = {"dense": False, "static": False, "snip": False, "set": True, "snfs": True, "rigl": True}
+# The transformation of each method, by the names of `costs.METHODS`; None where nothing is sparse.
+TRANSFORMATIONS: dict[str, Callable[..., optax.GradientTransformation] | None] = {
+    "dense": None,
+    "static": static.static_sparse,
+    "snip": static.static_sparse,
+    "grasp": static.static_sparse,
+    "synflow": static.static_sparse,
+    "lottery": static.static_sparse,
+    "set": evolutionary.sparse_evolutionary_training,
+    "deepr": deep_rewiring.deep_rewiring,
+    "snfs": momentum.sparse_momentum,
+    "snfs_redistribute": functools.partial(momentum.sparse_momentum, redistribute=True),
+    "dsr": reparameterization.dynamic_sparse_reparameterization,
+    "rigl": rigl.rigl,
+    "rigl_itop": rigl.rigl,
+    "lottery_rigl": rigl.rigl,
+    "gmp": pruning.gradual_magnitude_pruning,
+    "gmp_global": functools.partial(pruning.gradual_magnitude_pruning, scope="global"),
+    "granet": pruning.granet,
+    "top_kast": shadow.top_kast,
+    "dnw": shadow.dnw,
+    "str": soft_threshold.soft_thresholding,
+}
+
+
+class _Numbers(NamedTuple):
+    """Active weights of the sparse leaves, in the order of the layout, and their groups."""
+
+    weights: dict[str, np.ndarray]
+    groups: dict[str, np.ndarray]
+
+    @property
+    def total(self) -> int:
+        """Active weights in all."""
+        return sum(int(counts.sum()) for counts in self.weights.values())
 
 
 def explain(
     params: PyTree,
-    sparsity: float | _layout.Distribution | None,
+    sparsity: Sparsity | None,
     *,
-    end: int,
-    every: int = 100,
+    end: int | None = None,
+    every: int | None = None,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
+    accumulate: int = 1,
+    overrides: Overrides | None = None,
+    structure: _structures.Structures = _structures.UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     method: str = "rigl",
     steps: int | None = None,
     model: Callable[..., Any] | None = None,
     inputs: Sequence[PyTree] = (),
+    **options: Any,
 ) -> Explanation:
     """Explains what `rigl` (or another method), given these arguments, will do and cost.
 
+    The transformation itself is built and asked: the numbers are those of its `init`.
+
     Args:
       params: Parameters, or their shapes: nothing is computed with them.
-      sparsity: As in `rigl`.
-      end: As in `rigl`.
-      every: As in `rigl`.
+      sparsity: As in `rigl`; of `str` its `layers`.
+      end: As in `rigl`. What a method has no use for of these four is idle.
+      every: As in `rigl`; the method's own default if not given.
       begin: As in `rigl`.
       drop_fraction: As in `rigl`.
+      accumulate: As in `rigl`.
+      overrides: As in `rigl`.
+      structure: As in `rigl`.
       initial_masks: As in `rigl`.
-      method: `dense`, `static`, `snip` (for which the schedule is idle), `set`, `snfs` or `rigl`:
-        those whose number of active weights never changes.
+      method: `rigl`, `set`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `top_kast`, `dnw`, `str`,
+        `static`, `dense`; `snip`, `grasp`, `synflow` and `lottery`, which train as `static` does;
+        or the name of the function, as `sparse_momentum`.
       steps: Training steps in all, for the cost of training; `end` if not given.
       model: Forward pass, `model(params, *inputs)`; without it nothing is said about FLOPs.
       inputs: Its further arguments, or their shapes: one example.
+      **options: More arguments of the method, as `redistribute=True` or `backward_sparsity=0.8`.
 
     Returns:
       An `Explanation`: print it for a table, or take `to_dict()`.
 
     Raises:
-      ValueError: As `rigl` does on a bad schedule or distribution.
+      ValueError: As the method does, on a bad schedule, distribution or structure; if the method
+        has no such argument, or needs one that is not given.
 
     Example:
       >>> params = {"Dense_0": {"kernel": jnp.ones((64, 32)), "bias": jnp.zeros(32)}}
@@ -63,100 +125,308 @@ def explain(
       >>> report.inference_ratio, report.rewirings, report.layers[0].dense_because
       (0.25, 10, 'fewer than two dimensions')
     """
-    if method not in REWIRES:
-        raise ValueError(f"method {method!r} cannot be explained; {', '.join(REWIRES)} can")
-    schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
-    distribution = _layout.as_distribution(sparsity, initial_masks)
-    layout = _layout.layout(params, distribution, masked=initial_masks is not None)
+    _refusals.check_params(params)
+    steps = end if steps is None else steps
+    if steps is None:
+        raise ValueError("end=None, steps=None: give the number of training steps")
+    name = _name(method)
+    make = TRANSFORMATIONS[name]
+    idle = {"end": end, "every": every, "begin": begin, "drop_fraction": drop_fraction}
+    needed = dict(options)
+    for key, value, default in (
+        ("accumulate", accumulate, 1),
+        ("overrides", overrides, None),
+        ("structure", structure, _structures.UNSTRUCTURED),
+        ("initial_masks", initial_masks, None),
+    ):
+        if value is not default and value != default:
+            needed[key] = value
+    if make is None:
+        if needed:
+            raise ValueError(f"method {method!r} has no {_paths.listing(list(needed))}")
+        return _dense(params, name, steps, model, inputs)
+    tx = make(optax.identity(), **_arguments(make, name, sparsity, idle, needed))
+    design = design_of(tx)
+    assert design is not None
+    return explain_design(design, params, method=name, steps=steps, model=model, inputs=inputs)
+
+
+def explain_design(
+    design: Design,
+    params: PyTree,
+    *,
+    method: str,
+    steps: int,
+    model: Callable[..., Any] | None = None,
+    inputs: Sequence[PyTree] = (),
+    spent_before: float = 0.0,
+) -> Explanation:
+    """As `explain`, of a transformation that there is.
+
+    Args:
+      design: Of the transformation.
+      params: As in `explain`.
+      method: A key of `costs.METHODS`.
+      steps: As in `explain`.
+      model: As in `explain`.
+      inputs: As in `explain`.
+      spent_before: FLOPs of finding the initial masks, per example of a batch.
+    """
+    first, final = design.layouts(params)
     named = _paths.flatten_with_paths(params)
-    active = _active_counts(named, layout, initial_masks)
-    is_sparse = method != "dense"
+    start = _numbers(first, design)
+    end = (
+        start
+        if design.method.progress is None
+        else _numbers(final, design._replace(initial_masks=None))
+    )
     cost = None if model is None else count_flops(model, params, *inputs)
-    reasons = _reasons.find(layout, distribution, active) if is_sparse else {}
+    reasons = _reasons.find(final, design.distribution, end.weights)
     layers = tuple(
-        _layer(path, leaf, active.get(path) if is_sparse else None, reasons.get(path), cost)
+        _layer(path, leaf, start.weights.get(path), end.weights.get(path), reasons.get(path), cost)
         for path, leaf in named
     )
-    fractions = _fractions(drop_fraction, schedule) if REWIRES[method] else np.zeros(0)
-    replaced = sum(_replaced(active[s.path], fractions) for s in layout.sparse if is_sparse)
-    steps = end if steps is None else steps
-    sparsities = {x.path: x.sparsity for x in layers if x.is_sparse}
+    fractions = _fractions(design, first, steps)
+    rewirings = (
+        0 if design.plan is None or not first.sparse else design.plan.rewirings_before(steps)
+    )
     f_dense = f_sparse = training = None
     if cost is not None:
-        f_dense, f_sparse = float(cost.total), costs.flops_at_sparsity(cost, sparsities)
-        spent = costs.training_cost(
-            method, f_dense, f_sparse, steps=steps, begin=begin, end=end, every=every
-        )
-        training = spent / (3 * f_dense * steps) if f_dense else None
+        f_dense = float(cost.total)
+        f_sparse = costs.flops_at_sparsity(cost, _sparsities(final, end.weights))
+        spent = _spent(design, method, cost, first, start, end, steps)
+        training = (spent_before + spent) / (3 * f_dense * steps) if f_dense else None
     report = Explanation(
         method=method,
         layers=layers,
-        rewirings=len(fractions),
-        replaced=replaced,
+        rewirings=rewirings,
+        replaced=_replaced(design, start, end, fractions),
         steps=steps,
         flops_dense=f_dense,
         flops_sparse=f_sparse,
         training_ratio=training,
-        storage=bytes.storage_at(params, {x.path: x.active for x in layers if x.is_sparse}),
-        notes=() if cost is None else _notes(cost),
+        storage=storage.storage_at(
+            params,
+            {x.path: x.active_at_end for x in layers if x.is_sparse},
+            axes=_layout.axes_rule(design.distribution),
+            stacked=getattr(design.distribution, "stacked", ()),
+        ),
+        notes=(*([] if cost is None else _notes(cost)), *_unforeseen(method, design)),
         warnings=(),
     )
+    random = design.initial_masks is None
     warnings = _warnings.find(
-        report, named, layout, active, schedule, fractions, random=initial_masks is None
+        report, named, final, end.weights, design.plan, fractions, random=random
     )
     return report._replace(warnings=tuple(warnings))
 
 
-def _active_counts(
-    named: list[tuple[str, Any]], layout: _layout.Layout, initial_masks: PyTree | None
-) -> dict[str, np.ndarray]:
-    """Active weights of each sparse leaf: int64, one entry per layer stacked in it."""
-    masks = dict(_paths.flatten_with_paths(initial_masks))
-    shapes = {path: tuple(leaf.shape) for path, leaf in named}
-    counts = {}
+def _name(method: str) -> str:
+    """The short name of a method, from that or from its function's."""
+    if method in TRANSFORMATIONS:
+        return method
+    for name, make in TRANSFORMATIONS.items():
+        if getattr(make, "__name__", None) == method:
+            return name
+    raise ValueError(f"method {method!r} cannot be explained; {', '.join(TRANSFORMATIONS)} can")
+
+
+def _arguments(
+    make: Callable[..., Any],
+    name: str,
+    sparsity: Sparsity | None,
+    idle: Mapping[str, Any],
+    needed: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The arguments of a method: of `idle` those that it has, and all of `needed`."""
+    has = {p.name: p for p in inspect.signature(make).parameters.values()}
+    unknown = [key for key in needed if key not in has]
+    if unknown:
+        listed = [key for key in has if key not in ("inner", "sparsity", "layers")]
+        raise ValueError(
+            f"method {name!r} has no {_paths.listing(unknown)}; it has {_paths.listing(listed)}"
+        )
+    found = {key: value for key, value in idle.items() if key in has and value is not None}
+    found |= needed
+    if "sparsity" in has:
+        found["sparsity"] = sparsity
+    elif sparsity is not None:
+        found["layers"] = _layout.as_distribution(sparsity, None)
+    missing = [
+        p.name for p in has.values() if p.default is p.empty and p.name not in (*found, "inner")
+    ]
+    if missing:
+        raise ValueError(f"method {name!r} needs {_paths.listing(missing)}")
+    return found
+
+
+def _dense(
+    params: PyTree,
+    method: str,
+    steps: int,
+    model: Callable[..., Any] | None,
+    inputs: Sequence[PyTree],
+) -> Explanation:
+    """The explanation of the dense network."""
+    cost = None if model is None else count_flops(model, params, *inputs)
+    f_dense = None if cost is None else float(cost.total)
+    layers = tuple(
+        _layer(path, leaf, None, None, None, cost)
+        for path, leaf in _paths.flatten_with_paths(params)
+    )
+    return Explanation(
+        method=method,
+        layers=layers,
+        rewirings=0,
+        replaced=0,
+        steps=steps,
+        flops_dense=f_dense,
+        flops_sparse=f_dense,
+        training_ratio=1.0 if f_dense else None,
+        storage=storage.storage_at(params, {}),
+        notes=() if cost is None else _notes(cost),
+        warnings=(),
+    )
+
+
+def _numbers(layout: _layout.Layout, design: Design) -> _Numbers:
+    """How many weights and groups the masks of `init` have active, if they are of this layout."""
+    given = dict(_paths.flatten_with_paths(design.initial_masks))
+    weights, groups = {}, {}
+    ragged = []
     for leaf in layout.sparse:
-        shape = shapes[leaf.path]
-        slices = shape[0] if leaf.stacked else 1
-        if leaf.zeros is None:
-            mask = np.asarray(masks[leaf.path]).reshape(slices, -1)
-            counts[leaf.path] = mask.sum(axis=1, dtype=np.int64)
+        sizes = np.unique(leaf.structure.group_sizes(leaf.shape[leaf.stacked :]))
+        in_layer = math.prod(leaf.grid[leaf.stacked :])
+        if design.initial_masks is not None:
+            weights[leaf.path] = _counted(given[leaf.path], leaf)
+            # Of groups of one size so many; of several sizes nearly so.
+            groups[leaf.path] = np.rint(
+                weights[leaf.path] * in_layer / max(1, math.prod(leaf.shape[leaf.stacked :]))
+            ).astype(np.int64)
+            continue
+        assert leaf.zeros is not None
+        active = in_layer - leaf.zeros * (leaf.rankings // leaf.layers)
+        groups[leaf.path] = np.full(leaf.layers, active, np.int64)
+        if len(sizes) == 1:
+            weights[leaf.path] = groups[leaf.path] * int(sizes[0])
         else:
-            counts[leaf.path] = np.full(slices, math.prod(shape) // slices - leaf.zeros, np.int64)
-    return counts
+            weights[leaf.path] = groups[leaf.path]  # for the order; replaced below
+            ragged.append(leaf)
+    if ragged:
+        # Which groups are drawn decides: those at the edges are smaller.
+        drawn = _masks.random_masks(layout._replace(sparse=ragged), design.seed)
+        for leaf in ragged:
+            weights[leaf.path] = _counted(drawn[leaf.position], leaf)
+    return _Numbers(weights, groups)
+
+
+def _counted(mask: Any, leaf: _layout.SparseLeaf) -> np.ndarray:
+    return np.asarray(mask).reshape(leaf.layers, -1).sum(axis=1, dtype=np.int64)
+
+
+def _sparsities(layout: _layout.Layout, active: Counts) -> dict[str, float]:
+    sizes = {leaf.path: math.prod(leaf.shape) for leaf in layout.sparse}
+    return {p: 1 - int(active[p].sum()) / size for p, size in sizes.items() if size}
 
 
 def _layer(
-    path: str, leaf: Any, active: np.ndarray | None, reason: str | None, cost: Cost | None
+    path: str,
+    leaf: Any,
+    start: np.ndarray | None,
+    end: np.ndarray | None,
+    reason: str | None,
+    cost: Cost | None,
 ) -> LayerReport:
     size = math.prod(leaf.shape)
-    total = size if active is None else int(active.sum())
+    active, at_end = (size if n is None else int(n.sum()) for n in (start, end))
     flops = None if cost is None else cost.by_parameter[path]
     share = None if flops is None or cost is None else flops / cost.total if cost.total else 0.0
     return LayerReport(
         path=path,
         shape=tuple(leaf.shape),
-        is_sparse=active is not None,
-        sparsity=1 - total / size if size else 0.0,
-        active=total,
+        is_sparse=start is not None,
+        sparsity=1 - active / size if size else 0.0,
+        active=active,
+        active_at_end=at_end,
         flops=flops,
         flops_share=share,
         dense_because=reason,
     )
 
 
-def _fractions(
-    drop_fraction: float | optax.Schedule, schedule: _schedules.RewiringSchedule
-) -> np.ndarray:
-    """Drop fraction at every rewiring, float32 in [0, 1]."""
-    fraction = _schedules.as_drop_fraction(drop_fraction, schedule)
-    counts = jnp.asarray(schedule.steps(), jnp.int32)
-    return np.clip(jax.vmap(lambda t: jnp.asarray(fraction(t), jnp.float32))(counts), 0, 1)
+def _fractions(design: Design, layout: _layout.Layout, steps: int) -> dict[str, np.ndarray]:
+    """Drop fraction of each leaf at each of its rewirings, float32 in [0, 1].
+
+    Empty for a method that has none: its rewirings replace what the weights themselves decide.
+    """
+    if design.plan is None or design.method.shadow is not None:
+        return {}
+    found, computed = {}, {}
+    for leaf in layout.sparse:
+        own = design.plan.of(leaf.path)
+        if own not in computed:
+            schedule = own.schedule
+            counts = jnp.arange(schedule.begin, min(schedule.end, steps), schedule.every)
+            fraction = lambda t, own=own: jnp.asarray(own.drop_fraction(t), jnp.float32)  # noqa: E731
+            computed[own] = np.clip(jax.vmap(fraction)(counts.astype(jnp.int32)), 0, 1)
+        found[leaf.path] = computed[own]
+    if design.method.progress is not None and not any(np.any(f) for f in found.values()):
+        return {}  # it prunes, and replaces nothing
+    return found
 
 
-def _replaced(active: np.ndarray, fractions: np.ndarray) -> int:
+def _replaced(
+    design: Design, start: _Numbers, end: _Numbers, fractions: Mapping[str, np.ndarray]
+) -> int | None:
     """Weights that all rewirings together replace: the transformation's own rounding."""
-    counts = active[:, None].astype(np.float32) * fractions[None, :].astype(np.float32)
-    return int(np.minimum(counts.astype(np.int64), active[:, None]).sum())
+    if design.plan is not None and design.method.shadow is not None:
+        return None
+    if not fractions:
+        return 0
+    assert design.plan is not None
+    total = 0
+    for path, groups in start.groups.items():
+        ways = np.zeros(len(fractions[path]))
+        if design.method.progress is not None:
+            steps = design.plan.of(path).schedule.steps()[: len(ways)]
+            ways = np.asarray([design.method.progress(t) for t in steps])
+        left = groups[:, None] + np.floor((end.groups[path] - groups)[:, None] * ways[None, :])
+        counts = left.astype(np.float32) * fractions[path][None, :].astype(np.float32)
+        moved = np.minimum(counts.astype(np.int64), left.astype(np.int64)).sum(1)
+        size = start.weights[path] / np.maximum(groups, 1)  # mean of a group
+        total += int((moved * size).sum())
+    return total
+
+
+def _spent(
+    design: Design,
+    method: str,
+    cost: Cost,
+    layout: _layout.Layout,
+    start: _Numbers,
+    end: _Numbers,
+    steps: int,
+) -> float:
+    """Training FLOPs per example."""
+    wider = None
+    if design.method.wider is not None:
+        backward = design.method.wider(layout)
+        own = _numbers(backward, design._replace(initial_masks=None)).weights
+        counts = {p: np.maximum(n, start.weights[p]) for p, n in own.items()}
+        wider = costs.flops_at_sparsity(cost, _sparsities(layout, counts))
+    at_first, at_end = (
+        costs.flops_at_sparsity(cost, _sparsities(layout, n.weights)) for n in (start, end)
+    )
+    counter = costs.FlopsCounter(
+        costs.METHODS[method], design.plan, float(cost.total), at_first, f_wider=wider
+    )
+    if design.method.progress is not None and design.plan is not None:
+        schedule = design.plan.default.schedule
+        for t in schedule.steps():
+            if t < steps:
+                way = design.method.progress(t)
+                counter.note(t + 1, at_first + way * (at_end - at_first))
+    return counter.spent(steps)
 
 
 def _notes(cost: Cost) -> tuple[str, ...]:
@@ -164,3 +434,17 @@ def _notes(cost: Cost) -> tuple[str, ...]:
     for item in cost.unattributed:
         notes.append(f"{item.flops:.3g} FLOPs of {item.primitive} at {item.where}: {item.why}")
     return tuple(notes)
+
+
+def _unforeseen(method: str, design: Design) -> list[str]:
+    """What only training decides, and what is told in its place."""
+    if method == "str":
+        return [
+            "how sparse it becomes is learned: the numbers are those of the start, and the most"
+        ]
+    if design.method.moves_between_layers:
+        return [
+            "weights move between layers: the numbers of single layers, and FLOPs, are those of "
+            "the distribution"
+        ]
+    return []

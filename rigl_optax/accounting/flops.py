@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import jax
 
 from rigl_optax import _paths
+from rigl_optax._types import PyTree
 from rigl_optax.accounting import _jaxpr, _provenance
-
-PyTree = Any
 
 
 class Unattributed(NamedTuple):

@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any, NamedTuple
 
-from rigl_optax.accounting.bytes import StorageBytes
+from rigl_optax.accounting.storage import StorageBytes
 
 
 class LayerReport(NamedTuple):
@@ -16,8 +16,9 @@ class LayerReport(NamedTuple):
       path: Its name.
       shape: Its shape.
       is_sparse: Whether it has a mask (at sparsity 0, too).
-      sparsity: Fraction of inactive weights, as rounded.
-      active: Number of active weights.
+      sparsity: Fraction of inactive weights at the start, as rounded.
+      active: Number of active weights at the start.
+      active_at_end: When training ends; another number of methods that prune.
       flops: FLOPs of the dense forward pass that use it; None without a model.
       flops_share: Of all FLOPs of the dense forward pass; None without a model.
       dense_because: Why nothing in it is inactive; None where something is.
@@ -28,6 +29,7 @@ class LayerReport(NamedTuple):
     is_sparse: bool
     sparsity: float
     active: int
+    active_at_end: int
     flops: int | None
     flops_share: float | None
     dense_because: str | None
@@ -44,14 +46,14 @@ class Explanation(NamedTuple):
     Attributes:
       method: Name of the method.
       layers: Every leaf of params, in tree order.
-      rewirings: Number of rewirings in the schedule.
+      rewirings: Number of rewirings in these steps.
       replaced: Weights that all rewirings together replace, at most (a weight that is dropped
-        and grown again at once counts).
+        and grown again at once counts); None where the weights themselves decide.
       steps: Training steps that the cost of training is for.
       flops_dense: FLOPs of a dense forward pass; None without a model.
-      flops_sparse: FLOPs of a sparse one; None without a model.
+      flops_sparse: FLOPs of a sparse one when training ends; None without a model.
       training_ratio: Cost of training relative to dense training; None without a model.
-      storage: Bytes of the weights in several formats.
+      storage: Bytes of the weights in several formats, when training ends.
       notes: What counting FLOPs had to assume, and what belongs to no single parameter.
       warnings: What usually goes wrong, found here.
     """
@@ -59,7 +61,7 @@ class Explanation(NamedTuple):
     method: str
     layers: tuple[LayerReport, ...]
     rewirings: int
-    replaced: int
+    replaced: int | None
     steps: int
     flops_dense: float | None
     flops_sparse: float | None
@@ -75,22 +77,31 @@ class Explanation(NamedTuple):
 
     @property
     def active(self) -> int:
-        """Active weights of the sparse leaves."""
+        """Active weights of the sparse leaves, as `init` makes them."""
         return sum(x.active for x in self.layers if x.is_sparse)
 
     @property
+    def active_at_end(self) -> int:
+        """Active weights of the sparse leaves when training ends."""
+        return sum(x.active_at_end for x in self.layers if x.is_sparse)
+
+    @property
     def sparsity(self) -> float:
-        """Of the sparse leaves together."""
+        """Of the sparse leaves together, at the start."""
         return 1 - self.active / self.weights if self.weights else 0.0
 
     @property
-    def turnover(self) -> float:
+    def turnover(self) -> float | None:
         """How many times over the rewirings replace the active weights, at most."""
+        if self.replaced is None:
+            return None
         return self.replaced / self.active if self.active else 0.0
 
     @property
-    def reach(self) -> float:
+    def reach(self) -> float | None:
         """The fraction of the sparse leaves' weights that may ever have been active."""
+        if self.replaced is None:
+            return None
         return min(1.0, (self.active + self.replaced) / self.weights) if self.weights else 1.0
 
     @property
@@ -102,7 +113,15 @@ class Explanation(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
-        derived = ("weights", "active", "sparsity", "turnover", "reach", "inference_ratio")
+        derived = (
+            "weights",
+            "active",
+            "active_at_end",
+            "sparsity",
+            "turnover",
+            "reach",
+            "inference_ratio",
+        )
         return {
             **self._asdict(),
             **{name: getattr(self, name) for name in derived},
@@ -132,36 +151,50 @@ class Explanation(NamedTuple):
         return self.to_text(rich=False)
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
-        header = ["layer", "shape", "sparsity", "active", "of", "FLOPs", "dense because"]
+        prunes = self.active_at_end != self.active
+        header = ["layer", "shape", "sparsity", "active", "at end", "of", "FLOPs", "dense because"]
         rows = [
             [
                 x.path or "(the array)",
                 "x".join(map(str, x.shape)) or "scalar",
-                "dense" if x.active == x.size else f"{x.sparsity:.4f}",
+                "dense" if x.active_at_end == x.size else f"{x.sparsity:.4f}",
                 f"{x.active:,}",
+                f"{x.active_at_end:,}",
                 f"{x.size:,}",
                 "" if x.flops_share is None else f"{x.flops_share:.1%}",
                 x.dense_because or "",
             ]
             for x in self.layers
         ]
-        if self.flops_dense is None:
-            header, *rows = [row[:5] + row[6:] for row in [header, *rows]]
+        hidden = [*([] if prunes else [4]), *([6] if self.flops_dense is None else [])]
+        header, *rows = [
+            [cell for i, cell in enumerate(row) if i not in hidden] for row in [header, *rows]
+        ]
         return header, rows
+
+    def _end(self) -> str:
+        if self.active_at_end == self.active:
+            return ""
+        sparsity = 1 - self.active_at_end / self.weights
+        return f"; when training ends {self.active_at_end:,}, sparsity {sparsity:.4f}"
 
     def _totals(self) -> list[str]:
         lines = [
             f"sparse layers: {self.active:,} of {self.weights:,} weights active, "
-            f"sparsity {self.sparsity:.4f}",
+            f"sparsity {self.sparsity:.4f}" + self._end(),
             f"bytes: {self.storage.dense:,} dense, {self.storage.values_and_bitmask:,} as values "
             f"and bit masks, {self.storage.csr:,} as CSR",
         ]
-        if self.rewirings:
+        if self.rewirings and self.replaced is None:
+            lines.append(f"{self.rewirings:,} rewirings, by the weights' own sizes")
+        elif self.rewirings and self.replaced:
             lines.append(
                 f"{self.rewirings:,} rewirings replace {self.replaced:,} weights in all, "
                 f"{self.turnover:.2f} times the active ones; at most {self.reach:.1%} of all "
                 "weights are ever active"
             )
+        elif self.rewirings:
+            lines.append(f"{self.rewirings:,} rewirings")
         if self.inference_ratio is not None:
             lines.append(
                 f"forward pass: {self.flops_sparse:,.0f} of {self.flops_dense:,.0f} FLOPs, "

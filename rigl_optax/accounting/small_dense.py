@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
-PyTree = Any
+from rigl_optax._types import PyTree
 
 
 def small_dense_width(

@@ -4,14 +4,13 @@ Masks are trees of bool arrays, as `get_masks` returns them. All functions are j
 elementwise operations and sums only: cheap, and without gathering on sharded masks.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _paths
-
-PyTree = Any
+from rigl_optax import _masks, _paths
+from rigl_optax._types import PyTree
 
 
 class PerLayer(NamedTuple):
@@ -53,19 +52,15 @@ def overlap(masks: PyTree, initial: PyTree) -> PerLayer:
     Raises:
       ValueError: If the trees differ.
     """
-    first = dict(_paths.flatten_with_paths(initial))
-    now = dict(_paths.flatten_with_paths(masks))
-    if list(now) != list(first) or any(now[path].shape != first[path].shape for path in now):
-        raise ValueError(
-            f"masks of {_paths.listing(list(now))} and of {_paths.listing(list(first))} do not fit"
-        )
+    now, first = _pair(masks, initial)
     return _fractions({path: (now[path] & first[path], first[path]) for path in now}, first)
 
 
 @jax.jit
 def explore(explored: PyTree, masks: PyTree) -> PyTree:
     """Adds what is active now to what has ever been: start from the initial masks."""
-    return jax.tree.map(jnp.logical_or, explored, masks)
+    ever, now = _pair(explored, masks)
+    return _paths.map_with_names(lambda path, _: ever[path] | now[path], _detailed(explored, masks))
 
 
 @jax.jit
@@ -80,15 +75,15 @@ def coverage(explored: PyTree, masks: PyTree) -> PerLayer:
       Liu et al., `Do We Actually Need Dense Over-Parameterization?
       <https://arxiv.org/abs/2102.02887>`_, 2021.
     """
-    named = dict(_paths.flatten_with_paths(explored))
-    now = dict(_paths.flatten_with_paths(masks))
+    named, now = _pair(explored, masks)
     return _fractions({path: (m, jnp.ones_like(m)) for path, m in named.items()}, now)
 
 
 @jax.jit
 def grown(before: PyTree, after: PyTree) -> PyTree:
     """Masks of the weights that a rewiring has grown."""
-    return jax.tree.map(lambda old, new: new & ~old, before, after)
+    old, new = _pair(before, after)
+    return _paths.map_with_names(lambda path, _: new[path] & ~old[path], _detailed(before, after))
 
 
 @jax.jit
@@ -100,6 +95,44 @@ def survival(grown: PyTree, masks: PyTree) -> PerLayer:
       masks: Active now.
     """
     return overlap(masks, grown)
+
+
+def _detailed(first: PyTree, second: PyTree) -> PyTree:
+    """Of two trees of masks the larger at each place: a scalar may stand for a dense subtree."""
+    (ones, one), (others, other) = (_paths.split(tree) for tree in (first, second))
+    if jax.tree_util.treedef_is_leaf(one) or _paths.is_hole(first):
+        return second
+    if jax.tree_util.treedef_is_leaf(other) or _paths.is_hole(second):
+        return first
+    if one != other:
+        return max(first, second, key=lambda tree: len(jax.tree.leaves(tree)))
+    return one.unflatten([_detailed(x, y) for (_, x), (_, y) in zip(ones, others, strict=True)])
+
+
+def _pair(first: PyTree, second: PyTree) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Masks by path, with equal shapes.
+
+    Raises:
+      ValueError: If they are not of the same parameters.
+    """
+    named = [path for tree in (first, second) for path, _ in _paths.flatten_with_paths(tree)]
+    above = {path[:i] for path in named for i, letter in enumerate(path) if letter == "/"}
+    paths = [path for path in dict.fromkeys(named) if path not in above]
+    trees = [_masks.over_paths(tree, paths) for tree in (first, second)]
+    shapes = {}
+    for path in paths:
+        found = {tree[path].shape for tree in trees if tree[path] is not None}
+        if len(found) > 1:
+            raise ValueError(
+                f"masks of {path!r} do not fit each other: their shapes are "
+                f"{' and '.join(map(str, sorted(found)))}"
+            )
+        shapes[path] = found.pop() if found else ()
+    full = [
+        {p: jnp.ones(shapes[p], bool) if m is None else jnp.asarray(m) for p, m in tree.items()}
+        for tree in trees
+    ]
+    return full[0], full[1]
 
 
 def _fractions(

@@ -1,17 +1,19 @@
 """Units that lost all their connections, and how many each has.
 
-A kernel's last axis counts output units and the one before input units, as in Flax and Haiku
-(IO, HWIO); other axes (windows, stacked layers) are summed over.
+Which axes of a kernel count its output units and its input units is asked of `axes`, as for a
+distribution; windows are summed over.
 """
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _paths
-
-PyTree = Any
+from rigl_optax import _axes, _distributions, _paths
+from rigl_optax._axes import KernelAxes
+from rigl_optax._types import PyTree
 
 
 class DeadUnits(NamedTuple):
@@ -27,40 +29,45 @@ class DeadUnits(NamedTuple):
     outputs: jax.Array
 
 
-@jax.jit
-def fan_in(mask: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="axes")
+def fan_in(mask: jax.Array, axes: KernelAxes | None = None) -> jax.Array:
     """Active weights into each output unit.
 
     Args:
-      mask: Bool, (..., inputs, outputs).
+      mask: Bool, (..., inputs, outputs), or as `axes` says.
+      axes: Which axes are inputs and outputs, if not the last two.
 
     Returns:
-      int32, (outputs,).
+      int32, (outputs,), or as many axes as there are of outputs.
     """
-    return jnp.sum(mask, axis=range(mask.ndim - 1), dtype=jnp.int32)
+    return _summed(mask, _axes.or_last(axes, mask.ndim).outputs)
 
 
-@jax.jit
-def fan_out(mask: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="axes")
+def fan_out(mask: jax.Array, axes: KernelAxes | None = None) -> jax.Array:
     """Active weights out of each input unit: live connections of a pixel, say.
 
     Args:
-      mask: Bool, (..., inputs, outputs).
+      mask: As in `fan_in`.
+      axes: As in `fan_in`.
 
     Returns:
-      int32, (inputs,).
+      int32, (inputs,), or as many axes as there are of inputs.
     """
-    return jnp.sum(mask, axis=(*range(mask.ndim - 2), mask.ndim - 1), dtype=jnp.int32)
+    return _summed(mask, _axes.or_last(axes, mask.ndim).inputs)
 
 
-@jax.jit
-def dead_units(masks: PyTree) -> dict[str, DeadUnits]:
+def dead_units(
+    masks: PyTree, *, axes: _axes.Axes = _axes.default_axes, stacked: Sequence[str] = ()
+) -> dict[str, DeadUnits]:
     """Dead inputs and outputs of every leaf with two dimensions or more.
 
     A hidden unit is dead if it is a dead output of its layer or a dead input of the next.
 
     Args:
       masks: Tree of bool arrays, as `get_masks` returns it.
+      axes: As in `uniform`: which axes are inputs.
+      stacked: As in `uniform`: units of all layers in such a leaf are counted.
 
     Returns:
       `{path: DeadUnits}`; leaves with fewer dimensions are not in it.
@@ -71,11 +78,34 @@ def dead_units(masks: PyTree) -> dict[str, DeadUnits]:
       >>> int(dead.inputs), int(dead.outputs)
       (1, 1)
     """
+    stacks = _distributions.stacked_paths(masks, stacked)
+    layouts = []
+    for path, mask in _paths.flatten_with_paths(masks):
+        if mask.ndim - (path in stacks) >= 2:
+            layouts.append((path, path in stacks, _axes.of_leaf(axes, path, mask, path in stacks)))
+    return _dead_units(masks, tuple(layouts))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _dead_units(
+    masks: PyTree, layouts: Sequence[tuple[str, bool, KernelAxes]]
+) -> dict[str, DeadUnits]:
+    named = dict(_paths.flatten_with_paths(masks))
+
+    def dead(path: str, is_stack: bool, axes: tuple[int, ...]) -> jax.Array:
+        active = _summed(named[path], (0, *axes) if is_stack else axes)
+        return jnp.sum(active == 0, dtype=jnp.int32)
+
     return {
-        path: DeadUnits(
-            jnp.sum(fan_out(mask) == 0, dtype=jnp.int32),
-            jnp.sum(fan_in(mask) == 0, dtype=jnp.int32),
-        )
-        for path, mask in _paths.flatten_with_paths(masks)
-        if mask.ndim >= 2
+        path: DeadUnits(dead(path, is_stack, axes.inputs), dead(path, is_stack, axes.outputs))
+        for path, is_stack, axes in layouts
     }
+
+
+def _summed(mask: jax.Array, but: tuple[int, ...]) -> jax.Array:
+    """Sums over all axes but these, which come out in this order; they may be negative."""
+    kept = [a % mask.ndim for a in but]
+    summed = [a for a in range(mask.ndim) if a not in kept]
+    found = jnp.sum(mask, axis=tuple(summed), dtype=jnp.int32)
+    order = tuple(sorted(kept).index(a) for a in kept)
+    return found if order == tuple(range(len(order))) else found.transpose(order)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rigl_optax._structure import Block
+from rigl_optax._structures import Block
 from rigl_optax.condensed._measured import DENSITIES, RATIOS, WIDTHS
 
 
@@ -32,7 +32,8 @@ def choose(shape: tuple[int, ...], sparsity: float) -> Choice:
     The table has products at batch 256 and 3x3 convolutions, square ones of few widths at few
     densities. A layer is looked up at the mean width of its ends, in between by interpolation, at
     the edge of the table beyond it; any window counts as 3x3 but 1x1, which counts as a product.
-    What is quick on another machine, or at another batch, may differ: give `config.structure`.
+    What is quick on another machine, or at another batch, may differ: give
+    `config.method.structure`.
 
     Args:
       shape: Of the dense kernel, [*window, in, out].

@@ -13,34 +13,43 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _inner_state, _paths, _structure
-from rigl_optax._structure import Block, Structures, Unstructured
-from rigl_optax.condensed import _csr, _topology
-from rigl_optax.condensed._csr import CSR
-from rigl_optax.condensed._csr_topology import CSRTopology, csr_topology
-from rigl_optax.condensed._kernel import BlockSparse
-from rigl_optax.condensed._topology import Topology
+from rigl_optax import _axes, _masks, _paths, _structures
+from rigl_optax._structures import Block, Structures, Unstructured
+from rigl_optax._types import PyTree
+from rigl_optax._wrapper import _inner_state
+from rigl_optax.condensed.blocks import _topology
+from rigl_optax.condensed.blocks._kernel import BlockSparse
+from rigl_optax.condensed.blocks._topology import Topology
+from rigl_optax.condensed.single import _csr
+from rigl_optax.condensed.single._csr import CSR
+from rigl_optax.condensed.single._csr_topology import CSRTopology, csr_topology
 
-PyTree = Any
 Topologies = Mapping[str, Topology | CSRTopology]
 
 
 def condense(
-    params: PyTree, masks: PyTree, structure: Structures
+    params: PyTree,
+    masks: PyTree,
+    structure: Structures,
+    *,
+    axes: _axes.Axes = _axes.default_axes,
 ) -> tuple[PyTree, dict[str, Topology | CSRTopology]]:
     """What is stored of dense parameters: whole blocks, or single weights where there are none.
 
     Args:
       params: Parameters, dense.
-      masks: Bool tree like params (`get_masks`). Kernels with a full mask stay dense.
+      masks: Bool tree like params (`get_masks`), or of some of its leaves (`export.read`).
+        Kernels with a full mask, or none, stay dense.
       structure: What they were trained with: a `Block`, `Unstructured()`, or by pattern.
+      axes: As in `uniform`. What is stored stands for kernels (*window, in, out) alone: others are
+        refused.
 
     Returns:
       Weights: a tree like params; and `{path: topology}` of the kernels that are condensed.
 
     Raises:
       ValueError: If masks do not belong to params, or are not made of whole blocks; if a layer has
-        another structure, or single weights in a kernel that has not two axes.
+        another structure or layout, or single weights in a kernel that has not two axes.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, rigl_optax
@@ -51,9 +60,9 @@ def condense(
       >>> weights["kernel"].shape, densify(weights, topologies)["kernel"].sum().item()
       ((2, 2, 3), 12.0)
     """
-    _structure.check(structure)
-    partial = _partial(params, masks)
-    structures = _structure.by_path(structure, list(partial)) if partial else {}
+    _structures.check(structure)
+    partial = _partial(params, masks, axes)
+    structures = _structures.by_path(structure, list(partial)) if partial else {}
     topologies: dict[str, Topology | CSRTopology] = {}
     for path, (mask, shape) in partial.items():
         block = structures[path]
@@ -71,19 +80,24 @@ def condense(
     return extract(params, topologies), topologies
 
 
-def condense_csr(params: PyTree, masks: PyTree) -> tuple[PyTree, dict[str, CSRTopology]]:
+def condense_csr(
+    params: PyTree, masks: PyTree, *, axes: _axes.Axes = _axes.default_axes
+) -> tuple[PyTree, dict[str, CSRTopology]]:
     """Single weights of dense parameters, whatever their masks and the structure behind these.
 
     Args:
       params: Parameters, dense.
-      masks: Bool tree like params (`get_masks`). What has a full mask stays dense.
+      masks: Bool tree like params (`get_masks`), or of some of its leaves (`export.read`). What
+        has a full mask, or none, stays dense.
+      axes: As in `condense`.
 
     Returns:
       Weights: a tree like params with a vector of values for each kernel that is sparse; and
       `{path: topology}` of these.
 
     Raises:
-      ValueError: If masks do not belong to params, or one of a leaf without two axes is not full.
+      ValueError: If masks do not belong to params, or one of a leaf without two axes, or of
+        another layout, is not full.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -97,28 +111,40 @@ def condense_csr(params: PyTree, masks: PyTree) -> tuple[PyTree, dict[str, CSRTo
     """
     topologies = {
         path: _single_weights(mask, shape, path)
-        for path, (mask, shape) in _partial(params, masks).items()
+        for path, (mask, shape) in _partial(params, masks, axes).items()
     }
     return extract(params, topologies), topologies
 
 
 def _single_weights(mask: Any, shape: tuple[int, ...], path: str) -> CSRTopology:
     if len(shape) != 2:
-        raise ValueError(f"{path!r} has shape {shape}: single weights need two axes")
+        raise ValueError(
+            f"{path!r} has shape {shape}: single weights need two axes; if its leading axis counts "
+            "layers, give each layer a leaf of its own"
+        )
     return csr_topology(mask)
 
 
-def _partial(params: PyTree, masks: PyTree) -> dict[str, tuple[Any, tuple[int, ...]]]:
+def _partial(
+    params: PyTree, masks: PyTree, axes: _axes.Axes
+) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """The masks that are not full, with the shapes of their leaves."""
     named = _paths.flatten_with_paths(params)
-    found = dict(_paths.flatten_with_paths(masks))
-    wrong = [p for p, x in named if p not in found or found[p].shape != x.shape]
-    if wrong or len(found) != len(named):
-        raise ValueError(
-            f"masks do not fit params: {_paths.listing(wrong or sorted(found))}; params have "
-            f"{_paths.listing([path for path, _ in named])}"
-        )
-    return {p: (found[p], tuple(x.shape)) for p, x in named if not np.all(np.asarray(found[p]))}
+    paths, leaves = [path for path, _ in named], [leaf for _, leaf in named]
+    found = _masks.of_params(masks, paths, leaves, allow_missing=True)
+    partial = {p: (found[p], tuple(x.shape)) for p, x in named if not np.all(np.asarray(found[p]))}
+    for path, leaf in named:
+        if path not in partial:
+            continue
+        layout = _axes.find(axes, path, leaf)
+        if _axes.unusual(layout, len(leaf.shape)) is not None:
+            raise ValueError(
+                f"{path!r} of shape {tuple(leaf.shape)} has its inputs along {layout.inputs} and "
+                f"outputs along {layout.outputs}; what is stored stands for kernels (*window, in, "
+                "out): transpose its weights and mask, or pass axes=rigl_optax.flax_axes if they "
+                "are laid out so"
+            )
+    return partial
 
 
 def extract(params: PyTree, topologies: Topologies) -> PyTree:
@@ -191,13 +217,12 @@ def bind(
     """
     check(weights, topologies)
 
-    def kernel(path: _paths.KeyPath, leaf: Any) -> Any:
-        name = _paths.path_string(path)
+    def kernel(name: str, leaf: Any) -> Any:
         if name not in topologies:
             return leaf
         return _kernel(leaf, topologies[name], None if probes is None else probes[name])
 
-    return jax.tree_util.tree_map_with_path(kernel, weights)
+    return _paths.map_with_names(kernel, weights)
 
 
 def probes(topologies: Topologies) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import jax
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-PyTree = Any
+from rigl_optax._types import PyTree
 
 
 def zeros(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *like: jax.Array) -> jax.Array:

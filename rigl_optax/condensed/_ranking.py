@@ -13,13 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rigl_optax import _random, _structure
+from rigl_optax import _structures
 from rigl_optax._layout import SparseLeaf
-from rigl_optax.condensed import _candidates, _compaction, _csr, _csr_topology, _topology
-from rigl_optax.condensed._candidates import Candidates
-from rigl_optax.condensed._csr import Probe
-from rigl_optax.condensed._csr_topology import CSRTopology
-from rigl_optax.condensed._topology import Topology
+from rigl_optax._ranking import _random
+from rigl_optax._types import Seed
+from rigl_optax.condensed import _compaction
+from rigl_optax.condensed.blocks import _topology
+from rigl_optax.condensed.blocks._topology import Topology
+from rigl_optax.condensed.single import _candidates, _csr, _csr_topology
+from rigl_optax.condensed.single._candidates import Candidates
+from rigl_optax.condensed.single._csr import Probe
+from rigl_optax.condensed.single._csr_topology import CSRTopology
 
 
 class Moved(NamedTuple):
@@ -72,7 +76,7 @@ def by_gradient(t: CSRTopology, seen: Probe, position: int, count: jax.Array) ->
     return Proposal(seen.stored, Candidates(scores, rows * t.shape[1] + cols), is_sound)
 
 
-def at_random(seed: _random.Seed) -> Propose:
+def at_random(seed: Seed) -> Propose:
     """What a rule with `_growth.random_scores(seed)` would choose from; it draws the scores."""
 
     def propose(t: CSRTopology, seen: Probe, position: int, count: jax.Array) -> Proposal:
@@ -88,7 +92,7 @@ def at_random(seed: _random.Seed) -> Propose:
 def leaf(path: str, position: int, t: Topology | CSRTopology) -> SparseLeaf:
     """A layer as the masked form knows it, its grid what is ranked."""
     if isinstance(t, CSRTopology):
-        grid, structure = (t.number + t.replaceable,), _structure.UNSTRUCTURED
+        grid, structure = (t.number + t.replaceable,), _structures.UNSTRUCTURED
         return SparseLeaf(path, position, False, t.replaceable, structure, t.shape, grid)
     zeros = t.grid[0] * t.grid[1] - t.blocks
     return SparseLeaf(path, position, False, zeros, t.block, t.shape, t.grid)

@@ -5,24 +5,32 @@ that may be active next: the same masks come of it.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from rigl_optax import _growth, _inner_state, _packing, _paths, _random, _rewiring
-from rigl_optax._grown import AT_REST
+from rigl_optax import _paths
 from rigl_optax._layout import Layout
-from rigl_optax._method import Method, RewiringInputs
+from rigl_optax._plan import RewiringPlan
+from rigl_optax._ranking import _packing, _random
+from rigl_optax._types import Overrides, PyTree, Seed
+from rigl_optax._wrapper import _inner_state, _rewiring
+from rigl_optax._wrapper._method import Method, RewiringInputs
+from rigl_optax._wrapper._newborn import AT_REST
 from rigl_optax.condensed import _conversion, _devices, _ranking
 from rigl_optax.condensed._conversion import Topologies
-from rigl_optax.condensed._csr_topology import CSRTopology
 from rigl_optax.condensed._ranking import Moved, Propose, Ranked
-from rigl_optax.condensed._topology import Topology
+from rigl_optax.condensed.blocks._topology import Topology
+from rigl_optax.condensed.single._csr_topology import CSRTopology
+from rigl_optax.methods import _drop_and_grow
 
-PyTree = Any
+_MISSED = "call rewire, in place of update, where is_rewiring_step(count): update never rewires."
+
 Loss = Callable[..., jax.Array]
 
 
@@ -34,12 +42,14 @@ class CondensedState(NamedTuple):
       topologies: `{path: topology}` of the condensed kernels, as they are now.
       inner_state: State of the wrapped optimizer, on the stored values.
       rewirings: int32 scalar: rewirings so far.
+      uninformed: As in `rigl_optax.SparseState`.
     """
 
     count: jax.Array  # type: ignore[assignment]
     topologies: dict[str, Topology | CSRTopology]
     inner_state: PyTree
     rewirings: jax.Array
+    uninformed: jax.typing.ArrayLike = np.int32(0)
 
 
 class CondensedTransformation(NamedTuple):
@@ -52,12 +62,18 @@ class CondensedTransformation(NamedTuple):
       rewire: In place of `update` where `is_rewiring_step(state.count)`: from gradients,
         scores, state and weights to new weights and the new state.
       is_rewiring_step: From a count, traced or not, to a bool scalar.
+      check: Raises a RuntimeError if rewirings were due and have not happened, as where `update`
+        alone is called; for a state that is not traced. `update` itself warns of the first one
+        that it is called for, but under `jit` it cannot.
+      plan: The schedule it goes by, layer by layer; None for never.
     """
 
     init: Callable[[PyTree, Topologies], CondensedState]
     update: Callable[..., tuple[PyTree, CondensedState]]
     rewire: Callable[..., tuple[PyTree, CondensedState]]
     is_rewiring_step: Callable[[jax.typing.ArrayLike], jax.Array]
+    check: Callable[[CondensedState], None]
+    plan: RewiringPlan | None = None
 
 
 def rigl(
@@ -67,9 +83,9 @@ def rigl(
     every: int = 100,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
-    overrides: _growth.Overrides | None = None,
+    overrides: Overrides | None = None,
     min_fan_in: int = 0,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> CondensedTransformation:
     r"""RigL on condensed weights: what `rigl` does on blocks or single weights, nothing dense.
 
@@ -103,7 +119,7 @@ def rigl(
       A `CondensedTransformation`.
 
     Raises:
-      ValueError: As `rigl_optax.rigl`; at `init`, if topologies and weights do not fit.
+      TypeError, ValueError: As `rigl_optax.rigl`; at `init`, if topologies and weights do not fit.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -126,8 +142,8 @@ def rigl(
       Evci et al., `Rigging the Lottery: Making All Tickets Winners
       <https://arxiv.org/abs/1911.11134>`_, 2020, algorithm 1.
     """
-    method = _growth.drop_and_grow_method(
-        _growth.gradient_scores,
+    method = _drop_and_grow.drop_and_grow_method(
+        _drop_and_grow.gradient_scores,
         end=end,
         every=every,
         begin=begin,
@@ -138,8 +154,8 @@ def rigl(
         grown=AT_REST,
         seed=seed,
     )
-    most = _growth.most_dropped(drop_fraction, overrides)
-    return _transformation(inner, method, _ranking.by_gradient, most, min_fan_in)
+    most = _drop_and_grow.most_dropped(drop_fraction, overrides)
+    return _transformation(inner, method, _ranking.by_gradient, most, min_fan_in, seed)
 
 
 def sparse_evolutionary_training(
@@ -149,9 +165,9 @@ def sparse_evolutionary_training(
     every: int = 100,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
-    overrides: _growth.Overrides | None = None,
+    overrides: Overrides | None = None,
     min_fan_in: int = 0,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> CondensedTransformation:
     """SET on condensed weights: as `rigl`, but growth is uniformly random.
 
@@ -173,8 +189,8 @@ def sparse_evolutionary_training(
     Raises:
       ValueError: As `rigl`.
     """
-    method = _growth.drop_and_grow_method(
-        _growth.random_scores(seed),
+    method = _drop_and_grow.drop_and_grow_method(
+        _drop_and_grow.random_scores(seed),
         end=end,
         every=every,
         begin=begin,
@@ -184,9 +200,10 @@ def sparse_evolutionary_training(
         min_fan_in=min_fan_in,
         grown=AT_REST,
         seed=seed,
+        needs_signal=False,
     )
-    most = _growth.most_dropped(drop_fraction, overrides)
-    return _transformation(inner, method, _ranking.at_random(seed), most, min_fan_in)
+    most = _drop_and_grow.most_dropped(drop_fraction, overrides)
+    return _transformation(inner, method, _ranking.at_random(seed), most, min_fan_in, seed)
 
 
 def static_sparse(inner: optax.GradientTransformation) -> CondensedTransformation:
@@ -256,8 +273,17 @@ def _transformation(
     propose: Propose = _ranking.by_gradient,
     most_dropped: float = 1.0,
     min_fan_in: int = 0,
+    seed: Seed | None = None,
 ) -> CondensedTransformation:
+    if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
+        raise TypeError(
+            f"inner={inner!r}: must be an Optax transformation, as optax.sgd(0.1); it has no "
+            "init and update"
+        )
+    if seed is not None:
+        _random.check_seed(seed)
     inner = optax.with_extra_args_support(inner)
+    told: list[int] = []  # of a missed rewiring, once
     plan = None if method is None else method.plan
 
     def init(weights: PyTree, topologies: Topologies) -> CondensedState:
@@ -271,7 +297,7 @@ def _transformation(
         if plan is not None:
             plan.check([leaf.path for leaf in layout.sparse])
         if method is not None and method.check is not None:
-            method.check(layout)
+            method.check(layout, layout)
         # Buffers of their own: a step that donates the state takes nothing of the caller's.
         return CondensedState(
             count=jnp.zeros((), jnp.int32),
@@ -281,13 +307,19 @@ def _transformation(
             },
             inner_state=inner.init(weights),
             rewirings=jnp.zeros((), jnp.int32),
+            uninformed=jnp.zeros((), jnp.int32),
         )
 
     def update(
         grads: PyTree, state: CondensedState, weights: PyTree, **extra_args: Any
     ) -> tuple[PyTree, CondensedState]:
+        is_known = not isinstance(state.count, jax.core.Tracer)
+        if is_known and not told and is_rewiring_step(state.count):
+            told.append(int(state.count))
+            warnings.warn(f"update at count {told[0]}: {_MISSED}", stacklevel=2)
         updates, inner_state = inner.update(grads, state.inner_state, weights, **extra_args)
-        return updates, state._replace(count=state.count + 1, inner_state=inner_state)
+        count = optax.safe_increment(state.count)
+        return updates, state._replace(count=count, inner_state=inner_state)
 
     def rewire(
         grads: PyTree,
@@ -319,7 +351,8 @@ def _transformation(
         is_accepted = _rewiring.total([~jnp.isfinite(x) for x in judged]) == 0
         for each in ranked:
             is_accepted = is_accepted & each.is_sound
-        chosen = inputs.packing.unpack(method.rule(inputs).masks)
+        outcome = method.rule(inputs)
+        chosen = inputs.packing.unpack(outcome.masks)
         moved = {
             leaf.path: _unless_refused(each.move(mask), state.topologies[leaf.path], is_accepted)
             for leaf, each, mask in zip(layout.sparse, ranked, chosen, strict=True)
@@ -338,12 +371,16 @@ def _transformation(
         seen = jax.tree.map(lambda g: jnp.where(is_accepted, g, jnp.zeros_like(g)), grads)
         _, after = inner.update(seen, state.inner_state, weights, **extra_args)
         new_weights = carried(weights)
+        left_out = jnp.zeros((), jnp.int32)
+        if outcome.uninformed is not None:
+            left_out = jnp.where(is_accepted, outcome.uninformed, 0)
         inner_state = _settled(layout, moved, state.inner_state, after, weights, inner, new_weights)
         return new_weights, CondensedState(
-            count=state.count + 1,
+            count=optax.safe_increment(state.count),
             topologies={path: moved[path].topology for path in state.topologies},
             inner_state=inner_state,
-            rewirings=state.rewirings + is_accepted.astype(jnp.int32),
+            rewirings=_rewiring.saturating_add(state.rewirings, is_accepted.astype(jnp.int32)),
+            uninformed=_rewiring.saturating_add(jnp.asarray(state.uninformed), left_out),
         )
 
     def _ranked(layout: Layout, scores: Mapping[str, Any], state: CondensedState) -> list[Ranked]:
@@ -362,7 +399,17 @@ def _transformation(
         count = jnp.asarray(count, jnp.int32)
         return jnp.zeros((), bool) if plan is None else plan.is_rewiring_step(count)
 
-    return CondensedTransformation(init, update, rewire, is_rewiring_step)
+    def check(state: CondensedState) -> None:
+        due = 0 if plan is None else plan.rewirings_before(int(state.count))
+        if int(state.rewirings) < due:
+            raise RuntimeError(
+                f"{int(state.rewirings)} of the {due} rewirings due before count "
+                f"{int(state.count)} have happened. {_MISSED} A rewiring also stays out where "
+                "gradients or scores are not finite, or a kernel of single weights is not used "
+                "exactly once in the loss."
+            )
+
+    return CondensedTransformation(init, update, rewire, is_rewiring_step, check, plan)
 
 
 def _unless_refused(moved: Moved, old: Topology | CSRTopology, is_accepted: jax.Array) -> Moved:

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rigl_optax import _paths, _random
-from rigl_optax._structure import Block
-from rigl_optax.condensed import _recurrence, _topology
-from rigl_optax.condensed._convolution import Padding, convolve
-from rigl_optax.condensed._kernel import BlockSparse
-from rigl_optax.condensed._topology import Topology
-
-PyTree = Any
+from rigl_optax import _paths
+from rigl_optax._structures import UNSTRUCTURED, Block, Structures
+from rigl_optax._types import PyTree, Seed
+from rigl_optax.condensed import _conversion
+from rigl_optax.condensed.blocks import _recurrence, _topology
+from rigl_optax.condensed.blocks._convolution import Padding, convolve
+from rigl_optax.condensed.blocks._kernel import BlockSparse
+from rigl_optax.condensed.blocks._topology import Topology
+from rigl_optax.condensed.single._csr import CSR
 
 
 class Index(nnx.Variable):
@@ -32,7 +33,7 @@ class _Condensed(nnx.Module):
         use_bias: bool,
         dtype: jax.typing.DTypeLike | None,
         param_dtype: jax.typing.DTypeLike,
-        seed: _random.Seed,
+        seed: Seed,
         rngs: nnx.Rngs,
         position: int = 0,
     ) -> None:
@@ -42,14 +43,14 @@ class _Condensed(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(shape[-1], param_dtype)) if use_bias else None
         self.dtype = dtype
 
-    def bound(self) -> BlockSparse:
+    def bound(self) -> Any:
         """The kernel; as it is, or one that `bind` has put in the place of its values."""
         kernel = self.kernel.get_value()
-        if isinstance(kernel, BlockSparse):
+        if isinstance(kernel, BlockSparse | CSR):
             return kernel
-        return BlockSparse(kernel, self.topology.get_value())
+        return _conversion.bind({"": kernel}, {"": self.topology.get_value()})[""]
 
-    def ready(self, x: jax.Array) -> tuple[jax.Array, BlockSparse]:
+    def ready(self, x: jax.Array) -> tuple[jax.Array, Any]:
         """Activations and kernel in the dtype of the computation."""
         kernel = self.bound()
         if self.dtype is None:
@@ -95,7 +96,7 @@ class SparseLinear(_Condensed):
         use_bias: bool = True,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
-        seed: _random.Seed,
+        seed: Seed,
         rngs: nnx.Rngs,
     ) -> None:
         shape = (in_features, out_features)
@@ -105,6 +106,75 @@ class SparseLinear(_Condensed):
         """[..., in_features] to [..., out_features]."""
         x, kernel = self.ready(x)
         return self.add_bias(x @ kernel)
+
+
+class _Converted(SparseLinear):
+    """A trained `nnx.Linear` with what is stored of its kernel."""
+
+    def __init__(self, layer: nnx.Linear, kernel: jax.Array, topology: Any) -> None:
+        self.topology, self.kernel = Index(topology), nnx.Param(kernel)
+        self.bias, self.dtype = layer.bias, layer.dtype
+
+
+def condense(
+    model: nnx.Module, params: PyTree, masks: PyTree, structure: Structures = UNSTRUCTURED
+) -> nnx.Module:
+    """Puts trained weights into a model, and stored weights alone into its linear layers, in place.
+
+    Args:
+      model: Any NNX model. Its `nnx.Linear` layers that are sparse become condensed layers; all
+        other kernels stay dense.
+      params: Its parameters, by path, as `export.read(...).params`.
+      masks: Bool, by path, as `export.read(...).masks`.
+      structure: As in `condensed.condense`: single weights, or a `Block`.
+
+    Returns:
+      The model.
+
+    Raises:
+      ValueError: If params are not those of the model, or masks not those of params.
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from rigl_optax.condensed import layers
+      >>> model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
+      >>> mask = np.eye(4, dtype=bool)
+      >>> params = {"layers": {"0": {"kernel": 2.0 * mask, "bias": np.zeros(4)}}}
+      >>> model = layers.condense(model, params, {"layers": {"0": {"kernel": mask}}})
+      >>> model(jnp.ones((1, 4))).tolist(), model.layers[0].kernel.shape
+      ([[2.0, 2.0, 2.0, 2.0]], (4,))
+    """
+    named, shapes = dict(_paths.flatten_with_paths(params)), {}
+    state = nnx.state(model, nnx.Param)
+    for path, leaf in _paths.flatten_with_paths(state):
+        shapes[path] = tuple(leaf.shape)
+    wrong = sorted(
+        p for p in {*named, *shapes} if p not in named or shapes.get(p) != named[p].shape
+    )
+    if wrong:
+        raise ValueError(f"params are not those of the model: {_paths.listing(wrong)}")
+    new = [jnp.asarray(named[path], leaf.dtype) for path, leaf in _paths.flatten_with_paths(state)]
+    nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), new))
+    children = [
+        (parent, key, child, "/".join(map(str, (*at, key, "kernel"))))
+        for at, parent in nnx.iter_modules(model)
+        for key, child in nnx.iter_children(parent)
+        if isinstance(child, nnx.Linear)
+    ]
+    linear = {path for *_, path in children}
+    own = {p: mask for p, mask in _paths.flatten_with_paths(masks) if p in linear}
+    if not own:
+        return model
+    weights, topologies = _conversion.condense({p: named[p] for p in own}, own, structure)
+    for parent, key, child, path in children:
+        if path in topologies:
+            layer = _Converted(child, jnp.asarray(weights[path]), topologies[path])
+            if isinstance(parent, nnx.List):
+                parent[int(str(key))] = layer
+            else:
+                setattr(parent, str(key), layer)
+    return model
 
 
 class SparseConv(_Condensed):
@@ -147,7 +217,7 @@ class SparseConv(_Condensed):
         use_bias: bool = True,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
-        seed: _random.Seed,
+        seed: Seed,
         rngs: nnx.Rngs,
     ) -> None:
         height, width = kernel_size
@@ -178,7 +248,7 @@ class _Recurrent(nnx.Module):
         block: Block,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
-        seed: _random.Seed,
+        seed: Seed,
         rngs: nnx.Rngs,
     ) -> None:
         width = self.gates * hidden_features
@@ -323,5 +393,6 @@ def write(model: nnx.Module, weights: PyTree, topologies: dict[str, Topology]) -
     for path, module in nnx.iter_modules(model):
         if isinstance(module, _Condensed):
             name = "/".join(map(str, (*path, "kernel")))
-            assert name in named
+            if name not in named:
+                raise ValueError(f"weights have no {name!r}, which the model has")
             module.topology.set_value(topologies[name])

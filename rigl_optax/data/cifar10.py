@@ -17,7 +17,7 @@ BINARY, PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
 PREPARE = (
     "`tfds build cifar10 --data_dir=DIRECTORY` (needs TensorFlow; reading does not), or unpack "
     "cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html into DIRECTORY; then "
-    "pass --config.data_dir=DIRECTORY"
+    "pass --config.data.dir=DIRECTORY"
 )
 
 
@@ -38,13 +38,15 @@ def load(data_dir: str, max_bad_records: int = 0) -> batches.Dataset:
       FileNotFoundError: If the data are not there, saying how to get them.
       ValueError: If a file is not what its name says, or too many records cannot be read.
     """
-    directory = pathlib.Path(data_dir or ".")
+    if not data_dir:
+        raise FileNotFoundError(f"config.data.dir is empty; CIFAR-10 comes with nothing: {PREPARE}")
+    directory = pathlib.Path(data_dir)
     left_out = LeftOut(max_bad_records)
     folders = (directory, directory / BINARY)
     binary = next((f for f in folders if any((f / n).is_file() for n in TRAIN + TEST)), None)
     if binary is not None:
         train, test = (read_binary([binary / n for n in names]) for names in (TRAIN, TEST))
-    elif data_dir:
+    else:
         if any((directory / name).exists() for name in (PYTHON, "data_batch_1")):
             raise ValueError(
                 f"{directory} holds the Python version of CIFAR-10, which are pickles and are not "
@@ -52,8 +54,6 @@ def load(data_dir: str, max_bad_records: int = 0) -> batches.Dataset:
             )
         found = tfds_directory.find(directory, "cifar10", PREPARE)
         train, test = (tfds_images.read(found, split, left_out) for split in ("train", "test"))
-    else:
-        raise FileNotFoundError(f"config.data_dir is empty; CIFAR-10 comes with nothing: {PREPARE}")
     if len(train.labels) <= VALIDATION:
         raise ValueError(
             f"{directory} has {len(train.labels)} training images; the last {VALIDATION} are for "

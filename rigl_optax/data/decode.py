@@ -30,7 +30,7 @@ def photo(
     """Decodes an image, and resizes a part of it, bicubically.
 
     A part that is at least twice as large as `out` in both directions is decoded at a half, a
-    quarter or an eighth of its size, by JPEG's own transform.
+    quarter or an eighth of its size, by JPEG's own transform. Of 16 bits the upper eight are taken.
 
     Args:
       data: The encoded image: JPEG or PNG.
@@ -102,7 +102,10 @@ def _by_pillow(data: bytes, mode: str | None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
             _check_size(image.height, image.width)
-            return np.asarray(image.convert(mode or ("L" if image.mode == "L" else "RGB")))
+            eight: Image.Image = image
+            if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip to 255
+                eight = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return np.asarray(eight.convert(mode or ("L" if eight.mode == "L" else "RGB")))
     except _TooLargeError:
         raise
     except Exception as error:  # Pillow's decoders fail in many ways on damaged files

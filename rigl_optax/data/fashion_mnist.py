@@ -54,7 +54,7 @@ def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
         raise FileNotFoundError(
             f"Fashion-MNIST is not in {directory}: no {', '.join(missing)}, and no TFDS directory "
             "fashion_mnist. Install the Debian package dataset-fashion-mnist, or put the four gz "
-            "files into a directory and pass it as --config.data_dir=DIRECTORY"
+            "files into a directory and pass it as --config.data.dir=DIRECTORY"
         )
     if len(train.labels) <= VALIDATION:
         raise ValueError(

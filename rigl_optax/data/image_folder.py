@@ -1,20 +1,29 @@
 """A tree of photos: `root/train/<class>/<anything>.jpeg` and `root/val/<class>/...`."""
 
+import logging
 import os
 import pathlib
 
 from rigl_optax.data import batches, photos
+from rigl_optax.data.hidden import is_hidden
 from rigl_optax.data.records import Record
 
+_LOG = logging.getLogger(__name__)
 SUFFIXES = (".jpeg", ".jpg", ".png")
 TREE = (
     "A tree of photos is ROOT/train/CLASS/*.jpeg and ROOT/val/CLASS/*.jpeg. Of ImageNet: "
     "`tar -xf ILSVRC2012_img_train.tar -C ROOT/train`, then each CLASS.tar in it into "
-    "ROOT/train/CLASS; pass ROOT as --config.data_dir=ROOT"
+    "ROOT/train/CLASS; pass ROOT as --config.data.dir=ROOT"
 )
 
 
-def load(data_dir: str, max_bad_records: int, size: int, threads: int) -> batches.Dataset:
+def load(
+    data_dir: str,
+    max_bad_records: int,
+    size: int,
+    threads: int,
+    validation_fraction: float = 0.0,
+) -> batches.Dataset:
     """The photos of a tree; those under `val` are the test split. Arguments as in `imagenet.load`.
 
     Raises:
@@ -22,12 +31,14 @@ def load(data_dir: str, max_bad_records: int, size: int, threads: int) -> batche
       ValueError: If there are no photos in it, or `val` has classes that `train` has not.
     """
     if not data_dir:
-        raise FileNotFoundError(f"config.data_dir is empty. {TREE}")
+        raise FileNotFoundError(f"config.data.dir is empty. {TREE}")
     root = pathlib.Path(data_dir)
     names = classes(root / "train")
     classes(root / "val")
     train, test = (Folder(root / part, names) for part in ("train", "val"))
-    return photos.dataset(train, test, len(names), max_bad_records, size, threads)
+    return photos.dataset(
+        train, test, len(names), max_bad_records, size, threads, validation_fraction
+    )
 
 
 class Folder:
@@ -44,19 +55,30 @@ class Folder:
           ValueError: If there is a class that is not among them, or no photo at all.
         """
         self._root = root
-        found = {entry.name for entry in os.scandir(root) if entry.is_dir()}
-        if unknown := sorted(found - set(classes)):
+        found = _folders(root)
+        if unknown := sorted(set(found) - set(classes)):
             raise ValueError(f"{root} has classes that the training photos have not: {unknown[:5]}")
         self._files = [
             (label, name)
             for label, cls in enumerate(classes)
             if cls in found
             for name in sorted(os.listdir(root / cls))
-            if name.lower().endswith(SUFFIXES)
+            if name.lower().endswith(SUFFIXES) and not is_hidden(name)
         ]
         if not self._files:
             raise ValueError(
                 f"{root} holds no photos ({', '.join(SUFFIXES)}) in folders of classes"
+            )
+        has_photos = {label for label, _ in self._files}
+        if empty := [
+            c for label, c in enumerate(classes) if c in found and label not in has_photos
+        ]:
+            _LOG.warning(
+                "%s has %d classes without a photo (%s); they are counted among the %d classes",
+                root,
+                len(empty),
+                ", ".join(empty[:5]),
+                len(classes),
             )
         self._classes = classes
 
@@ -86,7 +108,11 @@ def classes(root: pathlib.Path) -> list[str]:
     Raises:
       FileNotFoundError: If there is no such folder, or no class in it.
     """
-    found = sorted(e.name for e in os.scandir(root) if e.is_dir()) if root.is_dir() else []
+    found = _folders(root) if root.is_dir() else []
     if not found:
         raise FileNotFoundError(f"{root} is not there, or has no folders in it. {TREE}")
     return found
+
+
+def _folders(root: pathlib.Path) -> list[str]:
+    return sorted(e.name for e in os.scandir(root) if e.is_dir() and not is_hidden(e.name))

@@ -9,11 +9,17 @@ PREPARE = (
     "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (from https://image-net.org) into "
     f"ARCHIVES; `pip install tensorflow tensorflow-datasets`; `tfds build {NAME} "
     "--data_dir=DIRECTORY --manual_dir=ARCHIVES` (reading needs neither); then pass "
-    "--config.data_dir=DIRECTORY. Or unpack the archives and take --config.dataset=image_folder"
+    "--config.data.dir=DIRECTORY. Or unpack the archives and take --config.data.name=image_folder"
 )
 
 
-def load(data_dir: str, max_bad_records: int, size: int, threads: int) -> batches.Dataset:
+def load(
+    data_dir: str,
+    max_bad_records: int,
+    size: int,
+    threads: int,
+    validation_fraction: float = 0.0,
+) -> batches.Dataset:
     """ImageNet; its own validation photos are the test split, as in the paper.
 
     Args:
@@ -22,13 +28,16 @@ def load(data_dir: str, max_bad_records: int, size: int, threads: int) -> batche
         `photos.dataset`.
       size: Side of the squares that photos become.
       threads: How many decode at once.
+      validation_fraction: See `photos.dataset`.
 
     Raises:
       FileNotFoundError: If the data are not there, or not to the end, saying how to get them.
       ValueError: If they are damaged.
     """
     if not data_dir:
-        raise FileNotFoundError(f"config.data_dir is empty. For ImageNet: {PREPARE}")
+        raise FileNotFoundError(f"config.data.dir is empty. For ImageNet: {PREPARE}")
     found = tfds_directory.find(pathlib.Path(data_dir), NAME, PREPARE)
     train, test = (found.records(split) for split in ("train", "validation"))
-    return photos.dataset(train, test, found.classes, max_bad_records, size, threads)
+    return photos.dataset(
+        train, test, found.classes, max_bad_records, size, threads, validation_fraction
+    )

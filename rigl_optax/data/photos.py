@@ -12,8 +12,11 @@ from rigl_optax.data.batches import Batch, Dataset, Place
 from rigl_optax.data.records import LeftOut, Records
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels
-HELD_OUT = 0.01  # of the training photos, for validation
+HELD_OUT = 0.01  # of the training photos, for validation, if not told otherwise
+LEAST = 500  # of them then, or a tenth of all if that is less
 _ORDER_SEED = 0
+# A tree of so few photos is read once before training, up to so many bytes: in seconds.
+CHECKED, CHECKED_BYTES = 1_000, 64_000_000
 _TOGETHER = 4  # photos that a thread takes at once
 
 
@@ -117,9 +120,15 @@ class Photos:
 
 
 def dataset(
-    train: Records, test: Records, classes: int, max_bad_records: int, size: int, threads: int
+    train: Records,
+    test: Records,
+    classes: int,
+    max_bad_records: int,
+    size: int,
+    threads: int,
+    validation_fraction: float = 0.0,
 ) -> Dataset:
-    """Three splits of photos: 1 % of the training records, drawn once, are for validation.
+    """Three splits of photos: some of the training records, drawn once, are for validation.
 
     Args:
       train: Training records.
@@ -129,8 +138,12 @@ def dataset(
         next one takes their place, in evaluation they are not counted; one more is an error.
       size: Side of the squares that photos become.
       threads: How many decode at once.
+      validation_fraction: Of the training records; 0 for 1 %, but at least 500 or a tenth of all,
+        whichever is less.
     """
-    held_out = max(1, round(HELD_OUT * len(train)))
+    held_out = round((validation_fraction or HELD_OUT) * len(train))
+    least = 1 if validation_fraction else min(LEAST, len(train) // 10)
+    held_out = max(1, held_out, least)
     if len(train) <= held_out or not len(test):
         raise ValueError(f"{len(train)} photos for training and {len(test)} for tests are too few")
     key = np.random.Philox(key=_ORDER_SEED)
@@ -141,6 +154,10 @@ def dataset(
         # Neighbours are near each other in the files: an evaluation reads them in order.
         return Photos(records, np.sort(members), classes, size, left_out, threads)
 
+    if len(train) + len(test) <= CHECKED:
+        left = CHECKED_BYTES
+        for records in (train, test):
+            left = _check(split(records, np.arange(len(records))), left)
     return Dataset(
         train=split(train, order[held_out:]),
         validation=split(train, order[:held_out]),
@@ -151,6 +168,28 @@ def dataset(
         mean=MEAN,
         deviation=DEVIATION,
     )
+
+
+def _check(photos: Photos, left: int) -> int:
+    """Reads photos once, so that a damaged one ends a run before anything is compiled.
+
+    Stops after `left` bytes, and returns how many of them are left then.
+    """
+    for start in range(0, photos.examples, photos.threads * _TOGETHER):
+        if left <= 0:
+            break
+        stop = min(start + photos.threads * _TOGETHER, photos.examples)
+        photos.evaluation(np.arange(start, stop))
+        left -= sum([_bytes(photos.records, i) for i in range(start, stop)])
+    return left
+
+
+def _bytes(records: Records, i: int) -> int:
+    """How long an encoded image is; 0 if it cannot be read."""
+    try:
+        return len(records.read(i).image)
+    except ValueError:
+        return 0
 
 
 @functools.cache

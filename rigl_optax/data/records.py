@@ -53,7 +53,8 @@ class LeftOut:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             if len(self._lines) >= self._most:
                 raise ValueError(
-                    f"{name} cannot be read ({reason}), and config.max_bad_records={self._most}"
+                    f"{name} cannot be read ({reason}), and "
+                    f"config.data.max_bad_records={self._most}"
                 ) from error
             self._lines[name] = f"{name}: {reason}"
         _LOG.warning("left out: %s", self._lines[name])  # each host tells of its own

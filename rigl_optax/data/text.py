@@ -19,11 +19,17 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from rigl_optax.data import hidden
+
 Batch = dict[str, np.ndarray]
 
 WIKITEXT = {part: f"wiki.{part}.raw" for part in ("train", "valid", "test")}
 # An article of WikiText starts with its title between single equals signs; sections have more.
-_TITLE = re.compile(rb"(?m)^ = [^=\n].*[^=\n] = \n")
+# Files that were saved on Windows have a carriage return at the end of each line.
+_TITLE = re.compile(rb"(?m)^ = [^=\r\n].*[^=\r\n] = \r?\n")
+_WIKITEXT_IS = (
+    f"Pass the folder with {', '.join(WIKITEXT.values())}, or their zip, as --config.data.dir=PATH"
+)
 TREASURY_DIR = "/usr/share/sword/modules/comments/zcom/tdavid"
 
 
@@ -73,7 +79,7 @@ def treasury_of_david(data_dir: str = "") -> Text:
     if missing:
         raise FileNotFoundError(
             f"the Treasury of David is not in {folder}: no {', '.join(missing)}. Install Debian's "
-            "package sword-comm-tdavid, or pass a folder with both as --config.data_dir=DIRECTORY"
+            "package sword-comm-tdavid, or pass a folder with both as --config.data.dir=DIRECTORY"
         )
     index, blocks = index_path.read_bytes(), blocks_path.read_bytes()
     if not index or len(index) % 12:
@@ -104,8 +110,10 @@ def wikitext(data_dir: str) -> Text:
 
     Raises:
       FileNotFoundError: If the files are not there; it lists those that are missing.
-      ValueError: If one is empty, or the zip is damaged.
+      ValueError: If one is empty or has no title of an article in it, or the zip is damaged.
     """
+    if not data_dir:
+        raise FileNotFoundError(f"config.data.dir is empty. {_WIKITEXT_IS}")
     path = pathlib.Path(data_dir)
     if path.is_file() and zipfile.is_zipfile(path):
         try:
@@ -113,16 +121,20 @@ def wikitext(data_dir: str) -> Text:
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{path} is damaged ({error})") from error
     else:
-        folder = next((p.parent for p in sorted(path.glob("**/wiki.train.raw"))), path)
+        found = [p for p in sorted(path.glob("**/wiki.train.raw")) if hidden.is_seen(p, path)]
+        folder = found[0].parent if found else path
         _check_there(path, [n for n in WIKITEXT.values() if not (folder / n).is_file()])
         for name in WIKITEXT.values():
             _check_size(folder / name, (folder / name).stat().st_size)
         parts = [np.memmap(folder / name, np.uint8, "r") for name in WIKITEXT.values()]
-    return Text(*(Part(part, _articles(part)) for part in parts))
+    names = (path / name for name in WIKITEXT.values())
+    return Text(*(Part(part, _articles(part, n)) for part, n in zip(parts, names, strict=True)))
 
 
 def raw(data_dir: str) -> Text:
     """All files of a folder in the order of their names, split 90/5/5 by bytes; each is a text.
+
+    What has a name that begins with a dot, a file or a folder, is left out.
 
     They are one memory-mapped array: of the file if there is only one, else of a temporary copy of
     all of them.
@@ -130,7 +142,8 @@ def raw(data_dir: str) -> Text:
     Raises:
       FileNotFoundError: If there are none.
     """
-    found = pathlib.Path(data_dir).rglob("*") if data_dir else ()
+    folder = pathlib.Path(data_dir)
+    found = (p for p in folder.rglob("*") if hidden.is_seen(p, folder)) if data_dir else ()
     paths = sorted(p for p in found if p.is_file() and p.stat().st_size)
     if not paths:
         raise FileNotFoundError(f"data_dir={data_dir!r}: no files with text in it")
@@ -295,12 +308,16 @@ def _unpacked(block: bytes, where: str) -> bytes:
 def _check_there(path: pathlib.Path, missing: list[str]) -> None:
     if missing:
         raise FileNotFoundError(
-            f"WikiText-103 is not in {path}: no {', '.join(missing)}. Pass the folder with the raw "
-            "files, or their zip, as --config.data_dir=PATH"
+            f"WikiText-103 is not in {path}: no {', '.join(missing)}. {_WIKITEXT_IS}"
         )
 
 
-def _articles(tokens: np.ndarray) -> np.ndarray:
-    """Where the articles begin; a memory map stays one."""
+def _articles(tokens: np.ndarray, path: pathlib.Path) -> np.ndarray:
+    """Finds where the articles begin; a memory map stays one."""
     found = [match.start() for match in _TITLE.finditer(tokens.data)]
+    if not found:
+        raise ValueError(
+            f"{path}: no title of an article in it, which is a line like ' = Title = '; so it is "
+            "not WikiText as it is distributed"
+        )
     return np.unique(np.array([0, *found], np.int64))

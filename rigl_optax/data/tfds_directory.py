@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rigl_optax.data import tf_example, tfrecord
+from rigl_optax.data import hidden, tf_example, tfrecord
 from rigl_optax.data.records import DamagedFileError, Record
 
 INFO, FEATURES = "dataset_info.json", "features.json"
@@ -66,7 +66,8 @@ def find(data_dir: pathlib.Path, name: str, prepare: str) -> Directory:
     prepared = [
         path.parent
         for path in sorted(inside.glob(f"**/{INFO}"))
-        if not any(part.startswith("incomplete.") for part in path.parts)
+        if hidden.is_seen(path, inside)
+        and not any(part.startswith("incomplete.") for part in path.parts)
     ]
     if not prepared:
         begun = list(inside.glob("**/incomplete.*"))

@@ -1,41 +1,23 @@
 """DeepR: fixed signs, noise and an L1 penalty; what would change its sign goes dormant."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import (
-    _blend,
-    _explicit,
-    _growth,
-    _layout,
-    _packing,
-    _plan,
-    _random,
-    _selection,
-    _topology,
-    _transform,
-)
-from rigl_optax._method import (
-    Arrays,
-    Method,
-    Outcome,
-    RewiringInputs,
-    Shadow,
-    ShadowView,
-    Started,
-)
-from rigl_optax._packing import Packing
-
-PyTree = Any
+from rigl_optax import _layout, _numbers, _plan
+from rigl_optax._ranking import _keep_and_grow, _packing, _random, _top_k
+from rigl_optax._ranking._packing import Packing
+from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Shadow, ShadowView, Started
+from rigl_optax._xla import _blend, _sharding
+from rigl_optax.methods import _drop_and_grow
 
 
 def deep_rewiring(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution | None,
+    sparsity: Sparsity | None,
     *,
     learning_rate: float | optax.Schedule,
     l1: float = 1e-4,
@@ -44,7 +26,7 @@ def deep_rewiring(
     every: int = 1,
     begin: int = 0,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Deep rewiring (DeepR): a random walk under a fixed number of connections.
 
@@ -90,11 +72,12 @@ def deep_rewiring(
       Bellec et al., `Deep rewiring: training very sparse deep networks
       <https://arxiv.org/abs/1711.05136>`_, 2018, algorithm 1.
     """
+    l1, temperature = _numbers.real("l1", l1), _numbers.real("temperature", temperature)
     for name, value in (("l1", l1), ("temperature", temperature)):
         if not value >= 0:
             raise ValueError(f"{name}={value}: must be at least 0")
     rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
-    random_scores = _growth.random_scores(seed)
+    random_scores = _drop_and_grow.random_scores(seed)
 
     def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
         positions = [leaf.position for leaf in layout.sparse]
@@ -104,7 +87,7 @@ def deep_rewiring(
         for i, leaf in enumerate(layout.select(layout.leaves)):
             if not isinstance(leaf, jax.ShapeDtypeStruct):
                 weight = jnp.asarray(leaf)
-                signs[i] = jnp.where(weight == 0, _explicit.like(signs[i], weight), weight > 0)
+                signs[i] = jnp.where(weight == 0, _sharding.like(signs[i], weight), weight > 0)
         return Started(signs, ())
 
     def backward(view: ShadowView) -> Arrays:
@@ -120,7 +103,7 @@ def deep_rewiring(
             scores = _random.random_scores(seed, purpose, positions, packing, view.count)
             scale = jnp.sqrt(2 * eta * jnp.float32(temperature))
             drawn = zip(packing.unpack(scores), moved, strict=True)
-            noise = [scale * _random.normal(_explicit.like(s, x)) for s, x in drawn]
+            noise = [scale * _random.normal(_sharding.like(s, x)) for s, x in drawn]
         settled = []
         for weight, mask, sign, shake in zip(moved, view.masks, view.marks, noise, strict=True):
             direction = jnp.where(sign, jnp.float32(1), jnp.float32(-1))
@@ -135,12 +118,14 @@ def deep_rewiring(
 
     def rule(inputs: RewiringInputs) -> Outcome:
         rows = inputs.packing.rows
-        excluded = jnp.int32(_selection.EXCLUDED)
+        excluded = jnp.int32(_top_k.EXCLUDED)
         stays = [m & (w != 0) for m, w in zip(inputs.masks, inputs.weights, strict=True)]
-        keep = _selection.counts(stays, rows)
-        grow = _selection.counts(inputs.masks, rows) - keep
+        keep = _top_k.counts(stays, rows)
+        grow = _top_k.counts(inputs.masks, rows) - keep
         scores = [jnp.where(s, jnp.int32(0), excluded) for s in stays]
-        return Outcome(_topology.keep_and_grow(scores, random_scores(inputs), rows, keep, grow))
+        return Outcome(
+            _keep_and_grow.keep_and_grow(scores, random_scores(inputs), rows, keep, grow)
+        )
 
     last = int(np.iinfo(np.int32).max) if end is None else end
     method = Method(

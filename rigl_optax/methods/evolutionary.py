@@ -1,31 +1,29 @@
 """SET: drop by magnitude, grow at random."""
 
-from typing import Any
-
 import optax
 
-from rigl_optax import _growth, _layout, _random, _transform
-from rigl_optax._grown import AT_REST, Grown
-from rigl_optax._structure import UNSTRUCTURED, Structures
-
-PyTree = Any
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import Overrides, PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._newborn import AT_REST, Grown
+from rigl_optax.methods import _drop_and_grow
 
 
 def sparse_evolutionary_training(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution | None,
+    sparsity: Sparsity | None,
     *,
     end: int,
     every: int = 100,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
-    overrides: _growth.Overrides | None = None,
+    overrides: Overrides | None = None,
     gradient_step: bool = False,
     min_fan_in: int = 0,
     grown: Grown = AT_REST,
     structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sparse evolutionary training (SET): as `rigl`, but growth is uniformly random.
 
@@ -70,8 +68,8 @@ def sparse_evolutionary_training(
       connectivity inspired by network science <https://arxiv.org/abs/1707.04780>`_, 2018;
       as a baseline, Evci et al. 2020, section 4.
     """
-    method = _growth.drop_and_grow_method(
-        _growth.random_scores(seed),
+    method = _drop_and_grow.drop_and_grow_method(
+        _drop_and_grow.random_scores(seed),
         end=end,
         every=every,
         begin=begin,
@@ -81,6 +79,7 @@ def sparse_evolutionary_training(
         min_fan_in=min_fan_in,
         grown=grown,
         seed=seed,
+        needs_signal=False,
     )
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure

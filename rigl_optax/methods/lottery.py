@@ -1,12 +1,11 @@
 """Lottery tickets: the masks of a finished run, and weights from its beginning."""
 
-from typing import Any
-
 import jax
+import jax.numpy as jnp
 
-from rigl_optax import _blend, _paths
-
-PyTree = Any
+from rigl_optax import _masks, _paths
+from rigl_optax._types import PyTree
+from rigl_optax._xla import _blend
 
 
 def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:
@@ -15,7 +14,8 @@ def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:
     .. math:: \theta \leftarrow m_T \odot \theta_k
 
     Train it with `static_sparse(inner, sparsity, initial_masks=masks)`, or go on rewiring with
-    `rigl(inner, sparsity, initial_masks=masks, ...)`. The RigL paper finds no special tickets
+    `rigl(inner, sparsity, initial_masks=masks, ...)`, where `sparsity` is the distribution of the
+    run if layers were stacked: masks do not say so. The RigL paper finds no special tickets
     (appendix E): twice the training beats a second run from the masks found.
 
     Args:
@@ -39,13 +39,7 @@ def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:
       Frankle and Carbin, `The lottery ticket hypothesis <https://arxiv.org/abs/1803.03635>`_,
       2019; Evci et al. 2020, appendix E.
     """
-    found = dict(_paths.flatten_with_paths(masks))
     named = _paths.flatten_with_paths(params)
-    shapes = {path: tuple(leaf.shape) for path, leaf in named}
-    if shapes != {path: tuple(mask.shape) for path, mask in found.items()}:
-        raise ValueError(
-            f"masks of {_paths.listing(sorted(found))} do not fit params of "
-            f"{_paths.listing(sorted(shapes))}"
-        )
-    leaves = [_blend.masked(found[path], leaf) for path, leaf in named]
+    found = _masks.of_params(masks, [path for path, _ in named], [leaf for _, leaf in named])
+    leaves = [_blend.masked(jnp.asarray(found[path]), leaf) for path, leaf in named]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

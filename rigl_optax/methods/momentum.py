@@ -1,22 +1,22 @@
 """SNFS: drop by magnitude, grow by an average of dense gradients."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import _allocation, _growth, _layout, _random, _transform
-from rigl_optax._grown import AT_REST, Grown
-from rigl_optax._method import RewiringInputs
-from rigl_optax._structure import UNSTRUCTURED, Structures
-
-PyTree = Any
+from rigl_optax import _numbers
+from rigl_optax._ranking import _apportion
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import Overrides, PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._method import RewiringInputs
+from rigl_optax._wrapper._newborn import AT_REST, Grown
+from rigl_optax.methods import _drop_and_grow
 
 
 def sparse_momentum(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution | None,
+    sparsity: Sparsity | None,
     *,
     end: int,
     every: int = 100,
@@ -24,13 +24,13 @@ def sparse_momentum(
     drop_fraction: float | optax.Schedule = 0.3,
     momentum: float = 0.9,
     redistribute: bool = False,
-    overrides: _growth.Overrides | None = None,
+    overrides: Overrides | None = None,
     gradient_step: bool = False,
     min_fan_in: int = 0,
     grown: Grown = AT_REST,
     structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sparse networks from scratch (SNFS): as `rigl`, but growth by a momentum of gradients.
 
@@ -48,10 +48,11 @@ def sparse_momentum(
         g_l \approx \frac{m_l}{\sum_j m_j} \sum_j k_j, \qquad
         m_l = \frac{1}{n_l} \sum_{i \text{ active in } l} |M_{t,i}|
 
-    rounded so that the total number of active weights never changes. The means are added up
-    as integers, to 16 bits of a layer's largest, so that they are the same on any
-    number of devices. The average needs the dense gradient at every step. Gradients that are
-    not finite are left out of it.
+    rounded so that the total number of active weights never changes. A layer keeps at least one,
+    and with `min_fan_in` as many as its units are to have; layers whose turn it is not by
+    `overrides` neither give nor get any. The means are added up as integers, to 16 bits of a
+    layer's largest, so that they are the same on any number of devices. The average needs the
+    dense gradient at every step. Gradients that are not finite are left out of it.
 
     Args:
       inner: As in `rigl`.
@@ -89,6 +90,7 @@ def sparse_momentum(
       performance <https://arxiv.org/abs/1907.04840>`_, 2019; as a baseline, Evci et al. 2020,
       section 4.
     """
+    momentum = _numbers.real("momentum", momentum)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum}: must be in [0, 1)")
 
@@ -97,13 +99,12 @@ def sparse_momentum(
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
         return momentum * average + (1 - momentum) * gradient
 
-    def redistributed(active: jax.Array, dropped: jax.Array, inputs: RewiringInputs) -> jax.Array:
-        means = _allocation.mean_magnitudes(inputs.gradients, inputs.masks, inputs.packing.rows)
-        room = jnp.asarray(inputs.packing.sizes()) - (active - dropped)
-        return _allocation.apportion(jnp.sum(dropped), means, room)
+    def redistributed(total: jax.Array, room: jax.Array, inputs: RewiringInputs) -> jax.Array:
+        means = _apportion.mean_magnitudes(inputs.gradients, inputs.masks, inputs.packing.rows)
+        return _apportion.apportion(total, means, room)
 
-    method = _growth.drop_and_grow_method(
-        _growth.gradient_scores,
+    method = _drop_and_grow.drop_and_grow_method(
+        _drop_and_grow.gradient_scores,
         end=end,
         every=every,
         begin=begin,

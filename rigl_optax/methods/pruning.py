@@ -1,6 +1,6 @@
 """Gradual pruning: magnitude pruning from dense, and GraNet, which regrows as it prunes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -8,38 +8,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import (
-    _growth,
-    _layout,
-    _plan,
-    _random,
-    _selection,
-    _topology,
-    _transform,
-)
-from rigl_optax._grown import AT_REST, Grown
-from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs, Started
-from rigl_optax._packing import Packing
-from rigl_optax._structure import UNSTRUCTURED, Structures
+from rigl_optax import _layout, _masks, _numbers, _plan
+from rigl_optax._ranking import _keep_and_grow, _top_k
+from rigl_optax._ranking._packing import Packing, Rows
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Started
+from rigl_optax._wrapper._newborn import AT_REST, Grown
+from rigl_optax.methods import _drop_and_grow
 
-PyTree = Any
 Scope = Literal["layer", "global"]
 
 
 def gradual_magnitude_pruning(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     *,
     end: int,
     every: int = 100,
     begin: int = 0,
     power: float = 3.0,
     scope: Scope = "layer",
-    initial_sparsity: float | _layout.Distribution = 0.0,
+    initial_sparsity: Sparsity = 0.0,
     gradient_step: bool = False,
     structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradual magnitude pruning (Zhu and Gupta): from dense to sparse on a cubic schedule.
 
@@ -52,7 +47,8 @@ def gradual_magnitude_pruning(
         \text{active} &\leftarrow \text{the } N_l - z_l(t)
             \text{ active weights of largest } |\theta|
 
-    in each layer, or, with `scope="global"`, the :math:`\sum_l (N_l - z_l(t))` largest of all.
+    in each layer, or, with `scope="global"`, the :math:`\sum_l (N_l - z_l(t))` largest of all,
+    in which the largest of each layer comes first: no layer is ever emptied.
     A pruned weight is 0 and stays so. The last rewiring reaches the final numbers exactly.
 
     Args:
@@ -75,7 +71,8 @@ def gradual_magnitude_pruning(
       active weights at the start, int32 [layers].
 
     Raises:
-      ValueError: As `rigl` does; if the initial sparsity of a layer is above its final one.
+      ValueError: As `rigl` does; if the initial sparsity of a layer, or of all with
+        `scope="global"`, is above its final one.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -97,7 +94,9 @@ def gradual_magnitude_pruning(
         rule,
         replaces_step=not gradient_step,
         start=_active_at_start,
-        check=_layout.check_total if scope == "global" else None,
+        check=_check(scope, initial_masks),
+        progress=_progress(plan.default.schedule.steps(), power),
+        moves_between_layers=scope == "global",
     )
     return _transform.sparse_transform(
         inner,
@@ -112,7 +111,7 @@ def gradual_magnitude_pruning(
 
 def granet(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     *,
     end: int,
     every: int = 100,
@@ -120,12 +119,12 @@ def granet(
     drop_fraction: float | optax.Schedule = 0.3,
     power: float = 3.0,
     scope: Scope = "global",
-    initial_sparsity: float | _layout.Distribution = 0.5,
+    initial_sparsity: Sparsity = 0.5,
     gradient_step: bool = False,
     grown: Grown = AT_REST,
     structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""GraNet: gradual pruning, and at each pruning RigL's drop and grow among what is left.
 
@@ -137,7 +136,9 @@ def granet(
         G_l &= \text{the } k_l \text{ positions outside } K_l
             \text{ of largest } |\nabla_\theta L|
 
-    What has just been pruned may come back. With `initial_sparsity=0` it starts dense, with 0.5
+    What has just been pruned may come back. Where each part of a layer has its number (`NM`,
+    `ConstantFanIn`), :math:`K_l` is chosen in the whole layer, and each part grows as many as
+    it lost. With `initial_sparsity=0` it starts dense, with 0.5
     it is the paper's sparse-to-sparse variant.
 
     Args:
@@ -179,12 +180,28 @@ def granet(
     def rule(inputs: RewiringInputs) -> Outcome:
         rows = inputs.packing.rows
         left = prune(inputs)
-        active = _selection.counts(left, rows)
-        dropped = _topology.drop_counts(active, plan.default.drop_fraction(inputs.count))
-        scores = _topology.drop_scores(inputs.weights, left)
-        growth = _growth.gradient_scores(inputs)
-        keep, grow = (inputs.packing.per_row(x) for x in (active - dropped, dropped))
-        return Outcome(_topology.keep_and_grow(scores, growth, rows, keep, grow))
+        has_parts = any(leaf.structure.has_parts for leaf in inputs.leaves)
+        layers = _layout.layer_rows(inputs.leaves) if has_parts else rows
+        active = _top_k.counts(left, layers)
+        dropped = _keep_and_grow.drop_counts(active, plan.default.drop_fraction(inputs.count))
+        scores = _keep_and_grow.drop_scores(inputs.weights, left)
+        growth = _drop_and_grow.gradient_scores(inputs)
+        if has_parts:
+            kept = _top_k.top_k(scores, layers, active - dropped)
+            wanted = _top_k.counts_by_row(left, rows)
+            grown = _keep_and_grow.unless_uninformed(
+                _drop_and_grow.regrown_in_parts(kept, growth, rows, wanted),
+                left,
+                _keep_and_grow.signals(kept, growth, layers),
+                dropped,
+                layers,
+            )
+        else:
+            keep = active - dropped
+            grown = _keep_and_grow.keep_and_grow_by_signal(
+                left, scores, growth, rows, keep, dropped, dropped=dropped, layers=rows
+            )
+        return Outcome(grown.masks, uninformed=grown.uninformed)
 
     method = Method(
         plan,
@@ -194,7 +211,9 @@ def granet(
         grown_values=grown.values(seed),
         keeps_initial=grown.value == "initial",
         grown_state=grown.state,
-        check=_layout.check_total if scope == "global" else None,
+        check=_check(scope, initial_masks),
+        progress=_progress(plan.default.schedule.steps(), power),
+        moves_between_layers=scope == "global",
     )
     return _transform.sparse_transform(
         inner,
@@ -209,6 +228,7 @@ def granet(
 
 def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInputs], Arrays]:
     """From a rewiring's inputs to masks of what is left at this point of the schedule."""
+    power = _numbers.real("power", power)
     if not power > 0:
         raise ValueError(f"power={power}: must be above 0")
     if scope not in get_args(Scope):
@@ -228,12 +248,28 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
         zeros = jnp.where(inputs.count >= last, final, jnp.minimum(zeros, final))
         keep = sizes - zeros
         if scope == "global":
-            rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True)
-        keep = jnp.minimum(keep, _selection.counts(inputs.masks, rows))
-        scores = _topology.drop_scores(inputs.weights, inputs.masks)
-        return _selection.top_k(scores, rows, packing.per_row(keep))
+            rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True, dtype=jnp.int32)
+        keep = jnp.minimum(keep, _top_k.counts(inputs.masks, rows))
+        scores = _keep_and_grow.drop_scores(inputs.weights, inputs.masks)
+        if scope == "global":
+            scores = _largest_first(scores, packing.rows)
+        return _top_k.top_k(scores, rows, packing.per_row(keep))
 
     return prune
+
+
+def _progress(steps: range, power: float) -> Callable[[int], float]:
+    """The share of the way from the first to the final numbers, for what is told beforehand."""
+    length = max(steps[-1] - steps[0], 1)
+    return lambda count: 1 - (min(max(steps[-1] - count, 0), length) / length) ** power
+
+
+def _largest_first(scores: Arrays, rows: Sequence[Rows]) -> Arrays:
+    """Scores in which the largest of each layer comes before all others."""
+    some = jnp.minimum(_top_k.counts([s >= 0 for s in scores], rows), 1)
+    largest = _top_k.top_k(scores, rows, some)
+    first = jnp.int32(np.iinfo(np.int32).max)
+    return [jnp.where(top, first, s) for top, s in zip(largest, scores, strict=True)]
 
 
 def _power(x: jax.Array, power: float) -> jax.Array:
@@ -244,10 +280,48 @@ def _power(x: jax.Array, power: float) -> jax.Array:
 def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
     del layout
     packed = packing.pack(masks, False)
-    return Started([], _selection.counts(packed, packing.rows))
+    return Started([], _top_k.counts(packed, packing.rows))
 
 
-def _needed(sparsity: float | _layout.Distribution | None) -> float | _layout.Distribution:
+def _check(
+    scope: Scope, initial_masks: PyTree | None
+) -> Callable[[_layout.Layout, _layout.Layout], None]:
+    """What `init` checks: there must not be fewer weights at the start than in the end."""
+
+    def check(layout: _layout.Layout, start: _layout.Layout) -> None:
+        del start  # whose zeros are those of the sparsest layer of a stack
+        if scope == "global":
+            _layout.check_total(layout)
+        if initial_masks is None:
+            return
+        masks = _masks.of_params(initial_masks, layout.paths, layout.leaves, "initial_masks")
+        counts = {
+            leaf.path: (_zeros(leaf, masks[leaf.path]), leaf.zeros or 0)
+            for leaf in layout.sparse
+            if not isinstance(masks[leaf.path], jax.core.Tracer)
+        }
+        if scope == "global":
+            sums = [sum(zeros) for zeros, _ in counts.values()]
+            ends = [final * len(zeros) for zeros, final in counts.values()]
+            counts = {"all layers together": ([sum(sums)], sum(ends))}
+        for path, (zeros, final) in counts.items():
+            if max(zeros, default=0) > final:
+                raise ValueError(
+                    f"initial_masks: {path!r} would start with {max(zeros)} zeros and end with "
+                    f"{final}: pruning only takes weights away; give a higher sparsity"
+                )
+
+    return check
+
+
+def _zeros(leaf: _layout.SparseLeaf, mask: Any) -> list[int]:
+    """Inactive groups of a leaf, for each ranking in it."""
+    with jax.ensure_compile_time_eval():  # `init` may be traced; the mask is not
+        groups = np.asarray(leaf.groups(jnp.asarray(mask)))
+    return [int(x) for x in np.sum(~groups.reshape(leaf.rankings, -1), axis=1)]
+
+
+def _needed(sparsity: Sparsity | None) -> Sparsity:
     if sparsity is None:
         raise ValueError(
             "sparsity=None: pruning needs the final sparsity, a number in [0, 1) or a distribution"

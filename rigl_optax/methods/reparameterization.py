@@ -1,31 +1,22 @@
 """DSR: a global threshold drops, what it dropped is shared out between the layers."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import (
-    _allocation,
-    _growth,
-    _layout,
-    _plan,
-    _random,
-    _selection,
-    _topology,
-    _transform,
-)
-from rigl_optax._grown import AT_REST, Grown
-from rigl_optax._method import Arrays, Method, Outcome, RewiringInputs, Started
-from rigl_optax._packing import Packing
-from rigl_optax._structure import UNSTRUCTURED, Structures
-
-PyTree = Any
+from rigl_optax import _layout, _numbers, _plan
+from rigl_optax._ranking import _apportion, _keep_and_grow, _top_k
+from rigl_optax._ranking._packing import Packing
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Started
+from rigl_optax._wrapper._newborn import AT_REST, Grown
+from rigl_optax.methods import _drop_and_grow
 
 
 def dynamic_sparse_reparameterization(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution | None,
+    sparsity: Sparsity | None,
     *,
     end: int,
     every: int = 100,
@@ -37,7 +28,7 @@ def dynamic_sparse_reparameterization(
     grown: Grown = AT_REST,
     structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Dynamic sparse reparameterization (DSR): one threshold for all layers, random growth.
 
@@ -88,13 +79,15 @@ def dynamic_sparse_reparameterization(
       Mostafa and Wang, `Parameter efficient training of deep convolutional neural networks by
       dynamic sparse reparameterization <https://arxiv.org/abs/1902.05967>`_, 2019.
     """
+    initial_threshold = _numbers.real("initial_threshold", initial_threshold)
+    tolerance = _numbers.real("tolerance", tolerance)
     if not initial_threshold > 0:
         raise ValueError(f"initial_threshold={initial_threshold}: must be above 0")
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance={tolerance}: must be in [0, 1)")
     plan = _plan.rewiring_plan(begin=begin, end=end, every=every, drop_fraction=drop_fraction)
     grown.check()
-    random_scores = _growth.random_scores(seed)
+    random_scores = _drop_and_grow.random_scores(seed)
 
     def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
         del layout, packing, masks
@@ -106,14 +99,15 @@ def dynamic_sparse_reparameterization(
             mask & (jnp.abs(weight) >= threshold)
             for weight, mask in zip(inputs.weights, inputs.masks, strict=True)
         ]
-        active = _selection.counts(inputs.masks, rows)
-        keep = jnp.minimum(jnp.maximum(_selection.counts(above, rows), 1), active)
-        dropped = jnp.sum(active) - jnp.sum(keep)
-        target = _topology.drop_counts(jnp.sum(active), plan.default.drop_fraction(inputs.count))
+        active = _top_k.counts(inputs.masks, rows)
+        keep = jnp.minimum(jnp.maximum(_top_k.counts(above, rows), 1), active)
+        total = jnp.sum(active, dtype=jnp.int32)
+        dropped = total - jnp.sum(keep, dtype=jnp.int32)
+        target = _keep_and_grow.drop_counts(total, plan.default.drop_fraction(inputs.count))
         room = jnp.asarray(inputs.packing.sizes()) - keep
-        grow = _allocation.apportion(dropped, keep.astype(jnp.float32), room)
-        masks = _topology.keep_and_grow(
-            _topology.drop_scores(inputs.weights, inputs.masks),
+        grow = _apportion.apportion(dropped, keep.astype(jnp.float32), room)
+        masks = _keep_and_grow.keep_and_grow(
+            _keep_and_grow.drop_scores(inputs.weights, inputs.masks),
             random_scores(inputs),
             rows,
             keep,
@@ -135,7 +129,8 @@ def dynamic_sparse_reparameterization(
         grown_values=grown.values(seed),
         keeps_initial=grown.value == "initial",
         grown_state=grown.state,
-        check=_layout.check_total,
+        check=lambda layout, start: _layout.check_total(layout),
+        moves_between_layers=True,
     )
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure

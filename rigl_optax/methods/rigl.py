@@ -1,35 +1,35 @@
 """RigL: drop by magnitude, grow by gradient."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_optax import _growth, _layout, _random, _transform
-from rigl_optax._grown import AT_REST, Grown
-from rigl_optax._structure import UNSTRUCTURED, Structures
-
-PyTree = Any
+from rigl_optax import _numbers, _schedules
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import Overrides, PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._newborn import AT_REST, Grown
+from rigl_optax.methods import _drop_and_grow
 
 
 def rigl(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution | None,
+    sparsity: Sparsity | None,
     *,
     end: int,
     every: int = 100,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
     accumulate: int = 1,
-    overrides: _growth.Overrides | None = None,
+    overrides: Overrides | None = None,
     gradient_step: bool = False,
     min_fan_in: int = 0,
     grown: Grown = AT_REST,
     structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains sparse from the first step to the last: RigL around any optimizer.
 
@@ -47,7 +47,9 @@ def rigl(
     where the gradient is the dense one: of the loss with respect to all weights, at their
     sparse values. New weights start at 0, with an optimizer state at rest; a weight that
     was dropped a moment ago may come back, with its value and state. The number of active
-    weights of a layer never changes. If a dense gradient is not finite, the topology stays.
+    weights of a layer never changes (with a structure that of its groups; `Block(pad=True)` has
+    smaller ones). If a dense gradient is not finite, the topology stays. A layer whose gradients
+    outside K are all 0 keeps its topology, and `uninformed` in the state counts it.
 
     Afterwards every inactive weight is exactly 0, whatever was done to `params` in between,
     as long as nothing scales or adds to these updates: the wrapper comes last in a chain.
@@ -70,16 +72,20 @@ def rigl(
         whose turn it is not keeps its mask, and has no gradient step either.
       gradient_step: Whether weights that stay active take the gradient step on rewiring steps
         too. They are ranked as they were before it. In the paper a rewiring replaces it.
-      min_fan_in: The least number of active inputs a unit is to have. A unit's largest weights
-        are not dropped below it, and what units lack, as random initial masks may, grows first.
+      min_fan_in: The least number of active inputs a unit is to have. Each unit keeps at least
+        so many; units with fewer, as random masks may have, are grown first. They are its
+        largest weights, unless so much is dropped that not all of these can stay: then what a
+        unit lacks grows first, by its gradients.
       grown: What new weights start from, if not at 0 with an optimizer state at rest.
       structure: What lives and dies together, as `Block(16, 16)`: for all sparse layers, or by
         pattern, `{"Dense_0": Block(16, 16)}`, and the others unstructured. Groups take the place
         of weights in all of the above.
       initial_masks: Bool tree of the structure of params that replaces the random draw; the
-        numbers of active weights are the masks' own. Copied at init.
+        numbers of active weights are the masks' own. Copied at init. Without a `sparsity` each
+        leaf is one layer; if some are stacks of layers, give the distribution that says so too.
       seed: Seeds the initial masks; in [0, 2**32). Not to be tied to the model's seed by
-        sharing a key.
+        sharing a key. Two transformations in one `optax.partition` draw the same masks for
+        leaves of one shape and place unless their seeds differ.
 
     Returns:
       A transformation whose state is a `SparseState`.
@@ -105,8 +111,8 @@ def rigl(
       Evci et al., `Rigging the Lottery: Making All Tickets Winners
       <https://arxiv.org/abs/1911.11134>`_, 2020, algorithm 1.
     """
-    method = _growth.drop_and_grow_method(
-        _growth.gradient_scores,
+    method = _drop_and_grow.drop_and_grow_method(
+        _drop_and_grow.gradient_scores,
         end=end,
         every=every,
         begin=begin,
@@ -116,19 +122,24 @@ def rigl(
         min_fan_in=min_fan_in,
         grown=grown,
         seed=seed,
-        remember=_accumulation(accumulate, begin, every, bool(overrides)),
+        remember=_accumulation(accumulate, begin, end, every, bool(overrides)),
     )
+    if method.plan is not None:
+        method = method._replace(plan=method.plan._replace(window=accumulate))
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )
 
 
 def _accumulation(
-    number: int, begin: int, every: int, has_overrides: bool
+    number: int, begin: int, end: int, every: int, has_overrides: bool
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None:
     """Sums the gradients of the last `number` calls up to a rewiring."""
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= every:
-        raise ValueError(f"accumulate={number!r}: must be an integer in [1, every={every}]")
+    schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
+    begin, every = schedule.begin, schedule.every
+    number = _numbers.integer("accumulate", number, what=f"an integer in [1, every={every}]")
+    if not 1 <= number <= every:
+        raise ValueError(f"accumulate={number}: must be an integer in [1, every={every}]")
     if number == 1:
         return None
     if has_overrides:

@@ -2,26 +2,37 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_optax import _explicit, _layout, _selection, _structure
+from rigl_optax import _layout, _numbers, _paths, _structures
 from rigl_optax._layout import Layout, SparseLeaf
-from rigl_optax._packing import Packing
-from rigl_optax._structure import UNSTRUCTURED, Structures
+from rigl_optax._ranking import _top_k
+from rigl_optax._ranking._packing import Packing
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import PyTree, Sparsity
+from rigl_optax._xla import _sharding
 
-PyTree = Any
 Scope = Literal["layer", "global"]
 Loss = Callable[[PyTree, Any], jax.Array]
 Leaves = list[jax.Array]
 
 
+class _Choice(NamedTuple):
+    """What was chosen in each layer of a leaf, of how many, and their range; int32 [layers]."""
+
+    kept: jax.Array
+    of: jax.Array
+    lowest: jax.Array
+    highest: jax.Array
+
+
 def magnitude_masks(
     params: PyTree,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     *,
     scope: Scope = "layer",
     structure: Structures = UNSTRUCTURED,
@@ -44,7 +55,9 @@ def magnitude_masks(
       A bool tree like params, for `initial_masks` of any method; all True for dense leaves.
 
     Raises:
-      ValueError: As distributions do; if weights are not finite; on an unknown scope.
+      ValueError: As distributions do; if weights are not finite; on an unknown scope; if a layer
+        would be cut with all of its scores equal, so that nothing but their order decides; if
+        `global` leaves nothing of a layer.
 
     Example:
       >>> import jax.numpy as jnp, rigl_optax
@@ -58,7 +71,7 @@ def magnitude_masks(
 
 def snip_masks(
     params: PyTree,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     loss: Loss,
     batches: Sequence[Any],
     *,
@@ -70,7 +83,10 @@ def snip_masks(
     .. math:: \text{score} = |\theta \odot \nabla_\theta L|
 
     with the gradient averaged over the batches. As in the RigL paper's code each
-    layer keeps its share by the distribution; SNIP's own ranking is `scope="global"`.
+    layer keeps its share by the distribution; SNIP's own ranking is `scope="global"`. Float16
+    parameters are scored as float32, and scores that leave the range of float32 computed again
+    in float64, where the loss can be. Leaves that are not floating, as of embedding inputs or
+    random keys, are left alone.
 
     Args:
       params: Parameters at initialisation.
@@ -100,14 +116,18 @@ def snip_masks(
       erratum: ranking by the gradient alone is worse than random).
     """
     layout = _layout_of(params, sparsity, scope, structure)
-    gradients = _mean_over(batches, lambda batch: jax.grad(loss)(params, batch))
-    products = _products(layout, gradients)
-    return _ranked(layout, products, scope)
+
+    def score(dtype: Any, leaves: Leaves) -> Leaves:
+        value, differentiable = _of_floating(layout, leaves, loss)
+        gradient = _mean_over(batches, lambda batch: jax.grad(value)(differentiable, batch))
+        return _products(layout, leaves, gradient, dtype)
+
+    return _ranked(layout, _scores(layout, scope, score), scope)
 
 
 def grasp_masks(
     params: PyTree,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     loss: Loss,
     batches: Sequence[Any],
     *,
@@ -151,19 +171,24 @@ def grasp_masks(
       flow <https://arxiv.org/abs/2002.07376>`_, 2020.
     """
     layout = _layout_of(params, sparsity, scope, structure)
-    # Of all leaves, sparse and dense: the gradient's norm is that of the whole network.
-    gradient = _mean_over(batches, lambda batch: jax.grad(loss)(params, batch))
 
-    def product(batch: Any) -> PyTree:
-        return jax.jvp(lambda p: jax.grad(loss)(p, batch), (params,), (gradient,))[1]
+    def score(dtype: Any, leaves: Leaves) -> Leaves:
+        value, differentiable = _of_floating(layout, leaves, loss)
+        # Of all leaves, sparse and dense: the gradient's norm is that of the whole network.
+        gradient = _mean_over(batches, lambda batch: jax.grad(value)(differentiable, batch))
 
-    products = _products(layout, _mean_over(batches, product))
-    return _ranked(layout, products, scope, signed=True)
+        def product(batch: Any) -> PyTree:
+            of_batch = lambda p: jax.grad(value)(p, batch)  # noqa: E731
+            return jax.jvp(of_batch, (differentiable,), (gradient,))[1]
+
+        return _products(layout, leaves, _mean_over(batches, product), dtype)
+
+    return _ranked(layout, _scores(layout, scope, score), scope, signed=True)
 
 
 def synflow_masks(
     params: PyTree,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     apply: Callable[[PyTree, jax.Array], jax.Array],
     input_shape: Sequence[int],
     *,
@@ -180,12 +205,15 @@ def synflow_masks(
     At iteration k of n the density is :math:`\rho^{k/n}`, and what has been removed stays
     removed: no layer is ever emptied. With positive weights and inputs ReLU networks are
     linear; a model with normalisation needs an `apply` in which it is left out, or the saliency
-    is not conserved between layers.
+    is not conserved between layers. R is a product over the layers: where it leaves the range of
+    float32, as in deep networks, it is computed in float64.
 
     Args:
       params: Parameters at initialisation.
       sparsity: As in `rigl`; with `scope="global"` it decides on the total alone.
-      apply: From params and an input of ones, float32, to outputs.
+      apply: From params and an input of ones, float32, to outputs. The ones are int32 where it
+        takes no floats, as with embeddings: those are looked up, and not asked for a gradient by
+        their input.
       input_shape: Of one input, batch axis included if `apply` wants one.
       iterations: n; 100 in the paper.
       scope: `global` as in the paper, or `layer`.
@@ -209,34 +237,40 @@ def synflow_masks(
       Tanaka et al., `Pruning neural networks without any data by iteratively conserving
       synaptic flow <https://arxiv.org/abs/2006.05467>`_, 2020.
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations={iterations!r}: must be an integer of at least 1")
+    iterations = _numbers.integer("iterations", iterations, least=1)
     layout = _layout_of(params, sparsity, scope, structure)
-    positive = jax.tree.map(jnp.abs, params)
-    ones = jnp.ones(tuple(input_shape), jnp.float32)
+    shape = tuple(input_shape)
+    takes_floats = _takes_floats(apply, params, shape)
 
-    @jax.jit
-    def products(masks: PyTree) -> Leaves:
-        masked = jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, positive)
-        gradients = jax.grad(lambda p: jnp.sum(apply(p, ones).astype(jnp.float32)))(masked)
-        pairs = zip(layout.select(jax.tree.leaves(masked)), _sparse(layout, gradients), strict=True)
-        return [w.astype(jnp.float32) * g.astype(jnp.float32) for w, g in pairs]
+    @functools.partial(jax.jit, static_argnums=0)
+    def score(dtype: Any, leaves: Leaves, masks: Leaves) -> Leaves:
+        def total(params: PyTree, ones: jax.Array) -> jax.Array:
+            return jnp.sum(apply(params, ones).astype(dtype))
+
+        positive = [abs(x) if _is_inexact(x) else x for x in leaves]
+        for leaf, mask in zip(layout.sparse, masks, strict=True):
+            positive[leaf.position] = jnp.where(mask, positive[leaf.position], 0)
+        value, differentiable = _of_floating(layout, positive, total)
+        ones = jnp.ones(shape, dtype if takes_floats else jnp.int32)
+        return _products(layout, positive, jax.grad(value)(differentiable, ones), dtype)
 
     masks = layout.treedef.unflatten([jnp.ones(leaf.shape, bool) for leaf in layout.leaves])
     for k in range(1, iterations + 1):
-        masks = _ranked(layout, products(masks), scope, share=k / iterations, within=masks)
+        kept = _sparse(layout, masks)
+        found = _scores(layout, scope, functools.partial(_call_with, score, kept))
+        masks = _ranked(layout, found, scope, share=k / iterations, within=masks)
     return masks
 
 
 def _layout_of(
     params: PyTree,
-    sparsity: float | _layout.Distribution,
+    sparsity: Sparsity,
     scope: str,
     structure: Structures,
 ) -> Layout:
     if scope not in get_args(Scope):
         raise ValueError(f"scope={scope!r}: must be one of {', '.join(get_args(Scope))}")
-    _structure.check(structure)
+    _structures.check(structure)
     distribution = _layout.as_distribution(sparsity, None)
     layout = _layout.layout(params, distribution, masked=False, structure=structure)
     if not layout.sparse:
@@ -261,10 +295,114 @@ def _sparse(layout: Layout, tree: PyTree) -> Leaves:
     return layout.select(layout.treedef.flatten_up_to(tree))
 
 
-def _products(layout: Layout, factors: PyTree) -> Leaves:
-    """Weights times factors, float32, of the sparse leaves."""
-    pairs = zip(layout.select(layout.leaves), _sparse(layout, factors), strict=True)
-    return [w.astype(jnp.float32) * f.astype(jnp.float32) for w, f in pairs]
+def _products(layout: Layout, leaves: Leaves, factors: dict[int, jax.Array], dtype: Any) -> Leaves:
+    """Weights times factors, of the sparse leaves."""
+    pairs = [(leaves[leaf.position], factors[leaf.position]) for leaf in layout.sparse]
+    return [jnp.asarray(w).astype(dtype) * f.astype(dtype) for w, f in pairs]
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _of_floating(
+    layout: Layout, leaves: Leaves, function: Callable[[PyTree, Any], jax.Array]
+) -> tuple[Callable[[dict[int, jax.Array], Any], jax.Array], dict[int, jax.Array]]:
+    """A function of params as one of those leaves that have a gradient, and these, by position."""
+    differentiable = {i: x for i, x in enumerate(leaves) if _is_inexact(x)}
+
+    def of_floating(chosen: dict[int, jax.Array], argument: Any) -> jax.Array:
+        every = [chosen.get(i, x) for i, x in enumerate(leaves)]
+        return function(layout.treedef.unflatten(every), argument)
+
+    return of_floating, differentiable
+
+
+def _takes_floats(apply: Callable, params: PyTree, shape: tuple[int, ...]) -> bool:
+    """Whether `apply` takes an input of float32; else it has to take int32, as of tokens."""
+    try:
+        jax.eval_shape(apply, params, jax.ShapeDtypeStruct(shape, jnp.float32))
+    except (TypeError, ValueError) as error:
+        try:
+            jax.eval_shape(apply, params, jax.ShapeDtypeStruct(shape, jnp.int32))
+        except (TypeError, ValueError):
+            raise error from None
+        return False
+    return True
+
+
+def _scores(layout: Layout, scope: Scope, score: Callable[[Any, Leaves], Leaves]) -> Leaves:
+    """Scores of the sparse leaves, float32, computed in more than float32 where that is needed.
+
+    Args:
+      layout: Of params.
+      scope: Which are ranked together, and keep their ratios.
+      score: From the dtype of scores and all leaves of params to scores.
+
+    Returns:
+      Scores; those of what fits no dtype as they come.
+    """
+    given = [jnp.asarray(x) if _is_inexact(x) else x for x in layout.leaves]
+    with jax.numpy_dtype_promotion("standard"):
+        wide = [
+            x.astype(jnp.promote_types(x.dtype, jnp.float32)) if x.dtype == jnp.float16 else x
+            for x in given
+        ]
+    try:
+        found = score(jnp.float32, wide)
+    except (TypeError, ValueError):
+        if not any(x.dtype == jnp.float16 for x in given):
+            raise
+        found = score(jnp.float32, given)  # a model that insists on float16
+    if _are_in_range(layout, found, scope):
+        return found
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        widest = [
+            x.astype(jnp.promote_types(x.dtype, jnp.float64)) if _is_inexact(x) else x
+            for x in given
+        ]
+        try:
+            precise = score(jnp.float64, widest)
+        except (TypeError, ValueError):  # a model that insists on its own precision
+            return found
+        return _scaled(layout, precise, scope)
+
+
+def _largest(layout: Layout, scores: Leaves) -> list[np.ndarray]:
+    """The largest magnitude in each layer of each sparse leaf."""
+    found = [
+        jnp.max(jnp.abs(score), axis=tuple(range(int(leaf.stacked), score.ndim)))
+        for leaf, score in zip(layout.sparse, scores, strict=True)
+    ]
+    return [np.asarray(x).reshape(-1) for x in found]
+
+
+def _are_in_range(layout: Layout, scores: Leaves, scope: Scope) -> bool:
+    """Whether float32, and its squares, hold the scores of every layer that is to be cut."""
+    cut = [scope == "global" or leaf.zeros != 0 for leaf in layout.sparse]
+    largest = [x for x, is_cut in zip(_largest(layout, scores), cut, strict=True) if is_cut]
+    return all(((x >= 2.0**-60) & (x <= 2.0**60)).all() for x in largest)
+
+
+def _scaled(layout: Layout, scores: Leaves, scope: Scope) -> Leaves:
+    """Scores of float64 as float32, each ranking times a power of two that brings it to range."""
+    largest = _largest(layout, scores)
+    if scope == "global":
+        whole = np.max(np.concatenate(largest))
+        largest = [np.full_like(x, whole) for x in largest]
+    scaled = []
+    for leaf, score, top in zip(layout.sparse, scores, largest, strict=True):
+        sound = np.where((top > 0) & np.isfinite(top), top, 1.0)
+        factor = np.ldexp(1.0, 40 - np.frexp(sound)[1])
+        shape = (*score.shape[: int(leaf.stacked)], *(1,) * (score.ndim - int(leaf.stacked)))
+        scaled.append((score * factor.reshape(shape)).astype(jnp.float32))
+    return scaled
+
+
+def _call_with(
+    score: Callable[[Any, Leaves, Leaves], Leaves], masks: Leaves, dtype: Any, leaves: Leaves
+) -> Leaves:
+    return score(dtype, leaves, masks)
 
 
 def _ranked(
@@ -300,7 +438,8 @@ def _ranked(
         wanted = np.rint(of * (wanted / of) ** share).astype(np.int64)
     allowed = [None] * len(scores) if within is None else _sparse(layout, within)
     k = jnp.asarray(wanted, jnp.int32)
-    chosen = _top(tuple(layout.sparse), packing, scope, signed, scores, allowed, k)
+    chosen, layers = _top(tuple(layout.sparse), packing, scope, signed, scores, allowed, k)
+    _check_choice(layout, scope, layers)
     masks = [jnp.ones(leaf.shape, bool) for leaf in layout.leaves]
     for leaf, mask in zip(layout.sparse, chosen, strict=True):
         masks[leaf.position] = mask
@@ -316,10 +455,10 @@ def _top(
     scores: Leaves,
     allowed: list[jax.Array | None],
     k: jax.Array,
-) -> Leaves:
+) -> tuple[Leaves, list[_Choice]]:
     def as_integers(score: jax.Array, mask: jax.Array | None) -> jax.Array:
-        integers = _signed_scores(score) if signed else _selection.magnitude_scores(score)
-        return integers if mask is None else jnp.where(mask, integers, _selection.EXCLUDED)
+        integers = _signed_scores(score) if signed else _top_k.magnitude_scores(score)
+        return integers if mask is None else jnp.where(mask, integers, _top_k.EXCLUDED)
 
     def of_groups(leaf: SparseLeaf, score: jax.Array) -> jax.Array:
         if not signed:
@@ -329,11 +468,50 @@ def _top(
     pooled = [of_groups(leaf, s) for leaf, s in zip(sparse, scores, strict=True)]
     groups = [m if m is None else leaf.groups(m) for leaf, m in zip(sparse, allowed, strict=True)]
     integers = [as_integers(s, m) for s, m in zip(pooled, groups, strict=True)]
-    packed = packing.pack(integers, _selection.EXCLUDED)
+    packed = packing.pack(integers, _top_k.EXCLUDED)
     rows = packing.one_ranking() if scope == "global" else packing.rows
-    chosen = packing.unpack(_selection.top_k(packed, rows, packing.per_row(k)))
+    chosen = packing.unpack(_top_k.top_k(packed, rows, packing.per_row(k)))
     each = zip(sparse, chosen, scores, strict=True)
-    return [_explicit.like(leaf.expand(m), score) for leaf, m, score in each]
+    masks = [_sharding.like(leaf.expand(m), score) for leaf, m, score in each]
+    return masks, [
+        _Choice(*(x.reshape(-1) for x in _choice(leaf, s, m)))
+        for leaf, s, m in zip(sparse, integers, chosen, strict=True)
+    ]
+
+
+def _choice(leaf: SparseLeaf, scores: jax.Array, chosen: jax.Array) -> tuple[jax.Array, ...]:
+    axes = tuple(range(int(leaf.stacked), scores.ndim))
+    is_open = scores != _top_k.EXCLUDED
+    return (
+        jnp.sum(chosen, axes, dtype=jnp.int32),
+        jnp.sum(is_open, axes, dtype=jnp.int32),
+        jnp.min(jnp.where(is_open, scores, np.iinfo(np.int32).max), axes),
+        jnp.max(scores, axes),
+    )
+
+
+def _check_choice(layout: Layout, scope: Scope, choices: Sequence[_Choice]) -> None:
+    """Raises a ValueError where nothing is left of a layer, or scores did not tell what to keep."""
+    gone, blind = [], []
+    for leaf, choice in zip(layout.sparse, choices, strict=True):
+        kept, of, low, high = map(np.asarray, choice)
+        if (kept == 0).any():
+            gone.append(leaf.path)
+        elif ((low == high) & (kept < of)).any():
+            blind.append(leaf.path)
+    if blind:
+        raise ValueError(
+            f"the scores of {_paths.listing(blind)} are all equal: which weights stay would be "
+            "decided by their order alone. A layer that starts at zero, or that the loss does not "
+            "reach through one, has no scores; nor has what underflows. Start it elsewhere, or "
+            "keep it dense: `dense` of the distribution"
+        )
+    if gone:
+        raise ValueError(
+            f"scope={scope!r}: nothing is left of {_paths.listing(gone)}, whose scores are below "
+            "those of all that stays; use scope='layer', a lower sparsity, or keep these layers "
+            "dense: `dense` of the distribution"
+        )
 
 
 def _signed_scores(x: jax.Array) -> jax.Array:

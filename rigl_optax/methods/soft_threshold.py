@@ -1,35 +1,27 @@
 """STR: soft thresholds, one learned for each layer."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_optax import _blend, _distributions, _layout, _plan, _random, _selection, _transform
-from rigl_optax._method import (
-    Arrays,
-    Method,
-    Outcome,
-    RewiringInputs,
-    Shadow,
-    ShadowView,
-    Started,
-)
-from rigl_optax._packing import Packing
-
-PyTree = Any
+from rigl_optax import _distributions, _layout, _plan
+from rigl_optax._ranking import _top_k
+from rigl_optax._ranking._packing import Packing
+from rigl_optax._types import Arrays, LayerSparsities, PyTree, Seed
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Shadow, ShadowView, Started
+from rigl_optax._xla import _blend, _sharding
 
 
 def soft_thresholding(
     inner: optax.GradientTransformation,
-    layers: _layout.Distribution | None = None,
+    layers: LayerSparsities | None = None,
     *,
     threshold_decay: float,
     initial_threshold: float = -6.0,
     thresholds: optax.GradientTransformation | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Soft threshold reparameterization (STR): how sparse each layer is, is learned.
 
@@ -99,7 +91,7 @@ def soft_thresholding(
         for i, value in enumerate(values):
             gradient, shadow = view.gradients[i].astype(jnp.float32), view.shadow[i]
             along = _blend.masked(view.masks[i], gradient * jnp.sign(shadow.astype(jnp.float32)))
-            total = jnp.sum(along, axis=tuple(range(value.ndim, along.ndim)))
+            total = _sharding.whole(jnp.sum(along, axis=tuple(range(value.ndim, along.ndim))))
             threshold = jax.nn.sigmoid(value)
             slope = -threshold * (1 - threshold) * total
             slopes.append(slope + jnp.float32(threshold_decay) * value)
@@ -119,7 +111,7 @@ def soft_thresholding(
         vector = jnp.concatenate([value.reshape(-1) for value in inputs.carry[0]])
         each = zip(inputs.weights, inputs.packing.rows, strict=True)
         return Outcome(
-            [jnp.abs(w) > _selection.spread(jax.nn.sigmoid(vector), w, rows) for w, rows in each]
+            [jnp.abs(w) > _top_k.spread(jax.nn.sigmoid(vector), w, rows) for w, rows in each]
         )
 
     last = int(np.iinfo(np.int32).max)

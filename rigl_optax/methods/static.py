@@ -1,23 +1,20 @@
 """Static sparse training: the masks of the first step are those of the last."""
 
-from typing import Any
-
 import optax
 
-from rigl_optax import _layout, _random, _transform
-from rigl_optax._method import Method, Outcome
-from rigl_optax._structure import UNSTRUCTURED, Structures
-
-PyTree = Any
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._method import Method, Outcome
 
 
 def static_sparse(
     inner: optax.GradientTransformation,
-    sparsity: float | _layout.Distribution | None,
+    sparsity: Sparsity | None,
     *,
     structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
-    seed: _random.Seed = 0,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains with masks that never change: random ones, or those that are given.
 

@@ -22,7 +22,7 @@ class Architecture(NamedTuple):
         or, if it is `open`, of the hidden widths instead.
       dense: From the name of a distribution to patterns of the kernels that stay dense, and why;
         None for `rigl_optax.default_dense`.
-      open: Whether `config.hidden` says how wide the layers are.
+      open: Whether `config.model.hidden` says how wide the layers are.
       fixed: Arguments that the name stands for.
     """
 
@@ -55,17 +55,17 @@ def build(config: Config, image_shape: Sequence[int], classes: int, width: float
       width: By which hidden widths are multiplied.
 
     Raises:
-      ValueError: If `config.hidden` or `config.model_options` does not fit the model.
+      ValueError: If `config.model.hidden` or an option does not fit the model.
     """
-    found = ARCHITECTURES[config.model]
+    found = ARCHITECTURES[config.model.name]
     options = model_options(config, found.make, found.fixed) | found.fixed
-    if found.open != bool(config.hidden):
+    if found.open != bool(config.model.hidden):
         raise ValueError(
-            f"config.hidden={config.hidden}: {config.model} "
+            f"config.model.hidden={config.model.hidden}: {config.model.name} "
             + ("needs its hidden widths" if found.open else "has its own widths: leave it empty")
         )
-    size = scaled(config.hidden, width) if found.open else width
-    dtype, rngs = jnp.dtype(config.compute_dtype), nnx.Rngs(config.seed)
+    size = scaled(config.model.hidden, width) if found.open else width
+    dtype, rngs = jnp.dtype(config.model.dtype), nnx.Rngs(config.seed)
     return found.make(image_shape, classes, size, **options, dtype=dtype, rngs=rngs)
 
 
@@ -77,36 +77,32 @@ def scaled(hidden: Sequence[int], width: float) -> tuple[int, ...]:
 def dense_layers(config: Config) -> DensePredicate:
     """Which leaves stay dense in this model under this distribution, for `dense=` of it.
 
-    With `config.dense_layers` of "default", those that the paper and its code keep so.
+    With `config.model.dense_layers` of "default", those that the paper and its code keep so.
     """
-    if config.dense_layers == "none":
+    if config.model.dense_layers == "none":
         return rigl_optax.DenseLayers({})
-    if config.dense_layers != "default":
-        return rigl_optax.DenseLayers({config.dense_layers: "config.dense_layers says so"})
-    found = ARCHITECTURES.get(config.model)
+    if config.model.dense_layers != "default":
+        return rigl_optax.DenseLayers(
+            {config.model.dense_layers: "config.model.dense_layers says so"}
+        )
+    found = ARCHITECTURES.get(config.model.name)
     if found is None or found.dense is None:
         return rigl_optax.default_dense
-    return rigl_optax.DenseLayers(found.dense(config.distribution.partition("(")[0]))
+    return rigl_optax.DenseLayers(found.dense(config.method.distribution.name))
 
 
 def model_options(
     config: Config, model: Callable[..., nnx.Module], fixed: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The model's arguments from `config.model_options`, as `embedding=64,tied=False`.
+    """Returns the model's own arguments from the config, as `embedding` and `tied`.
 
     Raises:
-      ValueError: If it cannot be read, or the model has no such argument; it lists those there are.
+      ValueError: If the model has no such argument; it lists those there are.
     """
-    found = config_lib.keywords(config.model_options, "model_options", "embedding=64,tied=False")
     # The signature of the class itself is that of NNX's metaclass.
     made = vars(model)["__init__"] if isinstance(model, type) else model
     named = inspect.signature(made).parameters.values()
     taken = {"rngs", "dtype", *(fixed or {})}
     allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name not in taken]
-    unknown = sorted(set(found) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f"config.model_options: {config.model} has no {', '.join(unknown)}; it has "
-            f"{', '.join(allowed) or 'none'}"
-        )
-    return found
+    config_lib.check_options("model", config.model.name, config.model.options, allowed)
+    return dict(config.model.options)

@@ -1,55 +1,352 @@
-"""The keys a config has, checked once before anything runs."""
+"""The config of a run: nested sections, their defaults, and every check that needs nothing else.
 
-import ast
+A recipe states what is special, as nested dicts; all other keys have the defaults that stand here.
+Four sections are open: what they do not list goes, by its own name, to what the section names, the
+model's class, the method's function, the optimizer of Optax, or the distribution.
+"""
+
 import dataclasses
+import difflib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-# What does not change the numbers a run computes: these may differ when it is resumed.
+# What does not change the numbers a run computes: these may differ when it is resumed. Two of them
+# sometimes do: see `differences`.
 BOOKKEEPING = frozenset(
     {
-        "data_dir",
-        "log_every",
-        "eval_every",
-        "eval_batch_size",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "mesh_data",
-        "mesh_params",
-        "mesh_axes",
-        "compare_at_rewirings",
-        "on_nonfinite",
-        "max_bad_records",
-        "loader_threads",
+        "data.dir",
+        "data.threads",
+        "data.max_bad_records",
+        "log.every",
+        "eval.every",
+        "eval.batch_size",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "mesh.data",
+        "mesh.params",
+        "mesh.axes",
+        "faults.on_nonfinite",
+        "faults.max_rollbacks",
+        "faults.compare_at_rewirings",
     }
 )
 
-# Keys that earlier versions did not have, and what those did: their runs can be resumed and read.
-ADDED: dict[str, Any] = {
-    "image_size": 0,
-    "augment": "none",
-    "loader_threads": 1,
-    "width": 1.0,
-    "dense_layers": "default",
-    "compute_dtype": "float32",
-    "prune_from": 0.2,
-    "warmup": 0.0,
-    "decay_at": (),
-    "decay_factor": 1.0,
-    "weight_decay_on": "kernels",
-    "label_smoothing": 0.0,
-    "structure": "",
-    "condensed": False,
-}
+# Datasets that are what `data.dir` holds: elsewhere it only says where the same data are.
+FROM_FOLDER = ("text", "image_folder")
+PHOTOS = ("imagenet2012", "image_folder")
+_MOST = 2**31  # integers stay below
 
-# What a key may be.
-CHOICES = {
-    "augment": ("none", "pad_crop", "resized_crop"),
-    "compute_dtype": ("float32", "bfloat16"),
-    "schedule": ("constant", "cosine", "step"),
-    "weight_decay_on": ("kernels", "kernels_but_depthwise", "all"),
+
+def _key(default: Any, in_range: str = "", *, one_of: tuple[str, ...] = ()) -> Any:
+    """A field with its default, and what it may be: a range as `[0, 1)`, or one of some words."""
+    return dataclasses.field(default=default, metadata={"range": in_range, "one_of": one_of})
+
+
+def _options() -> Any:
+    """The field of an open section that holds what the section does not list."""
+    return dataclasses.field(default_factory=dict, hash=False, metadata={"open": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The dataset and how it is read.
+
+    Attributes:
+      name: Images: `digits`, `fashion_mnist`, `cifar10`, `imagenet2012`, or `image_folder` for a
+        tree of photos. Texts: `wikitext103`, `tdavid`, `topics`, or `text` for files of a folder.
+      dir: Directory of the dataset; empty for its usual place.
+      validation: The fraction of the training photos (`imagenet2012`, `image_folder`) held out for
+        validation; 0 for 1 %, and of small trees at least 500 or a tenth, whichever is less.
+      image_size: Images are resized to this many pixels a side; 0 keeps the stored size, which
+        photos do not share.
+      augment: Augmentation of training images: `none`; `pad_crop`, 4 mirrored pixels on each side,
+        a random crop of the size, a flip (CIFAR); `resized_crop`, a random part of the image
+        resized to the size, a flip (ImageNet).
+      sequence_length: Bytes of a sequence, through which gradients flow; 0 for images.
+      threads: Threads of each host that read and decode images. Batches do not depend on it.
+      max_bad_records: How many unreadable records may be left out; of photos, by each process.
+    """
+
+    name: str = _key("digits")
+    dir: str = _key("")
+    validation: float = _key(0.0, "[0, 1)")
+    image_size: int = _key(0, "[0, inf)")
+    augment: str = _key("none", one_of=("none", "pad_crop", "resized_crop"))
+    sequence_length: int = _key(0, "[0, inf)")
+    threads: int = _key(1, "[1, inf)")
+    max_bad_records: int = _key(0, "[0, inf)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The network. Other keys are arguments of the model: `config.model.depth = 22`.
+
+    Attributes:
+      name: A name in `rigl_optax.training.architectures.ARCHITECTURES`; for texts `gru` or `lstm`.
+      hidden: Widths of the hidden layers, for models that leave them open; else empty.
+      width: Multiplies all hidden widths. `small_dense` chooses a smaller one itself.
+      dtype: Of activations and products: `float32` or `bfloat16`. Parameters, batch statistics and
+        the loss are float32.
+      dense_layers: Which kernels stay dense: `default`, those that the paper keeps dense in this
+        model and distribution; `none`; or a regular expression searched in their paths.
+      options: Arguments of the model.
+    """
+
+    name: str = _key("lenet")
+    hidden: tuple[int, ...] = _key((), "[1, inf)")
+    width: float = _key(1.0, "(0, inf)")
+    dtype: str = _key("float32", one_of=("float32", "bfloat16"))
+    dense_layers: str = _key("default")
+    options: Mapping[str, Any] = _options()
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribution:
+    """How sparse each layer is. Other keys are arguments of the distribution: `power`, `overrides`.
+
+    Attributes:
+      name: `erk`, `erdos_renyi` or `uniform`.
+      options: Arguments of the distribution. `overrides` are pairs of a pattern and a sparsity:
+        `(("reset/kernel", 0.5),)`.
+    """
+
+    name: str = _key("erk", one_of=("erk", "erdos_renyi", "uniform"))
+    options: Mapping[str, Any] = _options()
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """Which weights are active or inactive together. Other keys are arguments of the structure.
+
+    Attributes:
+      name: `unstructured`, `block` (`rows`, `cols`, `pool_by`, `pad`), `nm` (`n`, `m`),
+        `constant_fan_in` (`min_salient`); with `condensed` also `measured`: for each layer the
+        fastest blocks by a measured table, and dense where that is faster.
+      layers: Exceptions: pairs of a pattern of paths and a structure,
+        `(("layers/0", {"name": "block", "rows": 16, "cols": 16}),)`.
+      options: Arguments of the structure.
+    """
+
+    name: str = _key(
+        "unstructured", one_of=("unstructured", "block", "nm", "constant_fan_in", "measured")
+    )
+    layers: tuple[tuple[str, "Structure"], ...] = _key(())
+    options: Mapping[str, Any] = _options()
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How the network is made sparse. Other keys are arguments of the method: `momentum`, `grown`.
+
+    The keys up to `prune_from` are shared by a comparison: a method ignores those that have no
+    meaning for it (`dense` has no sparsity, `static` no rewirings).
+
+    Attributes:
+      name: A name in `rigl_optax.training.methods.METHODS`.
+      sparsity: Overall fraction of zeros in the sparse layers.
+      distribution: How sparse each layer is.
+      every: Steps between rewirings (Delta T).
+      until: The fraction of the training steps after which rewiring ends (T_end).
+      drop_fraction: Fraction of active weights replaced at the first rewiring.
+      drop_schedule: How that fraction decays to the last rewiring: `cosine`, `linear`,
+        `inverse_power` (cubic), all to 0, or `constant`.
+      prune_from: The fraction of the training steps after which gradual pruning begins.
+      structure: Which weights are active or inactive together.
+      condensed: Stores only the active blocks of sparse kernels, so that time and memory follow the
+        density (`rigl_optax.condensed`): same masks and weights as without, up to rounding. For
+        `static`, `set` and `rigl` with blocks, on meshes with `mesh.params = 1`.
+      ticket: Workdir of the finished run whose masks `lottery` methods start from; else empty.
+      options: Arguments of the method.
+    """
+
+    name: str = _key("rigl")
+    sparsity: float = _key(0.9, "[0, 1)")
+    distribution: Distribution = dataclasses.field(default_factory=Distribution)
+    every: int = _key(100, "[1, inf)")
+    until: float = _key(0.75, "(0, 1]")
+    drop_fraction: float = _key(0.3, "[0, 1]")
+    drop_schedule: str = _key("cosine", one_of=("cosine", "linear", "inverse_power", "constant"))
+    prune_from: float = _key(0.2, "[0, 1)")
+    structure: Structure = dataclasses.field(default_factory=Structure)
+    condensed: bool = _key(False)
+    ticket: str = _key("")
+    options: Mapping[str, Any] = _options()
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """The inner optimizer and its learning rate. Other keys are its arguments: `momentum`, `b2`.
+
+    Attributes:
+      name: Any optimizer of `optax` or `optax.contrib` that takes a learning rate: `sgd`, `adamw`.
+      learning_rate: The highest learning rate of the schedule.
+      schedule: Of the learning rate: `cosine` to 0 at the last step, `constant`, or `step`.
+      warmup: The fraction of the training steps in which the rate rises linearly from 0.
+      decay_at: For `step`, else empty: fractions of the training steps, ascending.
+      decay_factor: Multiplies the rate at each of them.
+      gradient_clip: The largest global norm of the gradient that the optimizer sees; 0 for any.
+      weight_decay: Passed to optimizers that have it (`adamw`: decoupled); for others an L2 term,
+        (weight_decay / 2) * |w|^2, whose gradient is added for the optimizer alone.
+      weight_decay_on: Which parameters decay: `kernels`, those of two dimensions or more;
+        `kernels_but_depthwise`; or `all`, biases and normalisation as well.
+      options: Arguments of the optimizer.
+    """
+
+    name: str = _key("sgd")
+    learning_rate: float = _key(0.1, "[0, inf)")
+    schedule: str = _key("cosine", one_of=("constant", "cosine", "step"))
+    warmup: float = _key(0.0, "[0, 1)")
+    decay_at: tuple[float, ...] = _key((), "(0, 1)")
+    decay_factor: float = _key(1.0, "(0, inf)")
+    gradient_clip: float = _key(0.0, "[0, inf)")
+    weight_decay: float = _key(0.0, "[0, inf)")
+    weight_decay_on: str = _key("kernels", one_of=("kernels", "kernels_but_depthwise", "all"))
+    options: Mapping[str, Any] = _options()
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The training loss, a cross-entropy.
+
+    Attributes:
+      label_smoothing: The part of each label that is spread evenly over all classes.
+    """
+
+    label_smoothing: float = _key(0.0, "[0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """The devices.
+
+    Attributes:
+      data: Number of copies of the state; 0 for as many as fit (devices / `params`). The batch is
+        spread over all devices of the mesh.
+      params: Devices among which parameters, masks and optimizer state are cut up.
+      axes: `auto` or `explicit`: whether shardings are a part of the types.
+    """
+
+    data: int = _key(0, "[0, inf)")
+    params: int = _key(1, "[1, inf)")
+    axes: str = _key("auto", one_of=("auto", "explicit"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """Records of the training loss.
+
+    Attributes:
+      every: Steps between records.
+    """
+
+    every: int = _key(100, "[1, inf)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Evaluations on the validation split.
+
+    Attributes:
+      every: Steps between evaluations.
+      batch_size: Examples in an evaluation batch; of a text, lanes.
+    """
+
+    every: int = _key(1_000, "[1, inf)")
+    batch_size: int = _key(500, "[1, inf)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Checkpoints.
+
+    Attributes:
+      every: Steps between checkpoints; 0 for none but the last.
+      keep: How many of the newest to keep, besides the best.
+    """
+
+    every: int = _key(1_000, "[0, inf)")
+    keep: int = _key(2, "[1, inf)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Faults:
+    """What happens when something goes wrong.
+
+    Attributes:
+      on_nonfinite: When a loss, a gradient or a weight is not finite: `stop`; `skip` the step, at
+        the cost of looking at all gradients at every step; or `rollback` to the last checkpoint,
+        and from there skip such steps until past the place. 50 steps skipped in a row end the
+        run, and so does a validation or test loss that is not finite.
+      max_rollbacks: How often a run goes back before it ends with the error.
+      compare_at_rewirings: Compare the masks and weights of all devices after every rewiring, not
+        only before a checkpoint.
+    """
+
+    on_nonfinite: str = _key("stop", one_of=("stop", "skip", "rollback"))
+    max_rollbacks: int = _key(10, "[0, inf)")
+    compare_at_rewirings: bool = _key(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run.
+
+    Attributes:
+      steps: Training steps. Training M times as long is M times the steps: what is a fraction of
+        them (`method.until`, `optimizer.warmup`, ...) scales, `method.every` does not.
+      batch_size: Examples in a training batch; of a text, lanes that are read side by side.
+      seed: Seeds initial weights, masks and the order of the data.
+      data: The dataset.
+      model: The network.
+      method: How it is made sparse.
+      optimizer: The inner optimizer.
+      loss: The training loss.
+      mesh: The devices.
+      log: Records of the training loss.
+      eval: Evaluations.
+      checkpoint: Checkpoints.
+      faults: What happens when something goes wrong.
+    """
+
+    steps: int = _key(2_000, "[1, inf)")
+    batch_size: int = _key(100, "[1, inf)")
+    seed: int = _key(0, "[0, inf)")
+    data: Data = dataclasses.field(default_factory=Data)
+    model: Model = dataclasses.field(default_factory=Model)
+    method: Method = dataclasses.field(default_factory=Method)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    log: Log = dataclasses.field(default_factory=Log)
+    eval: Evaluation = dataclasses.field(default_factory=Evaluation)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    faults: Faults = dataclasses.field(default_factory=Faults)
+
+    @property
+    def rewire_end(self) -> int:
+        """The step from which on nothing is rewired (T_end)."""
+        return max(1, round(self.method.until * self.steps))
+
+    def step_at(self, fraction: float) -> int:
+        """The step that lies after this fraction of the run."""
+        return round(fraction * self.steps)
+
+
+_SECTIONS: dict[str, type] = {
+    "data": Data,
+    "model": Model,
+    "method": Method,
+    "method.distribution": Distribution,
+    "method.structure": Structure,
+    "optimizer": Optimizer,
+    "loss": Loss,
+    "mesh": Mesh,
+    "log": Log,
+    "eval": Evaluation,
+    "checkpoint": Checkpoint,
+    "faults": Faults,
 }
 
 # What a field of each type may be read from; a bool is no integer.
@@ -63,253 +360,260 @@ _KINDS: dict[Any, tuple[type, ...]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """One training run. Config files list all keys; there are no defaults.
-
-    Attributes:
-      dataset: Images: `digits`, `fashion_mnist`, `cifar10`; `imagenet2012`, or `image_folder` for a
-        tree of photos. Texts: `wikitext103`, `tdavid`, `topics`, or `text` for files of a folder.
-      data_dir: Where the dataset is; empty for its usual place.
-      image_size: Images are resized to so many pixels a side; 0 for as they are stored, but not of
-        photos, which are stored in many sizes.
-      augment: Of training images: `none`; `pad_crop`, 4 mirrored pixels on each side, a random crop
-        of the size, a flip (CIFAR); `resized_crop`, a random part of the image resized to the
-        size, a flip (ImageNet).
-      loader_threads: Threads of each host that read and decode images; the batches are the same.
-      model: A name in `rigl_optax.training.architectures.ARCHITECTURES`; for texts `gru` or `lstm`.
-      hidden: Widths of the hidden layers, of models that leave them open; else empty.
-      width: By which all hidden widths are multiplied. `small_dense` chooses a smaller one itself.
-      dense_layers: Which kernels stay dense: `default`, those that the paper keeps so in this model
-        and distribution; `none`; or a regular expression of their paths.
-      compute_dtype: Of activations and products: `float32` or `bfloat16`. Parameters, batch
-        statistics and the loss are float32.
-      model_options: More arguments of the model, as `embedding=64,tied=False`; empty for none.
-      sequence_length: Bytes of a sequence, through which gradients flow; 0 for images.
-      method: A name in `rigl_optax.training.methods.METHODS`.
-      sparsity: Overall fraction of zeros in the sparse layers; `dense` ignores it.
-      distribution: `erk`, `erdos_renyi` or `uniform`, which may have options: sparsities of single
-        layers by patterns of their paths, as `uniform(overrides={'reset/kernel': 0.5})`.
-      method_options: More arguments of the method, as `momentum=0.99,redistribute=True`; empty
-        for none.
-      ticket: Workdir of the finished run whose masks `lottery` methods start from; else empty.
-      structure: What lives and dies together, as `Block(16, 16)`, or by patterns of paths as
-        `{'layers/0': Block(16, 16)}`; empty for single weights. With `condensed` also `measured`:
-        the quickest blocks of each layer, and dense where that is quicker (`condensed.choose`).
-      condensed: Whether sparse kernels are kept as their blocks alone, so that time and memory
-        follow the density (`rigl_optax.condensed`): same masks and weights as without, up to
-        rounding. For methods `static`, `set` and `rigl`, with a `Block` in `structure` for each
-        sparse layer, and `mesh_params` of 1.
-      rewire_every: Steps between rewirings (Delta T).
-      rewire_until: The fraction of the training steps after which rewiring ends (T_end).
-      drop_fraction: Fraction of active weights replaced at the first rewiring; cosine to 0.
-      prune_from: The fraction of the training steps after which gradual pruning begins.
-      steps: Training steps. Training M times as long is M times the steps: what is told in
-        fractions of them (rewire_until, warmup, decay_at, prune_from) scales, rewire_every doesn't.
-      batch_size: Examples in a training batch; of a text, lanes that are read side by side.
-      optimizer: `sgd`, with Nesterov momentum; `heavy_ball`, SGD with the ordinary one; or `adam`.
-      learning_rate: At its highest.
-      schedule: Of the learning rate: `cosine` to 0 at the last step, `constant`, or `step`.
-      warmup: The fraction of the training steps in which the rate rises linearly from 0.
-      decay_at: For `step`, and else empty: fractions of the training steps, ascending.
-      decay_factor: By which the rate is multiplied at each of them.
-      momentum: Of SGD; Adam's first decay rate (b1).
-      gradient_clip: The largest global norm of the gradient that the optimizer sees; 0 for any.
-      weight_decay: L2, as in the loss term (weight_decay / 2) * |w|^2.
-      weight_decay_on: Of `kernels`, which have two dimensions or more; `kernels_but_depthwise`; or
-        `all`, biases and normalisation as well.
-      label_smoothing: The part of each label that is spread evenly over all classes; in training.
-      seed: For initial weights, masks and the order of the data.
-      log_every: Steps between records of the training loss.
-      eval_every: Steps between evaluations on the validation split.
-      eval_batch_size: Examples in an evaluation batch, or lanes.
-      checkpoint_every: Steps between checkpoints; 0 for none but the last.
-      keep_checkpoints: How many of the newest to keep.
-      mesh_data: Devices along which the state is repeated; 0 for all there are, divided by
-        `mesh_params`. The batch is spread over all devices of the mesh.
-      mesh_params: Devices among which parameters, masks and optimizer state are cut up.
-      mesh_axes: `auto` or `explicit`: whether shardings are a part of the types.
-      compare_at_rewirings: Compare the masks of all devices after every rewiring, not only
-        before a checkpoint.
-      on_nonfinite: What to do when a loss, a gradient or a weight is not finite: `stop`; `skip`
-        the step, at the cost of looking at all gradients at every step; or `rollback` to the last
-        checkpoint, and from there skip such steps until past the place.
-      max_bad_records: How many records of a dataset may be left out since they cannot be read; of
-        photos, by each process.
-    """
-
-    dataset: str
-    data_dir: str
-    image_size: int
-    augment: str
-    loader_threads: int
-    model: str
-    hidden: tuple[int, ...]
-    width: float
-    dense_layers: str
-    compute_dtype: str
-    model_options: str
-    sequence_length: int
-    method: str
-    sparsity: float
-    distribution: str
-    method_options: str
-    ticket: str
-    structure: str
-    condensed: bool
-    rewire_every: int
-    rewire_until: float
-    drop_fraction: float
-    prune_from: float
-    steps: int
-    batch_size: int
-    optimizer: str
-    learning_rate: float
-    schedule: str
-    warmup: float
-    decay_at: tuple[float, ...]
-    decay_factor: float
-    momentum: float
-    gradient_clip: float
-    weight_decay: float
-    weight_decay_on: str
-    label_smoothing: float
-    seed: int
-    log_every: int
-    eval_every: int
-    eval_batch_size: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    mesh_data: int
-    mesh_params: int
-    mesh_axes: str
-    compare_at_rewirings: bool
-    on_nonfinite: str
-    max_bad_records: int
-
-    def __post_init__(self) -> None:
-        lowest = {
-            "steps": 1,
-            "log_every": 1,
-            "eval_every": 1,
-            "eval_batch_size": 1,
-            "keep_checkpoints": 1,
-            "checkpoint_every": 0,
-            "seed": 0,
-            "mesh_data": 0,
-            "mesh_params": 1,
-            "max_bad_records": 0,
-            "sequence_length": 0,
-            "gradient_clip": 0,
-            "image_size": 0,
-            "loader_threads": 1,
-        }
-        for name, bound in lowest.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"config.{name}={getattr(self, name)}: must be at least {bound}")
-        if not 0 < self.rewire_until <= 1:
-            raise ValueError(
-                f"config.rewire_until={self.rewire_until}: must be in (0, 1], a fraction of the run"
-            )
-        for name in ("warmup", "prune_from", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"config.{name}={getattr(self, name)}: must be in [0, 1)")
-        for name in ("width", "decay_factor"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"config.{name}={getattr(self, name)}: must be positive")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"config.{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}"
-                )
-        if (self.schedule == "step") != bool(self.decay_at):
-            raise ValueError(
-                f"config.decay_at={self.decay_at}: must be given for schedule='step' alone, and "
-                f"this is {self.schedule!r}"
-            )
-        inside = [self.warmup, *self.decay_at, 1.0]
-        if any(early >= late for early, late in itertools.pairwise(inside)):
-            raise ValueError(
-                f"config.decay_at={self.decay_at}: must be ascending fractions of the run, after "
-                f"the warmup of {self.warmup} and before 1"
-            )
-
-    @property
-    def rewire_end(self) -> int:
-        """The step from which on nothing is rewired (T_end)."""
-        return max(1, round(self.rewire_until * self.steps))
-
-    def step_at(self, fraction: float) -> int:
-        """The step that lies after this fraction of the run."""
-        return round(fraction * self.steps)
+def sections() -> list[str]:
+    """Returns the dotted names of all sections, each after the one that it is in."""
+    return list(_SECTIONS)
 
 
 def known_keys() -> list[str]:
-    """All keys of a config, in alphabetical order."""
-    return sorted(field.name for field in dataclasses.fields(Config))
+    """All keys of a config with their sections, as `method.sparsity`, in alphabetical order."""
+    return sorted(_known(Config, ""))
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
-    """A checked `Config` from an `ml_collections.ConfigDict`, or from a dict read from JSON.
+    """Makes a checked `Config` from a nested mapping: a `ConfigDict` as a dict, or JSON.
+
+    Args:
+      values: Nested dicts. Keys that are left out have their defaults.
 
     Raises:
-      ValueError: If keys are missing or unknown, or a value makes no sense; it lists the
-        known keys.
+      ValueError: If a key is unknown (it names the nearest known one), or a value makes no sense.
     """
-    known = known_keys()
-    unknown = sorted(set(values) - set(known))
-    missing = sorted(set(known) - set(values))
-    if unknown or missing:
-        problem = [f"unknown keys {unknown}"] * bool(unknown) + [f"no {missing}"] * bool(missing)
-        raise ValueError(f"config: {', '.join(problem)}; known keys are {', '.join(known)}")
-    for field in dataclasses.fields(Config):
-        value, allowed = values[field.name], _KINDS[field.type]
-        if type(value) not in allowed:
-            names = " or ".join(kind.__name__ for kind in allowed)
-            raise ValueError(f"config.{field.name}={value!r}: must be {names}")
-    tuples = {}
-    for name, item, kind in (("hidden", int, "integers"), ("decay_at", float, "floats")):
-        tuples[name] = tuple(values[name])
-        if not all(type(value) in _KINDS[item] for value in tuples[name]):
-            raise ValueError(f"config.{name}={tuples[name]!r}: must be {kind}")
-    return Config(**{**values, **tuples})
+    config = _read(Config, values, "")
+    _check(config)
+    return config
 
 
-def from_saved(values: Mapping[str, Any]) -> Config:
-    """The config of an earlier run, of this version or one that had fewer keys.
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Returns the config with other values of some keys, checked again.
 
-    Raises:
-      ValueError: As `from_mapping`.
+    Options belong to what a section names: another name begins without any.
+
+    Args:
+      config: What they are changed in.
+      changes: By their dotted names: `{"method.name": "static", "steps": 5}`.
     """
-    return from_mapping({**ADDED, **values})
+    values = to_json(config)
+    for key in sorted(changes, key=lambda key: not key.endswith(".name")):
+        *sections, last = key.split(".")
+        inner = values
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        if last == "name" and inner.get("name") != changes[key]:
+            listed = {field.name for field in dataclasses.fields(_SECTIONS[".".join(sections)])}
+            for option in set(inner) - listed:
+                del inner[option]
+        inner[last] = _plain(changes[key])
+    return from_mapping(values)
 
 
-def to_json(config: Config) -> dict[str, Any]:
-    """The config as JSON can hold it; `from_mapping` reads it back."""
-    values = dataclasses.asdict(config)
-    return {key: list(x) if isinstance(x, tuple) else x for key, x in values.items()}
+def to_json(config: Any) -> dict[str, Any]:
+    """Returns the config as nested dicts that JSON can hold; `from_mapping` reads it back."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("open"):
+            values |= _plain(value)
+        else:
+            values[field.name] = _plain(value)
+    return values
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested dicts as one dict of dotted names; structures and options stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = prefix + key
+        if name in _SECTIONS and isinstance(value, Mapping):
+            found |= flat(value, name + ".")
+        else:
+            found[name] = value
+    return found
 
 
 def differences(saved: Mapping[str, Any], config: Config) -> list[str]:
-    """Keys that change the numbers and differ, as `key: saved -> now`."""
-    added = {key: list(x) if isinstance(x, tuple) else x for key, x in ADDED.items()}
-    saved, now = {**added, **saved}, to_json(config)
+    """Lists the keys that change the numbers and differ, as `key: saved -> now`.
+
+    The lanes of an evaluation change those of a text, since each begins without a state; and
+    `data.dir` does where the dataset is whatever it holds.
+    """
+    before, now = flat(to_json(from_mapping(saved))), flat(to_json(config))
+    free = set(BOOKKEEPING)
+    if config.data.sequence_length:
+        free.remove("eval.batch_size")
+    if config.data.name in FROM_FOLDER:
+        free.remove("data.dir")
     return [
-        f"{key}: {saved.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}"
-        for key in sorted((set(saved) | set(now)) - BOOKKEEPING)
-        if saved.get(key, "absent") != now.get(key, "absent")
+        f"{key}: {before.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}"
+        for key in sorted((set(before) | set(now)) - free)
+        if before.get(key, "absent") != now.get(key, "absent")
     ]
 
 
-def keywords(words: str, key: str, example: str) -> dict[str, Any]:
-    """Keyword arguments from a string of a config; literals only, nothing is executed.
+def check_options(section: str, name: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raises a ValueError if an open section has a key that nothing takes.
+
+    Args:
+      section: As `model`.
+      name: What the section names, whose arguments they are.
+      given: Keys that the section does not list.
+      allowed: Arguments there are.
+    """
+    allowed = list(allowed)
+    for key in sorted(set(given) - set(allowed)):
+        known = [f.name for f in dataclasses.fields(_SECTIONS[section]) if f.name != "options"]
+        raise ValueError(
+            f"config.{section}.{key}: there is no such key{_nearest(key, [*known, *allowed])}; "
+            f"keys of config.{section} are {', '.join(known)}, and for {name!r} "
+            f"{', '.join(sorted(allowed)) or 'none more'}"
+        )
+
+
+def pairs(value: Any, key: str) -> dict[str, Any]:
+    """Reads pairs of a pattern and a value, or a dict of them.
+
+    Patterns may have dots, which the keys of a `ConfigDict` may not: so recipes give pairs.
 
     Raises:
-      ValueError: If it cannot be read.
+      ValueError: If it is neither.
     """
-    try:
-        call = ast.parse(f"f({words})", mode="eval").body
-        assert isinstance(call, ast.Call) and not call.args
-        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError, AssertionError, RecursionError, MemoryError):
-        raise ValueError(f"config.{key}={words!r}: must be like {example!r}") from None
+    if isinstance(value, Mapping):
+        return dict(value)
+    is_pairs = isinstance(value, tuple | list) and all(
+        isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+        for pair in value
+    )
+    if not is_pairs:
+        raise ValueError(
+            f"config.{key}={value!r}: must be pairs of a pattern and a value, as "
+            "(('layers/0', ...),)"
+        )
+    return dict(value)
+
+
+def _read(kind: Any, values: Any, section: str) -> Any:
+    """A section from its mapping; sections in it likewise."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config.{section}={values!r}: must be a section with keys, not a value")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    is_open = "options" in fields and fields["options"].metadata.get("open")
+    known = [name for name in fields if not (is_open and name == "options")]
+    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    prefix = f"{section}." if section else ""
+    for key, value in values.items():
+        if key not in known:
+            if is_open:
+                options[key] = value
+                continue
+            near = _nearest(key, known) or _elsewhere(key)
+            raise ValueError(
+                f"config.{prefix}{key}: there is no such key{near}; keys of config"
+                f"{'.' + section if section else ''} are {', '.join(known)}"
+            )
+        if prefix + key in _SECTIONS:
+            found[key] = _read(_SECTIONS[prefix + key], value, prefix + key)
+        elif key == "layers" and kind is Structure:
+            each = pairs(value, prefix + key)
+            found[key] = tuple((p, _read(Structure, s, prefix + key)) for p, s in each.items())
+        else:
+            found[key] = _value(fields[key], value, prefix + key)
+    if is_open:
+        found["options"] = options
+    return kind(**found)
+
+
+def _value(field: Any, value: Any, name: str) -> Any:
+    """A value of the field's type and within its bounds."""
+    allowed = _KINDS[field.type]
+    if tuple in allowed and type(value) in (int, float):
+        value = (value,)  # `--config.model.hidden=300` on a command line
+    if type(value) not in allowed:
+        kinds = " or ".join(kind.__name__ for kind in allowed)
+        raise ValueError(f"config.{name}={value!r}: must be {kinds}")
+    if tuple in allowed:
+        item = int if field.type == tuple[int, ...] else float
+        value = tuple(value)
+        if not all(type(x) in _KINDS[item] for x in value):
+            raise ValueError(f"config.{name}={value!r}: must be {item.__name__}s")
+    for number in value if isinstance(value, tuple) else (value,):
+        _check_range(number, value, field.metadata["range"], name)
+    one_of = field.metadata["one_of"]
+    if one_of and value not in one_of:
+        raise ValueError(f"config.{name}={value!r}: must be one of {', '.join(one_of)}")
+    return value
+
+
+def _check_range(number: Any, value: Any, allowed: str, name: str) -> None:
+    """Raises a ValueError if a number is outside a range like `[0, 1)`, or too large."""
+    if isinstance(number, float) and not math.isfinite(number):
+        raise ValueError(f"config.{name}={value}: must be finite")
+    if isinstance(number, int) and abs(number) >= _MOST:
+        raise ValueError(f"config.{name}={value}: must be below 2**31")
+    if not allowed:
+        return
+    low, high = (float(bound) for bound in allowed[1:-1].split(","))
+    is_low = number < low or (allowed[0] == "(" and number == low)
+    is_high = number > high or (allowed[-1] == ")" and number == high)
+    if is_low or is_high:
+        each = " each" if isinstance(value, tuple) else ""
+        wanted = f"in {allowed}" if high < math.inf else f"at least {low:g}"
+        if allowed == "(0, inf)":
+            wanted = "positive"
+        raise ValueError(f"config.{name}={value}: must be {wanted}{each}")
+
+
+def _check(config: Config) -> None:
+    """Raises a ValueError if two values contradict each other."""
+    data, optimizer = config.data, config.optimizer
+    if data.validation and data.name not in PHOTOS:
+        raise ValueError(
+            f"config.data.validation={data.validation}: must be 0 for {data.name}, whose splits "
+            f"are given; it is for {', '.join(PHOTOS)}"
+        )
+    if (optimizer.schedule == "step") != bool(optimizer.decay_at):
+        raise ValueError(
+            f"config.optimizer.decay_at={optimizer.decay_at}: must be given for schedule='step' "
+            f"alone, and this is {optimizer.schedule!r}"
+        )
+    inside = [optimizer.warmup, *optimizer.decay_at, 1.0]
+    if any(early >= late for early, late in itertools.pairwise(inside)):
+        raise ValueError(
+            f"config.optimizer.decay_at={optimizer.decay_at}: must be ascending fractions of the "
+            f"run, after the warmup of {optimizer.warmup} and before 1"
+        )
+
+
+def _known(kind: Any, prefix: str) -> list[str]:
+    found = []
+    for field in dataclasses.fields(kind):
+        name = prefix + field.name
+        if name in _SECTIONS:
+            found += _known(_SECTIONS[name], name + ".")
+        elif not field.metadata.get("open"):
+            found.append(name)
+    return found
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _elsewhere(key: str) -> str:
+    """The same key in another section, or the one that is most like it."""
+    for name in known_keys():
+        if name.rpartition(".")[2] == key:
+            return f" (did you mean 'config.{name}'?)"
+    return _nearest(key, known_keys())
+
+
+def _plain(value: Any) -> Any:
+    """Dicts and lists in place of sections, mappings and tuples."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_json(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(x) for key, x in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(x) for x in value]
+    return value

@@ -1,6 +1,5 @@
 """What a run will be and cost: explained before its first step, and added up on the way."""
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from flax import nnx
 from rigl_optax import _paths, accounting
 from rigl_optax.accounting import explanation
 from rigl_optax.training import checkpoints, checks, files, methods, setup
+from rigl_optax.training import config as config_lib
 from rigl_optax.training import state as state_lib
 from rigl_optax.training.config import Config
 from rigl_optax.training.setup import Run
@@ -37,19 +37,20 @@ class Flops(NamedTuple):
 
 
 def explain(config: Config, run: Run) -> accounting.Explanation | None:
-    """What will be sparse, and what it saves; None for a method that `explain` does not know."""
-    if config.method not in explanation.REWIRES:
+    """What will be sparse, and what it saves; None for a network made small, which has no masks."""
+    if methods.find(config).narrow:
         return None
-    return accounting.explain(
-        run.shapes,
-        methods.distribution(config),
-        end=config.rewire_end,
-        every=config.rewire_every,
-        drop_fraction=config.drop_fraction,
-        method=config.method,
-        steps=config.steps,
-        model=_forward(run),
-        inputs=run.task.example(config),
+    about: dict[str, Any] = {
+        "steps": config.steps,
+        "model": _forward(run),
+        "inputs": run.task.example(config),
+    }
+    design = methods.design(config, run.tx, run.shapes)
+    if design is None:
+        return accounting.explain(run.shapes, config.method.sparsity, method="dense", **about)
+    before = _cost_of_ticket(config) / config.batch_size
+    return explanation.explain_design(
+        design, run.shapes, method=config.method.name, spent_before=before, **about
     )
 
 
@@ -69,51 +70,45 @@ class Tally:
           looks: Of a run that is resumed: updates done, and `forward_flops` then.
         """
         method = methods.find(config)
-        self._config, self._cost = config, method.cost
+        self._config = config
         self._flops = accounting.count_flops(_forward(run), run.shapes, *run.task.example(config))
-        self.dense = float(self._flops.total)
-        first = self.dense
-        self._wider: float | None = None
+        dense = first = float(self._flops.total)
+        wider = None
         if method.masked:
             first = self._of_masks(run.initial)
-            if self._cost.ordinary.is_wider:
-                self._wider = self._of_marks(run.initial.opt_state.memory.marks)
-        self._looks = [(0, first), *looks]
+            if method.cost.ordinary.is_wider:
+                wider = self._of_marks(run.initial.opt_state.memory.marks)
+        self._counter = accounting.FlopsCounter(
+            method.cost,
+            methods.plan(config),
+            dense,
+            first,
+            batch_size=config.batch_size,
+            f_wider=wider,
+        )
+        for done, forward in looks:
+            self._counter.note(done, forward)
+        self._ticket = _cost_of_ticket(config)
         # A network that is not the config's has another dense cost to be compared with.
-        self.reference = self.dense
-        if method.narrow:
-            self.reference = _reference(config)
+        self.dense = dense
+        self.reference = _reference(config) if method.narrow else dense
 
     def look(self, done: int, state: TrainState) -> float:
         """Notes what a forward pass costs after so many updates, and returns it."""
         forward = self._of_masks(state)
-        self._looks.append((done, forward))
+        self._counter.note(done, forward)
         return forward
 
     def spent(self, steps: int) -> float:
         """Training FLOPs after so many steps, from the beginning."""
-        batch, cost = self._config.batch_size, self._cost
-        total = _cost_of_ticket(self._config)
-        if cost.initial is not None:
-            total += cost.initial_times * cost.initial.flops(self.dense, self._looks[0][1]) * batch
-        ends = [done for done, _ in self._looks[1:]] + [steps]
-        for (start, forward), end in zip(self._looks, ends, strict=True):
-            start, end = min(start, steps), min(end, steps)
-            rewirings = methods.rewirings_before(self._config, end)
-            rewirings -= methods.rewirings_before(self._config, start)
-            rates = [
-                each.flops(self.dense, forward, self._wider)
-                for each in (cost.rewiring or cost.ordinary, cost.ordinary)
-            ]
-            total += batch * (rewirings * rates[0] + (end - start - rewirings) * rates[1])
-        return total
+        return self._ticket + self._counter.spent(steps)
 
     def flops(self) -> Flops:
         """Of the whole run, with the masks of the last look."""
         dense_step = accounting.METHODS["dense"].ordinary.flops(self.reference, self.reference)
         steps = self._config.steps
         return Flops(
-            self._looks[-1][1],
+            self._counter.f_sparse,
             self.reference,
             self.spent(steps),
             dense_step * self._config.batch_size * steps,
@@ -140,18 +135,20 @@ def _count_true(mask: jax.Array) -> jax.Array:
 
 def _reference(config: Config) -> float:
     """FLOPs of a dense forward pass of the network that a narrow one stands in for."""
-    whole = setup.prepare(dataclasses.replace(config, method="dense"))
+    whole = setup.prepare(config_lib.changed(config, {"method.name": "dense"}))
     example = whole.task.example(config)
     return float(accounting.count_flops(_forward(whole), whole.shapes, *example).total)
 
 
 def _cost_of_ticket(config: Config) -> float:
     """FLOPs of finding the masks that a run starts from."""
-    if not config.ticket:
+    if not config.method.ticket:
         return 0.0
-    path = pathlib.Path(config.ticket) / checkpoints.RESULT_FILE
+    path = pathlib.Path(config.method.ticket) / checkpoints.RESULT_FILE
     if not path.exists():
-        raise ValueError(f"config.ticket={config.ticket!r}: that run has no {path.name}")
+        raise ValueError(
+            f"config.method.ticket={config.method.ticket!r}: that run has no {path.name}"
+        )
     return float(files.read(path, "the result of a run", files.RESULT)["flops"]["training"])
 
 

@@ -1,8 +1,10 @@
 """What a person sees of a run: a live bar in a terminal, plain lines elsewhere."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 from rich import progress
 from rich.console import Console
@@ -15,6 +17,54 @@ def make_console() -> Console:
     """Standard output; as wide as the terminal, or wide enough where there is none."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=120)
+
+
+class _Outliving:
+    """A file for output that goes on when its reader is gone, or its disk full: into nothing."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._is_gone = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        """Writes what can be written."""
+        return self._try(lambda: self._file.write(text), len(text))
+
+    def flush(self) -> None:
+        """Likewise."""
+        self._try(self._file.flush, None)
+
+    def _try(self, action: Callable[[], Any], otherwise: Any) -> Any:
+        if self._is_gone:
+            return otherwise
+        try:
+            return action()
+        except (OSError, ValueError):  # ValueError: closed
+            self._is_gone = True
+            _into_nothing(self._file)
+            return otherwise
+
+
+def _into_nothing(file: IO[str]) -> None:
+    """What else is written to a file, and what waits in its buffer, fails no longer."""
+    with contextlib.suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nothing, file.fileno())
+        finally:
+            os.close(nothing)
+
+
+def outlive_reader(console: Console) -> None:
+    """A console whose output cannot be written any more prints nothing from then on.
+
+    Rich would end the process instead, in the middle of a step.
+    """
+    if not isinstance(console.file, _Outliving):
+        console.file = _Outliving(console.file)  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

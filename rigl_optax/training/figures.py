@@ -168,7 +168,7 @@ def score_against_cost(
             at = (record["training_flops"], record["mean"])
             axis.errorbar(
                 *at,
-                record["std"],
+                record["std"],  # None, of one seed: no bar
                 fmt=marker,
                 markersize=5,
                 color=colour,

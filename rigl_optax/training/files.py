@@ -27,12 +27,14 @@ _LAYER: Form = {
     "dense_because": (str, type(None)),
     "sparsity": (*NUMBER, type(None)),
     "active": (int,),
+    "active_at_end": (int,),
     "flops_share": (*NUMBER, type(None)),
 }
 EXPLANATION: Form = {
     "layers": [_LAYER],
     "weights": (int,),
     "active": (int,),
+    "active_at_end": (int,),
     "inference_ratio": (*NUMBER, type(None)),
     "training_ratio": (*NUMBER, type(None)),
     "warnings": [TEXT],
@@ -41,14 +43,25 @@ RECORD: Form = {"step": (int,), "kind": TEXT, str: (*NUMBER, str)}
 
 
 def write(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file at once: a reader sees the old content or the new."""
+    """Writes a JSON file at once: a reader sees the old content or the new, also after a crash."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2)
+    temporary.unlink(missing_ok=True)  # it may be a link to something else
+    with temporary.open("x") as file:
+        json.dump(value, file, indent=2, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
+    put_in_place(temporary, path)
+
+
+def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    """Renames a file that is on the disk, and sees to it that its new name outlives a power cut."""
     temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def read(path: pathlib.Path, what: str, form: Form) -> dict[str, Any]:
@@ -71,12 +84,17 @@ def read(path: pathlib.Path, what: str, form: Form) -> dict[str, Any]:
 def parse(text: str, form: Form) -> dict[str, Any]:
     """A JSON object from a text; raises a ValueError that says what is wrong with it."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if problem := _problem(value, form, "it"):
         raise ValueError(problem)
     return dict(value)
+
+
+def _refuse(constant: str) -> None:
+    """Python's parser takes NaN and Infinity, which JSON has not."""
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _problem(value: Any, form: Form, where: str) -> str | None:

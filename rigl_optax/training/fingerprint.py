@@ -1,11 +1,14 @@
-"""Whether all devices hold the same masks: a few integers a leaf, compared before checkpoints.
+"""Whether all devices hold the same: a few integers a leaf, compared before checkpoints.
 
 Every entry of a leaf gives a 32-bit word, hashed from its place in the leaf and its value, and the
 words are added modulo 2**32. A sum of integers is the same in any order: so is the fingerprint,
 however the leaf is cut up. Each device adds up what it holds itself. Parts that are repeated on
-several devices or hosts must agree.
+several devices or hosts must agree, in masks and in weights.
+
+Before anything is computed, all processes compare their configs.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,9 +20,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from rigl_optax import _paths
-from rigl_optax.training import methods
+from rigl_optax.training import hosts, methods
 from rigl_optax.training import state as state_lib
-from rigl_optax.training.config import Config
+from rigl_optax.training.config import Config, flat, to_json
 from rigl_optax.training.mesh import DATA, PARAMS, Placement
 from rigl_optax.training.state import TrainState
 
@@ -28,18 +31,39 @@ Fingerprints = dict[str, int]
 Compare = Callable[[TrainState], Fingerprints]
 
 STEP = "step"
+_WEIGHTS = "weights "  # in front of the path of a parameter
+_OWN = ("data.dir", "data.threads")  # keys that may differ from process to process
 
 
 class DivergenceError(RuntimeError):
     """Devices that should hold the same do not."""
 
 
+def compare_configs(config: Config) -> None:
+    """Checks that all processes have been given the same config; all of them call it.
+
+    Raises:
+      ValueError: On every process, if not: it names the keys and the values.
+    """
+    mine = {key: value for key, value in flat(to_json(config)).items() if key not in _OWN}
+    first, *others = (json.loads(text) for text in hosts.all_say(json.dumps(mine)))
+    for number, other in enumerate(others, start=1):
+        changed = [
+            f"config.{key} is {first.get(key)!r} on process 0 and {other.get(key)!r} on {number}"
+            for key in sorted(set(first) | set(other))
+            if first.get(key) != other.get(key)
+        ]
+        if changed:
+            raise ValueError(f"{'; '.join(changed)}: all processes must have the same config")
+
+
 def comparer(config: Config, placement: Placement) -> Compare:
-    """A function that compares step and masks across devices and hosts.
+    """A function that compares step, masks and weights across devices and hosts.
 
     All processes call it. It returns `{"step": ..., path of a mask: ...}`, integers from 0 to
     2**32 - 1 that do not depend on the mesh; of condensed kernels it compares the indices of
-    their blocks, `path/rows` and `path/cols`, in place of masks.
+    their blocks, `path/rows` and `path/cols`, in place of masks. Weights are compared where there
+    are several devices, and not returned: rounding depends on the mesh.
 
     Raises:
       DivergenceError: From that function, on every process, if devices disagree.
@@ -54,8 +78,12 @@ def comparer(config: Config, placement: Placement) -> Compare:
                 leaves |= {f"{path}/rows": topology.rows, f"{path}/cols": topology.cols}
         elif is_masked:
             leaves |= dict(_paths.flatten_with_paths(state_lib.masks(state)))
+        if placement.mesh.size > 1:
+            named = _paths.flatten_with_paths(state.params)
+            leaves |= {_WEIGHTS + path: leaf for path, leaf in named}
         cut = {path: axis_of(placement, leaf) is not None for path, leaf in leaves.items()}
-        return agreed(np.asarray(compiled(list(leaves.values()))), cut, placement)
+        found = agreed(np.asarray(compiled(list(leaves.values()))), cut, placement)
+        return {path: word for path, word in found.items() if not path.startswith(_WEIGHTS)}
 
     return compare
 
@@ -64,7 +92,7 @@ def table(leaves: Sequence[jax.Array], placement: Placement) -> jax.Array:
     """The fingerprint of what each device holds of each leaf; in a compiled function.
 
     Args:
-      leaves: Bool or 32-bit integer arrays, placed by the rule.
+      leaves: Bool arrays, or of 8, 16 or 32 bits, placed by the rule.
       placement: Where they are.
 
     Returns:
@@ -92,7 +120,7 @@ def fingerprint(
     """The sum of the hashes of a part's entries, uint32 scalar.
 
     Args:
-      part: Bool or 32-bit integer array: the whole leaf, or one of equal parts of it.
+      part: Bool array, or of 8, 16 or 32 bits: the whole leaf, or one of equal parts of it.
       shape: Of the whole leaf.
       axis: Along which it is cut; None if it is whole.
       number: Of the part along that axis, uint32 scalar.
@@ -104,7 +132,7 @@ def fingerprint(
             place = place + jnp.asarray(number, jnp.uint32) * jnp.uint32(size)
         stride = math.prod(shape[dimension + 1 :]) % 2**32
         index = index + place * jnp.uint32(stride)
-    return jnp.sum(_mixed(_mixed(index) + part.astype(jnp.uint32)), dtype=jnp.uint32)
+    return jnp.sum(_mixed(_mixed(index) + _words(part)), dtype=jnp.uint32)
 
 
 def agreed(found: np.ndarray, cut: Mapping[str, bool], placement: Placement) -> Fingerprints:
@@ -135,6 +163,14 @@ def axis_of(placement: Placement, leaf: jax.Array) -> int | None:
     return spec.index(PARAMS) if PARAMS in spec else None
 
 
+def _words(part: jax.Array) -> jax.Array:
+    """The bits of each entry: of floats, equal only if they are the same bit for bit."""
+    if jnp.issubdtype(part.dtype, jnp.inexact):
+        unsigned = {16: jnp.uint16, 32: jnp.uint32}[jnp.finfo(part.dtype).bits]
+        part = lax.bitcast_convert_type(part, unsigned)
+    return part.astype(jnp.uint32)
+
+
 def _mixed(x: jax.Array) -> jax.Array:
     """A bijection of 32-bit words in which every bit depends on all: MurmurHash3's finalizer."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
@@ -144,6 +180,9 @@ def _mixed(x: jax.Array) -> jax.Array:
 
 def _difference(path: str, part: np.ndarray, holders: np.ndarray) -> str:
     what = "the step" if path == STEP else f"the mask of {path!r}"
+    if path.startswith(_WEIGHTS):
+        what = f"the weights of {path.removeprefix(_WEIGHTS)!r}"
+    are = "are" if path.startswith(_WEIGHTS) else "is"
     held: dict[int, list[str]] = {}
     for word, device in zip(part.tolist(), holders, strict=True):
         held.setdefault(word, []).append(f"{device.id} (process {device.process_index})")
@@ -152,6 +191,6 @@ def _difference(path: str, part: np.ndarray, holders: np.ndarray) -> str:
         for word, names in sorted(held.items(), key=lambda item: -len(item[1]))
     ]
     return (
-        f"{what} is not the same everywhere: {'; '.join(groups)}. Nothing is saved; started again, "
-        "the run goes on from the last checkpoint"
+        f"{what} {are} not the same everywhere: {'; '.join(groups)}. Nothing is saved; started "
+        "again, the run goes on from the last checkpoint"
     )

@@ -10,7 +10,7 @@ from flax import nnx
 
 import rigl_optax
 from rigl_optax import _paths, condensed
-from rigl_optax.training import losses, methods, structures, tasks
+from rigl_optax.training import losses, methods, sparsity, tasks
 from rigl_optax.training.config import Config
 
 PyTree = Any
@@ -26,20 +26,20 @@ def width(config: Config, make_model: MakeModel) -> float:
     As in the paper's accounting that one takes 4 bytes an active weight and a bit for each.
     """
     if not methods.find(config).narrow:
-        return config.width
+        return config.model.width
 
     def shapes(part: float) -> PyTree:
-        model = nnx.eval_shape(lambda: make_model(part * config.width))
+        model = nnx.eval_shape(lambda: make_model(part * config.model.width))
         return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
     full = shapes(1.0)
-    sparsities = methods.distribution(config)(full)
+    sparsities = sparsity.distribution(config)(full)
     target = 0.0
     for path, leaf in _paths.flatten_with_paths(full):
         size = math.prod(leaf.shape)
         zeros = math.floor(sparsities.get(path, 0.0) * size)
         target += 4 * (size - zeros) + (size / 8 if path in sparsities else 0)
-    return config.width * rigl_optax.small_dense_width(shapes, target)
+    return config.model.width * rigl_optax.small_dense_width(shapes, target)
 
 
 def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Task) -> PyTree:
@@ -49,10 +49,10 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
       ValueError: If the score is not for such data.
     """
     kind = methods.find(config).start
-    model, layers = make_model(), methods.distribution(config)
+    model, layers = make_model(), sparsity.distribution(config)
     if kind == "synflow":
         model.eval()  # running statistics at their start: normalisation is left out
-    structure = structures.parse(config.structure)
+    structure = sparsity.structures(config)
     graphdef = nnx.graphdef(model)
     params, model_state = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, ...))
 
@@ -61,7 +61,9 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
 
     if kind == "synflow":
         if not isinstance(task, tasks.Images):
-            raise ValueError(f"config.method='synflow': not for {config.dataset}, but for images")
+            raise ValueError(
+                f"config.method.name='synflow': not for {config.data.name}, but for images"
+            )
         shape = (1, *task.image_shape)
         return rigl_optax.synflow_masks(params, layers, apply, shape, structure=structure)
 
@@ -69,7 +71,7 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
 
     def loss(params: PyTree, batch: dict[str, Any]) -> jax.Array:
         logits = apply(params, *task.inputs(batch)) / temperature
-        return losses.cross_entropy(logits, batch["labels"], config.label_smoothing).mean()
+        return losses.cross_entropy(logits, batch["labels"], config.loss.label_smoothing).mean()
 
     first = jax.tree.map(jnp.asarray, task.training_batch(config, 0))
     score = rigl_optax.snip_masks if kind == "snip" else rigl_optax.grasp_masks
@@ -86,27 +88,27 @@ def stored(config: Config, params: PyTree) -> dict[str, tuple[float, rigl_optax.
     Raises:
       ValueError: If no layer is sparse, or one has no blocks, or some that do not divide it.
     """
-    sparsities = methods.distribution(config)(params)
+    sparsities = sparsity.distribution(config)(params)
     if not any(sparsities.values()):
         raise ValueError(
-            f"config.sparsity={config.sparsity}: must leave some layer sparse with "
-            "config.condensed=True"
+            f"config.method.sparsity={config.method.sparsity}: must leave some layer sparse with "
+            "config.method.condensed=True"
         )
     shapes = {path: tuple(leaf.shape) for path, leaf in _paths.flatten_with_paths(params)}
-    structure = structures.of_layers(config.structure, shapes, sparsities)
+    structure = sparsity.structure_of_layers(config, shapes, sparsities)
     found = {}
-    for path, sparsity in sparsities.items():
+    for path, part in sparsities.items():
         block = structure[path]
-        if not sparsity:
+        if not part:
             continue  # all of it is there
         if not isinstance(block, rigl_optax.Block):
             raise ValueError(
-                f"config.structure={config.structure!r}: must be blocks for {path!r} with "
-                f"config.condensed=True, not {block}; give it some by its pattern, or keep it "
-                "dense by config.dense_layers"
+                f"config.method.structure: must be blocks for {path!r} with "
+                f"config.method.condensed=True, not {block}; give it some by its pattern in "
+                "config.method.structure.layers, or keep it dense by config.model.dense_layers"
             )
         block.grid(shapes[path], path)
-        found[path] = sparsity, block
+        found[path] = part, block
     return found
 
 
@@ -123,9 +125,9 @@ def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
     of, topologies = stored(config, params), {}
     for position, (path, leaf) in enumerate(_paths.flatten_with_paths(params)):
         if path in of:
-            sparsity, block = of[path]
+            part, block = of[path]
             topologies[path] = condensed.random_topology(
-                leaf.shape, sparsity, block, seed=config.seed, position=position
+                leaf.shape, part, block, seed=config.seed, position=position
             )
     return topologies
 

@@ -1,12 +1,14 @@
 """Live health of the topology, measured when it has just been rewired and at no other step."""
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _paths, analysis
+from rigl_optax import _axes, _paths, analysis
+from rigl_optax._axes import KernelAxes
 from rigl_optax.training.state import Entries, History, TrainState, count, entries, masks
 
 PyTree = Any
@@ -58,7 +60,8 @@ def observer(initial: TrainState, sparse: Collection[str]) -> Observe:
         layers, updated = {}, []
         for path, *each in zip(is_sparse, *map(jax.tree.leaves, trees), strict=True):
             if is_sparse[path]:
-                layers[path], *new = _measure(*each, of[path])
+                axes = _axes.default_axes(path, each[0])
+                layers[path], *new = _measure(axes, *each, of[path])
                 updated.append(new)
             else:
                 updated.append(each[3:])
@@ -89,8 +92,9 @@ def coverage(state: TrainState) -> float | None:
 
 # One layer at a time: layers of one shape share a program. For ResNet-50 that takes half the time
 # to compile that one program for all layers does.
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
 def _measure(
+    axes: KernelAxes,
     first: jax.Array,
     before: jax.Array,
     after: jax.Array,
@@ -111,8 +115,8 @@ def _measure(
         "survival": (weights(grown & after), weights(grown)),
     }
     dead = (
-        count(analysis.fan_out(after) == 0, of.inputs),
-        count(analysis.fan_in(after) == 0, of.outputs),
+        count(analysis.fan_out(after, axes) == 0, of.inputs),
+        count(analysis.fan_in(after, axes) == 0, of.outputs),
     )
     return _Layer(fractions, *dead), explored, after & ~before
 

@@ -15,6 +15,7 @@ from rigl_optax.training import (
     checkpoints,
     checks,
     costs,
+    data_fingerprint,
     display,
     evaluation,
     files,
@@ -26,6 +27,7 @@ from rigl_optax.training import (
     recovery,
     setup,
     signals,
+    sparsity,
     state,
     step,
 )
@@ -52,15 +54,18 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
       What is in `result.json`.
 
     Raises:
-      StoppedError: If the process was asked to stop (SIGTERM); what was done has been saved.
-      NonFiniteError: If a loss or weight is not finite and `config.on_nonfinite` says to stop, or
-        going back has not helped.
+      StoppedError: If the process was asked to stop (SIGTERM, Ctrl-C); what was done is saved.
+      NonFiniteError: If a loss or weight is not finite and `config.faults.on_nonfinite` says to
+        stop, or going back has not helped.
       RuntimeError: If a file cannot be written, or another process trains in this workdir.
     """
     console = console or display.make_console()
+    display.outlive_reader(console)
     if not hosts.is_first():
         console.quiet = True
-    recovery.check_policy(config.on_nonfinite)
+    checkpoints.check_path(workdir)
+    hosts.check_devices()  # in front of whatever all processes take part in
+    fingerprint.compare_configs(config)
     with checkpoints.told_of_failures(workdir):
         return _train(config, workdir, console)
 
@@ -70,48 +75,70 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
     run.placement.rows(config.batch_size)  # refuses what cannot be spread
     compare = fingerprint.comparer(config, run.placement)
     workdir.mkdir(parents=True, exist_ok=True)
+    hosts.check_shared(workdir)
+    # One state at a time is on the devices: whoever trains takes it out of here and donates it.
+    held = [run.initial]
+    run = run._replace(initial=state.outline(run.initial))
+
+    def read() -> metrics.Records:
+        return hosts.first_tells(lambda: metrics.read(workdir / metrics.FILE))
+
     with hosts.first_enters(lambda: checkpoints.lock(workdir), elsewhere=None):
         hosts.first_does(lambda: checkpoints.check_claim(workdir, config))
         evaluate = evaluation.evaluator(config, run)
         judged = run.task.score
-        validated = metrics.recorded(workdir, "validation", judged.key)
+        records = read()
+        validated = metrics.recorded(records, "validation", judged.key)
         ranks = {done: judged.rank({judged.key: value}) for done, value in validated.items()}
         with (
-            checkpoints.open_checkpoints(workdir, config.keep_checkpoints, ranks) as saved,
+            checkpoints.open_checkpoints(workdir, config.checkpoint.keep, ranks) as saved,
             signals.asked_to_stop() as stop,
         ):
-            restored = checkpoints.restore_newest(saved, run.initial, console.print, config)
+            data = data_fingerprint.of(run.dataset)
+            if is_again := bool(saved.checkpoints):
+                held.clear()  # before the other one is read
+                held += _newest(config, run, saved, console, data)
             # Only now: a launch that is refused changes nothing.
             hosts.first_does(lambda: checkpoints.claim(workdir, config))
             _explain(config, run, workdir, console)
-            is_again = False
             while True:
-                start = run.initial if restored is None else restored
-                if restored is not None or is_again:
-                    console.print(f"resumed at step {int(start.step)} of {config.steps}")
-                told = metrics.warnings(workdir)
-                tally = costs.Tally(config, run, metrics.looks(workdir, int(start.step)))
+                start = int(held[0].step)
+                if is_again:
+                    console.print(f"resumed at step {start} of {config.steps}")
+                told = metrics.warnings(records)
+                records = metrics.until(records, start)
+                tally = costs.Tally(config, run, metrics.looks(records, start))
                 with hosts.first_enters(
                     functools.partial(
-                        metrics.writer, workdir, resumed_at=int(start.step), spent=tally.spent
+                        metrics.writer,
+                        workdir,
+                        resumed_at=start,
+                        spent=tally.spent,
+                        say=console.print,
                     ),
                     elsewhere=metrics.write_nothing,
                 ) as write:
                     watch = _Watch(
-                        evaluate, compare, tally, saved, ranks, write, console, stop, workdir, told
+                        *(evaluate, compare, tally, saved, data, ranks, write, console, stop),
+                        *(workdir, told, records),
                     )
+                    gone_at = None
                     try:
-                        end, steps_per_second, warnings = _run_steps(config, run, start, watch)
+                        end, steps_per_second, warnings = _run_steps(config, run, held, watch)
                     except recovery.NonFiniteError as error:
-                        restored = _go_back(config, run, int(start.step), error, watch)
-                        is_again = True
-                        continue
-                    measured = {
-                        "validation": evaluate(end, run.dataset.validation),
-                        "test": evaluate(end, run.dataset.test),
-                    }
-                    write("test", config.steps, measured["test"])
-                    break
+                        _check_goes_back(config, error, read(), watch)
+                        gone_at = error.step
+                    if gone_at is None:
+                        measured = {
+                            "validation": evaluate(end, run.dataset.validation),
+                            "test": evaluate(end, run.dataset.test),
+                        }
+                        for split, values in measured.items():
+                            recovery.check_evaluation(split, values, config.steps)
+                        write("test", config.steps, measured["test"])
+                        break
+                    held += _go_back(config, run, gone_at, read(), watch)
+                records, is_again = read(), True
         flops = tally.flops()
         result: dict[str, Any] = {
             "config": checkpoints.read_config(workdir),
@@ -120,7 +147,7 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
             "weights": sum(state.sizes(end).values()),
             "flops": flops._asdict(),
             "coverage": health.coverage(end),
-            "curve": metrics.curve(workdir),
+            "curve": metrics.curve(read()),
             "steps_per_second": steps_per_second,
             "warnings": list((warnings | _left_out(run)).values()),
             "fingerprints": compare(end),
@@ -138,7 +165,9 @@ def _train(config: Config, workdir: pathlib.Path, console: Console) -> dict[str,
 
 def _explain(config: Config, run: setup.Run, workdir: pathlib.Path, console: Console) -> None:
     """Says what will be sparse and what it costs, before the first step; keeps it as JSON."""
-    console.print(f"{config.method}, {config.model} on {config.dataset}: {config.steps:,} steps")
+    console.print(
+        f"{config.method.name}, {config.model.name} on {config.data.name}: {config.steps:,} steps"
+    )
     explained = costs.explain(config, run)
     if explained is None:
         console.print(
@@ -174,12 +203,14 @@ class _Watch(NamedTuple):
     compare: fingerprint.Compare
     tally: costs.Tally
     saved: checkpoints.Checkpoints
+    data: dict[str, str]
     ranks: dict[int, float]
     write: metrics.Write
     console: Console
     stop: signals.Stop
     workdir: pathlib.Path
     told: dict[str, str]  # warnings of earlier launches, some of steps that are done again
+    records: metrics.Records  # of earlier launches, up to where this one goes on
 
     def warn(self, step: int, found: dict[str, str], warned: dict[str, str]) -> None:
         """Records what has not been warned of; prints what has not even been told before."""
@@ -190,28 +221,51 @@ class _Watch(NamedTuple):
             self.write(metrics.WARNING, step, {metrics.WARNING: kind, "text": found[kind]})
 
 
-def _go_back(
-    config: Config, run: setup.Run, start: int, error: recovery.NonFiniteError, watch: _Watch
-) -> State | None:
-    """The newest state from before an error that can be read, None for the initial one.
+def _newest(
+    config: Config,
+    run: setup.Run,
+    saved: checkpoints.Checkpoints,
+    console: Console,
+    data: dict[str, str] | None = None,
+    until: int | None = None,
+) -> list[State]:
+    """Reads the newest state that can be read, or makes the first one; alone in a list."""
+    found = checkpoints.restore_newest(
+        saved, run.initial, console.print, config, until=until, data=data
+    )
+    return [run.draw() if found is None else found]
 
-    It notes that the run goes back there; raises the error if it is not to.
+
+def _check_goes_back(
+    config: Config, error: recovery.NonFiniteError, records: metrics.Records, watch: _Watch
+) -> None:
+    """Raises the error if the run is not to go back to a checkpoint.
+
+    What it decides follows from what is on disk, so that a run that was killed in between decides
+    alike.
     """
-    if config.on_nonfinite != "rollback":
+    if config.faults.on_nonfinite != "rollback" or not error.can_skip:
         raise error
-    before = metrics.went_back_from(watch.workdir, start)
-    if start < before:
+    times = metrics.times_gone_back(records, error.step)
+    if times >= config.faults.max_rollbacks:
         raise recovery.NonFiniteError(
-            f"{error}, after going back for it from step {before}", error.step
+            f"{error}, after going back {times} times, the last time from step "
+            f"{metrics.went_back_from(records, error.step)}; config.faults.max_rollbacks="
+            f"{config.faults.max_rollbacks}",
+            error.step,
         )
     watch.console.print(f"warning: {error}; back to the last checkpoint")
+
+
+def _go_back(
+    config: Config, run: setup.Run, gone_at: int, records: metrics.Records, watch: _Watch
+) -> list[State]:
+    """Reads the newest state from before a step that can be read, and notes the going back."""
     watch.saved.wait()
-    back = checkpoints.restore_newest(
-        watch.saved, run.initial, watch.console.print, config, until=error.step
-    )
-    to = 0 if back is None else int(back.step)
+    back = _newest(config, run, watch.saved, watch.console, until=gone_at)
     # On disk before anything is done again: a run killed from here on takes the same steps.
-    note = {"from": float(error.step)}
+    times, to = metrics.times_gone_back(records, gone_at) + 1, int(back[0].step)
+    note = {"from": float(gone_at), "times": float(times)}
     hosts.first_does(lambda: watch.write(metrics.ROLLBACK, to, note))
     return back
 
@@ -222,37 +276,40 @@ def _programs(config: Config, run: setup.Run, *, skips: bool) -> dict[bool, step
         step.make_train_step,
         run,
         methods.growth_predicate(config),
-        config.log_every,
-        label_smoothing=config.label_smoothing,
+        config.log.every,
+        label_smoothing=config.loss.label_smoothing,
         skips=skips,
     )
     ordinary = make()
-    return {False: ordinary, True: make(rewires=True) if config.condensed else ordinary}
+    return {False: ordinary, True: make(rewires=True) if config.method.condensed else ordinary}
 
 
 def _run_steps(
-    config: Config, run: setup.Run, current: State, watch: _Watch
+    config: Config, run: setup.Run, held: list[State], watch: _Watch
 ) -> tuple[State, float, dict[str, str]]:
     """Steps until the last, checkpoints on the way; the last state, steps per second, warnings.
 
-    `current` is copied first: its buffers are donated, and the caller's stay valid. Up to the
-    step that the run has gone back from, steps that are not finite are skipped.
+    It takes the state out of `held`, for its buffers are donated to the first step. Up to the step
+    that the run has gone back from, steps that are not finite are skipped.
     """
-    evaluate, compare, tally, saved, ranks, write, console, stop, workdir, _ = watch
+    evaluate, compare, tally, saved, data, ranks, write, console, stop, workdir, _, records = watch
+    current = held.pop()
     judged = run.task.score
-    careful_until = metrics.went_back_from(workdir, int(current.step))
-    skips = config.on_nonfinite == "skip"
+    careful_until = metrics.went_back_from(records, int(current.step))
+    skips = config.faults.on_nonfinite == "skip"
     steps = _programs(config, run, skips=skips)
     careful_steps = _programs(config, run, skips=True) if careful_until else steps
-    losses = list(metrics.recorded(workdir, "train", "loss").values())
+    losses = list(metrics.recorded(records, "train", "loss").values())
+    # Steps that were skipped, by the record that told of them.
+    left = metrics.recorded(records, "train", "skipped")
     rows = run.placement.rows(config.batch_size)
     compare(current)  # all hosts have found the same checkpoint
     at_start = checks.start_of(config, run.initial)
     observe = None
-    if methods.find(config).rewires:
-        observe = health.observer(run.initial, methods.distribution(config)(run.shapes))
+    if methods.rewires(config):
+        observe = health.observer(run.initial, sparsity.distribution(config)(run.shapes))
     start = int(current.step)
-    warned = metrics.warnings(workdir)
+    warned = metrics.warnings(records)
     watch.warn(start, _left_out(run), warned)
     rate = measured_before = checkpoints.steps_per_second(saved, start)
     began = time.monotonic()
@@ -263,7 +320,6 @@ def _run_steps(
         timed = done - start - len(called)
         return timed / (time.monotonic() - began) if timed > 0 else measured_before
 
-    current = jax.tree.map(lambda x: x.copy(), current)
     behind = state.skipped(current)
     shown: dict[str, str] = {}
 
@@ -292,41 +348,52 @@ def _run_steps(
                 if not methods.find(config).keeps_counts:
                     values[metrics.FORWARD_FLOPS] = tally.look(done, current)
                 write("rewiring", done, values)
-                if config.compare_at_rewirings:
+                if config.faults.compare_at_rewirings:
                     compare(current)
             if is_new:
                 called.add(take)
                 jax.block_until_ready(current)  # compiled by now: the clock goes on
                 began += time.monotonic() - stopped
             is_last = done == config.steps
-            if is_last or done % config.log_every == 0:
+            if is_last or done % config.log.every == 0:
                 recovery.check(current)
                 values, warnings = checks.training_record(config, current, at_start)
                 warnings |= _left_out(run)
                 write("train", done, values)
-                losses = [*losses[-recovery.RECORDS :], values["loss"]]
-                if leap := recovery.spike(losses):
-                    write("spike", done, {"loss": values["loss"]})
-                    warnings["spike"] = f"step {done}: {leap}"
+                if "skipped" in values:
+                    left[done] = values["skipped"]
+                    recovery.check_skipped(left, done, config.log.every)
+                if "loss" in values:
+                    losses = [*losses[-recovery.RECORDS :], values["loss"]]
+                    if leap := recovery.spike(losses):
+                        write("spike", done, {"loss": values["loss"]})
+                        warnings["spike"] = f"step {done}: {leap}"
+                    shown["loss"] = f"{values['loss']:.4f}"
+                    shown["acc"] = f"{100 * values['accuracy']:.2f} %"
                 watch.warn(done, warnings, warned)
-                shown["loss"] = f"{values['loss']:.4f}"
-                shown["acc"] = f"{100 * values['accuracy']:.2f} %"
-            if is_last or done % config.eval_every == 0:
+            if is_last or done % config.eval.every == 0:
                 validation = evaluate(current, run.dataset.validation)
+                recovery.check_evaluation("validation", validation, done)
                 write("validation", done, validation)
                 shown["val"] = judged.text(validation)
                 ranks[done] = judged.rank(validation)
-            if is_last or done % config.log_every == 0 or done % config.eval_every == 0:
+            if is_last or done % config.log.every == 0 or done % config.eval.every == 0:
                 show(done, "  ".join(f"{name} {value}" for name, value in shown.items()))
-            is_due = config.checkpoint_every and done % config.checkpoint_every == 0
-            is_stopped = stop(done) and not is_last
+            is_due = config.checkpoint.every and done % config.checkpoint.every == 0
+            status = stop(done)
+            is_stopped = status and not is_last
             if is_last or is_due or is_stopped:
                 recovery.check(current)
                 compare(current)
                 if hosts.is_first():
                     metrics.sync(workdir / metrics.FILE)  # never behind a checkpoint
                 rate = speed(done)
-                checkpoints.save(saved, current, config, rate)
+                checkpoints.save(saved, current, config, rate, data)
             if is_stopped:
-                raise signals.StoppedError(f"asked to stop: saved at step {done} of {config.steps}")
+                raise signals.StoppedError(
+                    f"asked to stop: saved at step {done} of {config.steps}", status
+                )
+    watch.warn(config.steps, checks.stray(config, current), warned)
+    if left:
+        warned["skipped"] = checks.skipped(left)
     return current, rate, warned

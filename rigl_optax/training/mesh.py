@@ -4,7 +4,6 @@ A mesh has two axes. Along `params` every array of the state is cut into parts, 
 along `data` it is repeated. A batch is spread over all devices. One device is a mesh of 1 x 1.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rigl_optax.training import config as config_lib
+from rigl_optax.training import hosts
 from rigl_optax.training.config import Config
 
 PyTree = Any
@@ -134,23 +135,22 @@ def placement(config: Config) -> Placement:
       ValueError: If there are not enough devices, or, with several processes, some of them
         would be left out.
     """
-    if config.mesh_axes not in AXIS_TYPES:
-        raise ValueError(f"config.mesh_axes={config.mesh_axes!r}: axes are {', '.join(AXIS_TYPES)}")
+    hosts.check_devices()
     devices = jax.devices()
-    params = config.mesh_params
-    data = config.mesh_data or -(-len(devices) // params)
+    params = config.mesh.params
+    data = config.mesh.data or -(-len(devices) // params)
     used = data * params
     if used > len(devices) or (used < len(devices) and jax.process_count() > 1):
         raise ValueError(
-            f"config.mesh_data={config.mesh_data}, config.mesh_params={params}: {data} x {params} "
+            f"config.mesh.data={config.mesh.data}, config.mesh.params={params}: {data} x {params} "
             f"devices, but there are {len(devices)} on {jax.process_count()} process(es); "
-            "mesh_params must divide them, and mesh_data=0 stands for the quotient"
+            "mesh.params must divide them, and mesh.data=0 stands for the quotient"
         )
     return Placement(
         jax.make_mesh(
             (data, params),
             (DATA, PARAMS),
-            axis_types=(AXIS_TYPES[config.mesh_axes],) * 2,
+            axis_types=(AXIS_TYPES[config.mesh.axes],) * 2,
             devices=devices[:used],
         )
     )
@@ -161,5 +161,5 @@ def fitting(config: Config) -> Config:
     try:
         placement(config)
     except ValueError:
-        return dataclasses.replace(config, mesh_data=1, mesh_params=1)
+        return config_lib.changed(config, {"mesh.data": 1, "mesh.params": 1})
     return config

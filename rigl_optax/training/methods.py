@@ -1,34 +1,25 @@
 """From a config to the optimizer: the one place of training that knows methods by name."""
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import rigl_optax
 from rigl_optax import _paths, accounting, condensed
-from rigl_optax.training import architectures, structures
+from rigl_optax._plan import RewiringPlan
+from rigl_optax._wrapper._design import Design, design_of
 from rigl_optax.training import config as config_lib
+from rigl_optax.training import optimizers, sparsity
 from rigl_optax.training.config import Config
 
 PyTree = Any
 Inner: TypeAlias = optax.GradientTransformation
-DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
-    "erk": rigl_optax.erk,
-    "erdos_renyi": rigl_optax.erdos_renyi,
-    "uniform": rigl_optax.uniform,
-}
-
-_OVERRIDDEN = "uniform(overrides={'reset/kernel': 0.5})"
-
-# Of the learning rate's schedule and `config.momentum`.
-OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], Inner]] = {
-    "sgd": lambda rate, momentum: optax.sgd(rate, momentum=momentum, nesterov=True),
-    "heavy_ball": lambda rate, momentum: optax.sgd(rate, momentum=momentum),
-    "adam": lambda rate, momentum: optax.adam(rate, b1=momentum),
-}
 
 
 class Method(NamedTuple):
@@ -39,9 +30,6 @@ class Method(NamedTuple):
       cost: What its steps cost, against dense ones.
       arguments: From the config to the transformation's keyword arguments.
       masked: Whether there are masks.
-      every: From the config to the steps between changes of the masks; None if they never change.
-      until: From the config to the step at which changes end.
-      begin: From the config to the first change.
       grows_by_gradient: Whether growth needs the gradients of inactive weights.
       keeps_counts: Whether the number of active weights of a layer never changes.
       start: Where the first masks come from, if not from the seed: a name in
@@ -55,9 +43,6 @@ class Method(NamedTuple):
     cost: accounting.MethodCost
     arguments: Callable[[Config], dict[str, Any]] = lambda config: {}
     masked: bool = True
-    every: Callable[[Config], int] | None = None
-    until: Callable[[Config], int] = lambda config: config.rewire_end
-    begin: Callable[[Config], int] = lambda config: 0
     grows_by_gradient: bool = False
     keeps_counts: bool = True
     start: str | None = None
@@ -65,18 +50,23 @@ class Method(NamedTuple):
     narrow: bool = False
     stored: Callable[..., condensed.CondensedTransformation] | None = None
 
-    @property
-    def rewires(self) -> bool:
-        """Whether the masks change."""
-        return self.every is not None
-
 
 def _rewiring(config: Config) -> dict[str, Any]:
     return {
         "end": config.rewire_end,
-        "every": config.rewire_every,
-        "drop_fraction": config.drop_fraction,
+        "every": config.method.every,
+        "drop_fraction": _drop_fraction(config),
     }
+
+
+def _drop_fraction(config: Config) -> float | optax.Schedule:
+    alpha, end = config.method.drop_fraction, config.rewire_end
+    return {
+        "cosine": alpha,  # what a number means to every method
+        "constant": rigl_optax.constant_drop_fraction(alpha),
+        "linear": rigl_optax.linear_drop_fraction(alpha, end),
+        "inverse_power": rigl_optax.inverse_power_drop_fraction(alpha, end),
+    }[config.method.drop_schedule]
 
 
 def _seldom(config: Config) -> dict[str, Any]:
@@ -84,7 +74,7 @@ def _seldom(config: Config) -> dict[str, Any]:
     # larger part at each. Its own runs have Delta T 4,000 of 100,000 steps and 0.5.
     return {
         "end": config.rewire_end,
-        "every": 4 * config.rewire_every,
+        "every": 4 * config.method.every,
         "drop_fraction": 0.5,
     }
 
@@ -93,55 +83,50 @@ def _pruning(config: Config) -> dict[str, Any]:
     return {
         "begin": _first_pruning(config),
         "end": config.rewire_end + 1,
-        "every": config.rewire_every,
+        "every": config.method.every,
     }
 
 
 def _first_pruning(config: Config) -> int:
     # The last one, at the end of the rewirings of others, is on the grid.
-    begin = config.step_at(config.prune_from)
+    begin = config.step_at(config.method.prune_from)
     if begin > config.rewire_end:
         raise ValueError(
-            f"config.prune_from={config.prune_from}: must not be after config.rewire_until="
-            f"{config.rewire_until}"
+            f"config.method.prune_from={config.method.prune_from}: must not be after "
+            f"config.method.until={config.method.until}"
         )
-    steps = (config.rewire_end - begin) // config.rewire_every
-    return config.rewire_end - steps * config.rewire_every
+    steps = (config.rewire_end - begin) // config.method.every
+    return config.rewire_end - steps * config.method.every
 
 
 def _top_kast(config: Config) -> dict[str, Any]:
     # Twice as many weights learn as are seen: 80 and 50 %, 90 and 80 % in the paper.
     return {
-        "backward_sparsity": max(0.0, 1 - 2 * (1 - config.sparsity)),
-        "every": config.rewire_every,
+        "backward_sparsity": max(0.0, 1 - 2 * (1 - config.method.sparsity)),
+        "every": config.method.every,
     }
 
 
 def _deep_rewiring(config: Config) -> dict[str, Any]:
     # On the validation split of Fashion-MNIST at 95 %, seed 100: 1e-6, 1e-4 and 1e-3 within 0.1
     # points, 5e-3 worse by 2, and noise no help (docs/results.md).
-    return {"learning_rate": learning_rate(config), "l1": 1e-3, "temperature": 0.0}
+    return {"learning_rate": optimizers.learning_rate(config), "l1": 1e-3, "temperature": 0.0}
 
 
 def _soft_thresholding(config: Config) -> dict[str, Any]:
     # How sparse it becomes is learned: the decays that came nearest to each sparsity on the
     # validation split of Fashion-MNIST, with seed 100 (docs/results.md).
-    nearest = min(_DECAYS, key=lambda s: abs(s - config.sparsity))
+    nearest = min(_DECAYS, key=lambda s: abs(s - config.method.sparsity))
     return {"threshold_decay": _DECAYS[nearest], "layers": rigl_optax.uniform(0.0)}
 
 
 _DECAYS = {0.9: 1.1e-2, 0.95: 1.65e-2, 0.98: 2.8e-2}
 
-_EACH_STEP: dict[str, Any] = {
-    "every": lambda config: 1,
-    "until": lambda config: config.steps,
-}
-_AT_INTERVALS: dict[str, Any] = {"every": lambda config: config.rewire_every}
 _COSTS = accounting.METHODS
 
 METHODS = {
     "dense": Method(None, _COSTS["dense"], masked=False),
-    "small_dense": Method(None, _COSTS["dense"], masked=False, narrow=True),
+    "small_dense": Method(None, _COSTS["small_dense"], masked=False, narrow=True),
     "static": Method(rigl_optax.static_sparse, _COSTS["static"], stored=condensed.static_sparse),
     "snip": Method(rigl_optax.static_sparse, _COSTS["snip"], start="snip"),
     "grasp": Method(rigl_optax.static_sparse, _COSTS["grasp"], start="grasp"),
@@ -151,30 +136,26 @@ METHODS = {
         _COSTS["set"],
         _rewiring,
         stored=condensed.sparse_evolutionary_training,
-        **_AT_INTERVALS,
     ),
-    "deepr": Method(rigl_optax.deep_rewiring, _COSTS["deepr"], _deep_rewiring, **_EACH_STEP),
+    "deepr": Method(rigl_optax.deep_rewiring, _COSTS["deepr"], _deep_rewiring),
     "snfs": Method(
         rigl_optax.sparse_momentum,
         _COSTS["snfs"],
         _rewiring,
         grows_by_gradient=True,
-        **_AT_INTERVALS,
     ),
     "snfs_redistribute": Method(
         rigl_optax.sparse_momentum,
-        _COSTS["snfs"],
+        _COSTS["snfs_redistribute"],
         lambda config: _rewiring(config) | {"redistribute": True},
         grows_by_gradient=True,
         keeps_counts=False,
-        **_AT_INTERVALS,
     ),
     "dsr": Method(
         rigl_optax.dynamic_sparse_reparameterization,
         _COSTS["dsr"],
         _rewiring,
         keeps_counts=False,
-        **_AT_INTERVALS,
     ),
     "rigl": Method(
         rigl_optax.rigl,
@@ -182,32 +163,24 @@ METHODS = {
         _rewiring,
         grows_by_gradient=True,
         stored=condensed.rigl,
-        **_AT_INTERVALS,
     ),
     "rigl_itop": Method(
         rigl_optax.rigl,
-        _COSTS["rigl"],
+        _COSTS["rigl_itop"],
         _seldom,
-        every=lambda config: 4 * config.rewire_every,
         grows_by_gradient=True,
     ),
     "gmp": Method(
         rigl_optax.gradual_magnitude_pruning,
-        _COSTS["pruning"],
+        _COSTS["gmp"],
         _pruning,
-        begin=_first_pruning,
-        until=lambda config: config.rewire_end + 1,
         keeps_counts=False,
-        **_AT_INTERVALS,
     ),
     "gmp_global": Method(
         rigl_optax.gradual_magnitude_pruning,
-        _COSTS["pruning"],
+        _COSTS["gmp_global"],
         lambda config: _pruning(config) | {"scope": "global"},
-        begin=_first_pruning,
-        until=lambda config: config.rewire_end + 1,
         keeps_counts=False,
-        **_AT_INTERVALS,
     ),
     "granet": Method(
         rigl_optax.granet,
@@ -215,32 +188,27 @@ METHODS = {
         _rewiring,
         grows_by_gradient=True,
         keeps_counts=False,
-        **_AT_INTERVALS,
     ),
     "top_kast": Method(
         rigl_optax.top_kast,
         _COSTS["top_kast"],
         _top_kast,
-        every=lambda config: config.rewire_every,
-        until=lambda config: config.steps,
     ),
-    "dnw": Method(rigl_optax.dnw, _COSTS["dnw"], **_EACH_STEP),
+    "dnw": Method(rigl_optax.dnw, _COSTS["dnw"]),
     "str": Method(
         rigl_optax.soft_thresholding,
         _COSTS["str"],
         _soft_thresholding,
         takes_sparsity=False,
         keeps_counts=False,
-        **_EACH_STEP,
     ),
-    "lottery": Method(rigl_optax.static_sparse, _COSTS["static"], start="ticket"),
+    "lottery": Method(rigl_optax.static_sparse, _COSTS["lottery"], start="ticket"),
     "lottery_rigl": Method(
         rigl_optax.rigl,
-        _COSTS["rigl"],
+        _COSTS["lottery_rigl"],
         _rewiring,
         grows_by_gradient=True,
         start="ticket",
-        **_AT_INTERVALS,
     ),
 }
 
@@ -251,83 +219,52 @@ def find(config: Config) -> Method:
     Raises:
       ValueError: If there is none of that name; it lists those there are.
     """
-    if config.method not in METHODS:
-        raise ValueError(f"config.method={config.method!r}: methods are {', '.join(METHODS)}")
-    return METHODS[config.method]
-
-
-def distribution(config: Config) -> Any:
-    """The layer-wise distribution of the config's sparsity; call it on the parameters."""
-    name, opened, rest = config.distribution.partition("(")
-    if name not in DISTRIBUTIONS or bool(opened) != rest.endswith(")"):
+    if config.method.name not in METHODS:
         raise ValueError(
-            f"config.distribution={config.distribution!r}: distributions are "
-            f"{', '.join(DISTRIBUTIONS)}, with or without options as in {_OVERRIDDEN!r}"
+            f"config.method.name={config.method.name!r}: methods are {', '.join(METHODS)}"
         )
-    found = config_lib.keywords(rest.removesuffix(")"), "distribution", _OVERRIDDEN)
-    named = inspect.signature(DISTRIBUTIONS[name]).parameters.values()
-    allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name != "dense"]
-    unknown = sorted(set(found) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f"config.distribution: {name} has no {', '.join(unknown)}; it has {', '.join(allowed)}"
-        )
-    dense = architectures.dense_layers(config)
-    if config.structure == structures.MEASURED:
-        dense = structures.DenseWhereQuicker({}, sparsity=config.sparsity, others=dense)
-    return DISTRIBUTIONS[name](config.sparsity, dense=dense, **found)
+    return METHODS[config.method.name]
 
 
 def build(
     config: Config, initial_masks: PyTree | None = None
 ) -> optax.GradientTransformation | condensed.CondensedTransformation:
-    """The optimizer of a run, wrapped by the method.
-
-    Weight decay sits inside, so that the growth score is the gradient of the loss
-    without it (paper, section 3; TF reference). So does the clipping: its norm is that of the
-    gradient of the active weights.
+    """Makes the optimizer of a run, wrapped by the method.
 
     Args:
       config: Of the run.
       initial_masks: For methods whose first masks are not drawn from the seed.
 
     Returns:
-      What trains masked parameters, or with `config.condensed` stored blocks.
+      What trains masked parameters, or with `config.method.condensed` stored blocks.
 
     Raises:
-      ValueError: If `method_options` has a name that the method does not take, or there is no such
-        optimizer; if `condensed` does not go with another key.
+      ValueError: If the method has no such option, the optimizer does not exist, or `condensed`
+        does not go with another key.
     """
-    if config.optimizer not in OPTIMIZERS:
-        raise ValueError(
-            f"config.optimizer={config.optimizer!r}: optimizers are {', '.join(OPTIMIZERS)}"
-        )
-    parts = [
-        optax.add_decayed_weights(config.weight_decay, mask=_DECAYED[config.weight_decay_on]),
-        OPTIMIZERS[config.optimizer](learning_rate(config), config.momentum),
-    ]
-    if config.gradient_clip:
-        parts.insert(0, optax.clip_by_global_norm(config.gradient_clip))
-    inner = optax.chain(*parts)
-    method = find(config)
-    layers = distribution(config)
-    if config.condensed:
+    inner = optimizers.build(config)
+    method, layers = find(config), sparsity.distribution(config)
+    if config.method.condensed:
         return _condensed(config, inner)
+    given = options(config)
+    if config.method.structure.name == sparsity.MEASURED:
+        raise ValueError(
+            "config.method.structure.name='measured': only with "
+            "config.method.condensed=True, whose products were measured"
+        )
+    structure = sparsity.structures(config)
+    if structure != rigl_optax.Unstructured() and not takes_structure(method):
+        able = [name for name, m in METHODS.items() if takes_structure(m)]
+        raise ValueError(
+            f"config.method.structure={config_lib.to_json(config.method.structure)}: "
+            f"{config.method.name} decides on single weights; methods that rank groups are "
+            f"{', '.join(able)}"
+        )
     if method.transform is None:
-        if config.method_options:
-            raise ValueError(
-                f"config.method_options={config.method_options!r}: {config.method} has none"
-            )
         return inner
-    arguments = method.arguments(config) | {"seed": config.seed} | options(config)
-    if config.structure:
-        if not takes_structure(method):
-            able = [name for name, m in METHODS.items() if takes_structure(m)]
-            raise ValueError(
-                f"config.structure={config.structure!r}: {config.method} decides on single "
-                f"weights; methods that rank groups are {', '.join(able)}"
-            )
-        arguments["structure"] = structures.parse(config.structure)
+    arguments = method.arguments(config) | {"seed": config.seed} | given
+    if takes_structure(method):
+        arguments["structure"] = structure
     if initial_masks is not None:
         arguments["initial_masks"] = initial_masks
     if method.takes_sparsity:
@@ -342,55 +279,85 @@ def _condensed(
     if method.stored is None:
         able = [name for name, m in METHODS.items() if m.stored is not None]
         raise ValueError(
-            f"config.method={config.method!r}: methods of stored blocks, for "
-            f"config.condensed=True, are {', '.join(able)}"
+            f"config.method.name={config.method.name!r}: methods of stored blocks, for "
+            f"config.method.condensed=True, are {', '.join(able)}"
         )
-    if not config.structure:
+    is_measured = config.method.structure.name == sparsity.MEASURED
+    if not is_measured and sparsity.structures(config) == rigl_optax.Unstructured():
         raise ValueError(
-            "config.structure='': must be blocks, as 'Block(16, 16)', with config.condensed=True"
+            "config.method.structure.name='unstructured': must be 'block' or 'measured' with "
+            "config.method.condensed=True, as --config.method.structure.name=block "
+            "--config.method.structure.rows=16 --config.method.structure.cols=16"
         )
-    if config.structure != structures.MEASURED:
-        structures.parse(config.structure)
-    for key, only in {"mesh_params": 1, "mesh_axes": "auto"}.items():
-        if getattr(config, key) != only:
+    for key, value, only in (
+        ("params", config.mesh.params, 1),
+        ("axes", config.mesh.axes, "auto"),
+    ):
+        if value != only:
             raise ValueError(
-                f"config.{key}={getattr(config, key)!r}: must be {only!r} with "
-                "config.condensed=True: stored blocks are whole on every device"
+                f"config.mesh.{key}={value!r}: must be {only!r} with config.method.condensed=True: "
+                "stored blocks are whole on every device"
             )
     seed = {"seed": config.seed} if "seed" in inspect.signature(method.stored).parameters else {}
     return method.stored(inner, **(method.arguments(config) | seed | options(config)))
 
 
+def design(config: Config, tx: Any, shapes: PyTree) -> Design | None:
+    """What a run's transformation was built from; None for a dense run.
+
+    A condensed one starts from topologies that it is given. They are where the masked form of the
+    same run has its blocks, so the design of that one tells of both.
+
+    Args:
+      config: Of the run.
+      tx: From `build`.
+      shapes: Of the dense parameters.
+    """
+    if not config.method.condensed:
+        return design_of(tx)
+    method, layers = find(config), sparsity.distribution(config)
+    sparsities = layers(shapes)
+    assert method.transform is not None
+    dims = {path: tuple(leaf.shape) for path, leaf in _paths.flatten_with_paths(shapes)}
+    found = sparsity.structure_of_layers(config, dims, sparsities)
+    blocks = {f"^{re.escape(path)}$": found[path] for path, s in sparsities.items() if s}
+    arguments = method.arguments(config) | {"seed": config.seed} | options(config)
+    masked = method.transform(optax.identity(), layers, structure=blocks, **arguments)
+    return design_of(masked)
+
+
 def options(config: Config) -> dict[str, Any]:
-    """The method's arguments from `config.method_options`, as `momentum=0.99,redistribute=True`.
+    """Returns the method's own arguments from the config, as `momentum` and `redistribute`.
 
     Raises:
-      ValueError: If it cannot be read, or the method has no such argument; it lists those
-        there are.
+      ValueError: If the method has no such argument; it lists those there are.
     """
-    example = "momentum=0.99,redistribute=True"
-    found = config_lib.keywords(config.method_options, "method_options", example)
-    method = find(config)
-    transform = method.stored if config.condensed else method.transform
+    method, section = find(config), config.method
+    transform = method.stored if section.condensed else method.transform
     allowed: list[str] = []
     if transform is not None:
         named = inspect.signature(transform).parameters.values()
-        allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name != "initial_masks"]
-    unknown = sorted(set(found) - set(allowed))
-    if unknown:
-        form = " of stored blocks (config.condensed=True)" * config.condensed
+        # The others follow from keys that all methods share.
+        taken = {"initial_masks", "begin", "end", "every", "seed", "structure", "drop_fraction"}
+        allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name not in taken]
+    form = " (condensed)" * section.condensed
+    config_lib.check_options("method", section.name + form, section.options, allowed)
+    given = dict(section.options)
+    if "overrides" in given:
+        each = config_lib.pairs(given["overrides"], "method.overrides")
+        given["overrides"] = {pattern: dict(plan) for pattern, plan in each.items()}
+    if "grown" in given:
+        given["grown"] = _grown(given["grown"])
+    return given
+
+
+def _grown(value: Any) -> rigl_optax.Grown:
+    if not isinstance(value, Mapping) or not set(value) <= set(rigl_optax.Grown._fields):
         raise ValueError(
-            f"config.method_options: {config.method}{form} has no {', '.join(unknown)}; it has "
-            f"{', '.join(allowed) or 'none'}"
+            f"config.method.grown={value!r}: must be a section with keys of "
+            f"{', '.join(rigl_optax.Grown._fields)}"
         )
-    # What the loop is to know as well has a key of its own.
-    scheduled = sorted(set(found) & {"begin", "end", "every", "seed", "structure"})
-    if scheduled:
-        raise ValueError(
-            f"config.method_options: {', '.join(scheduled)} follow from config.rewire_every, "
-            "config.rewire_until, config.seed and config.structure"
-        )
-    return found
+    return rigl_optax.Grown(**value)
 
 
 def takes_structure(method: Method) -> bool:
@@ -399,54 +366,40 @@ def takes_structure(method: Method) -> bool:
     return transform is not None and "structure" in inspect.signature(transform).parameters
 
 
-def can_be_stored(config: Config, structure: str) -> bool:
-    """Whether the method has a form for stored blocks, and these are blocks."""
-    if structure == structures.MEASURED:
+def can_be_stored(config: Config) -> bool:
+    """Returns whether the method has a form for stored blocks, and the structure is of blocks."""
+    if config.method.structure.name == sparsity.MEASURED:
         return find(config).stored is not None
-    found = structures.parse(structure)
+    found = sparsity.structures(config)
     kinds = found.values() if isinstance(found, Mapping) else [found]
     return find(config).stored is not None and all(isinstance(x, rigl_optax.Block) for x in kinds)
 
 
-def learning_rate(config: Config) -> optax.Schedule:
-    """The learning rate at each step: a linear rise from 0, then what the schedule says.
-
-    Its anchors are fractions of the run, so a run that is M times as long has them M times as late.
-    """
-    warmup = config.step_at(config.warmup)
-    rest: optax.Schedule
-    if config.schedule == "cosine":
-        rest = optax.cosine_decay_schedule(config.learning_rate, max(1, config.steps - warmup))
-    else:
-        drops = [config.step_at(fraction) - warmup for fraction in config.decay_at]
-        rest = optax.piecewise_constant_schedule(
-            config.learning_rate,
-            # Two anchors of a very short run may be one step.
-            {drop: config.decay_factor ** drops.count(drop) for drop in drops},
-        )
-    if not warmup:
-        return rest
-    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
-    return optax.join_schedules([rise, rest], [warmup])
+@functools.lru_cache(maxsize=64)
+def plan(config: Config) -> RewiringPlan | None:
+    """When the run rewires, as the transformation itself has it; None for never."""
+    tx = build(config)
+    if isinstance(tx, condensed.CondensedTransformation):
+        return tx.plan
+    found = design_of(tx)
+    return None if found is None else found.plan
 
 
-def drop_fraction(config: Config) -> optax.Schedule:
-    """The fraction of active weights replaced by a rewiring at a given step."""
-    return rigl_optax.cosine_drop_fraction(config.drop_fraction, config.rewire_end)
+def rewires(config: Config) -> bool:
+    """Whether the masks change."""
+    return plan(config) is not None
 
 
 def rewirings_before(config: Config, step: int) -> int:
     """How many rewirings the schedule holds before this step, so after `step` updates."""
-    method = find(config)
-    if method.every is None:
-        return 0
-    last = min(step, method.until(config))
-    return len(range(method.begin(config), last, method.every(config)))
+    found = plan(config)
+    return 0 if found is None else found.rewirings_before(step)
 
 
 def is_rewiring(config: Config, step: int) -> bool:
     """Whether update number `step`, counted from 0, may change the masks."""
-    return rewirings_before(config, step + 1) > rewirings_before(config, step)
+    found = plan(config)
+    return found is not None and found.rewires_at(step)
 
 
 def is_observed(config: Config, step: int) -> bool:
@@ -454,9 +407,9 @@ def is_observed(config: Config, step: int) -> bool:
 
     Where that is at every step, only before records of the training loss.
     """
-    method = find(config)
-    if method.every is not None and method.every(config) == 1:
-        return (step + 1) % config.log_every == 0 or step + 1 == config.steps
+    found = plan(config)
+    if found is not None and any(schedule.every == 1 for schedule in found.schedules):
+        return (step + 1) % config.log.every == 0 or step + 1 == config.steps
     return is_rewiring(config, step)
 
 
@@ -465,27 +418,24 @@ def growth_predicate(config: Config) -> Callable[[jax.Array], jax.Array] | None:
 
     None if no step of this method does.
     """
-    method = find(config)
-    if not method.grows_by_gradient or method.every is None:
+    found = plan(config)
+    if found is None or not find(config).grows_by_gradient:
         return None
-    begin, until, every = method.begin(config), method.until(config), method.every(config)
-    return lambda step: (step >= begin) & (step < until) & ((step - begin) % every == 0)
+    return found.is_rewiring_step
 
 
-def _kernels(params: PyTree) -> PyTree:
-    """True for the leaves with at least two dimensions."""
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+def drop_fractions(config: Config, step: int, paths: Sequence[str]) -> dict[str, float]:
+    """Fractions of the active weights that a rewiring at this step replaces.
 
-
-def _kernels_but_depthwise(params: PyTree) -> PyTree:
-    """True for the kernels but those of depthwise convolutions, as the models here name them."""
-    named = _paths.flatten_with_paths(params)
-    decayed = [leaf.ndim >= 2 and "depthwise" not in path.split("/") for path, leaf in named]
-    return jax.tree.unflatten(jax.tree.structure(params), decayed)
-
-
-_DECAYED: dict[str, Callable[[PyTree], PyTree]] = {
-    "kernels": _kernels,
-    "kernels_but_depthwise": _kernels_but_depthwise,
-    "all": lambda params: jax.tree.map(lambda leaf: True, params),
-}
+    Returns:
+      `drop_fraction`, and `drop_fraction/path` of each layer in `paths` that has another schedule
+      of its own; nothing for a method that is given no drop fraction.
+    """
+    found = plan(config)
+    if found is None or "drop_fraction" not in find(config).arguments(config):
+        return {}
+    values = {"drop_fraction": float(found.default.drop_fraction(jnp.int32(step)))}
+    for path in paths:
+        if (own := found.of(path)) is not found.default:
+            values[f"drop_fraction/{path}"] = float(own.drop_fraction(jnp.int32(step)))
+    return values

@@ -1,22 +1,34 @@
 """Metrics on disk: one JSON object per line, and TensorBoard events."""
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import pathlib
+import queue
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import tensorboardX
+from tensorboardX import record_writer, summary
+from tensorboardX.proto import event_pb2
 
 from rigl_optax.training import files
 
 FILE = "metrics.jsonl"
 FORWARD_FLOPS = "forward_flops"  # of one example, in `rewiring` records
 WARNING = "warning"  # a kind of record: `warning` names what it is about, `text` says it
-ROLLBACK = "rollback"  # a kind of record: at the step gone back to, `from` the step gone back at
+ROLLBACK = "rollback"  # a kind of record: at the step gone back to: `from` where, `times` so far
 Values = Mapping[str, float | str]
+Records = list[dict[str, Any]]
 Write = Callable[[str, int, Values], None]
+_QUEUED = 1000  # records that wait for TensorBoard's file at most; later ones are dropped
+_FLUSH_EVERY = 10.0  # seconds
+_PATIENCE = 5.0  # seconds that the end of a run waits for that file
+_files = itertools.count()  # TensorBoard names files by the second: two of one second differ by it
 
 
 def write_nothing(kind: str, step: int, values: Values) -> None:
@@ -30,11 +42,11 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       ValueError: If a line other than the last is not a JSON object.
     """
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = files.parse(line, files.RECORD)
+            record = files.parse(line.decode(), files.RECORD)
         except ValueError as error:
             if number == len(lines):
                 break
@@ -43,43 +55,55 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def recorded(workdir: pathlib.Path, kind: str, name: str) -> dict[int, float]:
+def until(records: Records, step: int) -> Records:
+    """What a run that goes on at a step does not record again: all up to it but the test's."""
+    return [r for r in records if r["step"] <= step and r["kind"] != "test"]
+
+
+def recorded(records: Records, kind: str, name: str) -> dict[int, float]:
     """What was recorded of one thing: its value by the updates done."""
-    found = [r for r in read(workdir / FILE) if r["kind"] == kind and name in r]
-    return {r["step"]: float(r[name]) for r in found}
+    return {r["step"]: float(r[name]) for r in records if r["kind"] == kind and name in r}
 
 
-def curve(workdir: pathlib.Path) -> list[dict[str, float]]:
+def curve(records: Records) -> list[dict[str, float]]:
     """What every evaluation on the validation split measured, with its `step`."""
-    found = [r for r in read(workdir / FILE) if r["kind"] == "validation"]
+    found = [r for r in records if r["kind"] == "validation"]
     return [{k: v for k, v in r.items() if k not in ("kind", "training_flops")} for r in found]
 
 
-def went_back_from(workdir: pathlib.Path, step: int) -> int:
+def went_back_from(records: Records, step: int) -> int:
     """The step that a run, now at `step`, has last gone back from; 0 if it never has."""
-    found = recorded(workdir, ROLLBACK, "from")
+    found = recorded(records, ROLLBACK, "from")
     return max((int(origin) for to, origin in found.items() if to <= step), default=0)
 
 
-def warnings(workdir: pathlib.Path) -> dict[str, str]:
+def times_gone_back(records: Records, step: int) -> int:
+    """How often a run, now at `step`, has gone back."""
+    found = recorded(records, ROLLBACK, "times")
+    return max((int(times) for to, times in found.items() if to <= step), default=0)
+
+
+def warnings(records: Records) -> dict[str, str]:
     """What has been warned of, each kind once, in the order in which it was told."""
-    found = [r for r in read(workdir / FILE) if r["kind"] == WARNING]
+    found = [r for r in records if r["kind"] == WARNING]
     return {str(r[WARNING]): str(r["text"]) for r in found if WARNING in r and "text" in r}
 
 
-def looks(workdir: pathlib.Path, step: int) -> list[tuple[int, float]]:
+def looks(records: Records, step: int) -> list[tuple[int, float]]:
     """What a forward pass cost at each look at the masks up to a step: (updates done, FLOPs)."""
-    found = recorded(workdir, "rewiring", FORWARD_FLOPS)
+    found = recorded(records, "rewiring", FORWARD_FLOPS)
     return [(done, flops) for done, flops in found.items() if done <= step]
 
 
 def drop_after(path: pathlib.Path, step: int) -> None:
     """Removes what a run resumed at `step` is to write again: later records, and the test's."""
-    kept = [r for r in read(path) if r["step"] <= step and r.get("kind") != "test"]
+    kept = until(read(path), step)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    temporary.unlink(missing_ok=True)  # it may be a link to something else
+    with temporary.open("x") as file:
+        file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in kept)
     sync(temporary)
-    temporary.replace(path)
+    files.put_in_place(temporary, path)
 
 
 def sync(path: pathlib.Path) -> None:
@@ -88,9 +112,90 @@ def sync(path: pathlib.Path) -> None:
         os.fsync(file.fileno())
 
 
+class _Events:
+    """TensorBoard's events, written by a thread of their own: they never block or end a run.
+
+    What cannot be written is dropped, and said once.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int | None, say: Callable[[str], None]):
+        self._say = say
+        self._failure: str | None = None
+        self._is_told = False
+        self._queue: queue.Queue[event_pb2.Event | None] = queue.Queue(_QUEUED)
+        self._thread = threading.Thread(
+            target=self._run, args=(folder.absolute(),), name="tensorboard", daemon=True
+        )
+        self._thread.start()
+        if purge_step is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._put(event_pb2.Event(step=purge_step, session_log=start))
+
+    def add(self, kind: str, step: int, values: Values) -> None:
+        """Hands over a record; does not wait."""
+        found = event_pb2.Event(step=step, wall_time=time.time())
+        for name, value in values.items():
+            make = summary.text if isinstance(value, str) else summary.scalar
+            found.summary.value.extend(make(f"{kind}/{name}", value).value)
+        self._put(found)
+
+    def close(self) -> None:
+        """Waits until all is written, but not for long."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=_PATIENCE)
+        self._thread.join(_PATIENCE)
+        if self._thread.is_alive():
+            self._failure = self._failure or f"writing takes more than {_PATIENCE:g} s"
+        self._tell()
+
+    def _put(self, event: event_pb2.Event) -> None:
+        try:
+            self._queue.put_nowait(event)
+        except queue.Full:
+            self._failure = self._failure or "writing is too slow"
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._failure is not None and not self._is_told:
+            self._is_told = True
+            self._say(
+                f"warning: TensorBoard's events are incomplete ({self._failure}); {FILE} has all"
+            )
+
+    def _run(self, folder: pathlib.Path) -> None:
+        try:
+            self._write(folder)
+        except Exception as error:  # whatever it is, the run goes on without
+            self._failure = self._failure or str(error)
+            while self._queue.get() is not None:
+                pass
+
+    def _write(self, folder: pathlib.Path) -> None:
+        folder.mkdir(exist_ok=True)
+        now, name = time.time(), f"{socket.gethostname()}.{os.getpid()}.{next(_files)}"
+        file = record_writer.RecordWriter(str(folder / f"events.out.tfevents.{now:.0f}.{name}"))
+        try:
+            version = event_pb2.Event(wall_time=now, file_version="brain.Event:2")
+            file.write(version.SerializeToString())
+            flushed = -math.inf
+            while (event := self._queue.get()) is not None:
+                file.write(event.SerializeToString())
+                if time.monotonic() - flushed > _FLUSH_EVERY:
+                    file.flush()
+                    flushed = time.monotonic()
+            file.flush()
+        finally:
+            # What is left in its buffer is lost if there is no room for it.
+            with contextlib.suppress(OSError):
+                file.close()
+
+
 @contextlib.contextmanager
 def writer(
-    workdir: pathlib.Path, resumed_at: int, spent: Callable[[int], float]
+    workdir: pathlib.Path,
+    resumed_at: int,
+    spent: Callable[[int], float],
+    say: Callable[[str], None] = print,
 ) -> Iterator[Write]:
     """A function `write(kind, step, values)` that appends to both kinds of file.
 
@@ -99,6 +204,7 @@ def writer(
       resumed_at: The step training goes on from; what was recorded past it is dropped
         (TensorBoard is told to hide it).
       spent: Training FLOPs spent after a number of steps; `training_flops` in every record.
+      say: Told once if TensorBoard's events cannot be written; the records must be, the events not.
 
     Yields:
       The function. `kind` is `train`, `validation`, `rewiring`, `spike`, `rollback`, `warning` or
@@ -106,20 +212,17 @@ def writer(
     """
     path = workdir / FILE
     drop_after(path, resumed_at)
-    events = tensorboardX.SummaryWriter(
-        str(workdir / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None
-    )
+    events = _Events(workdir / "tensorboard", resumed_at + 1 if resumed_at else None, say)
 
     def write(kind: str, step: int, values: Values) -> None:
         values = {**values, "training_flops": spent(step)}
-        file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        for name, value in values.items():
-            add = events.add_text if isinstance(value, str) else events.add_scalar
-            add(f"{kind}/{name}", value, step)
+        record = {"step": step, "kind": kind, **values}
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+        events.add(kind, step, values)
 
     # Line buffering: a record is with the operating system before the next step starts.
-    with path.open("a", buffering=1) as file:
-        try:
+    try:
+        with path.open("a", buffering=1) as file:
             yield write
-        finally:
-            events.close()
+    finally:
+        events.close()

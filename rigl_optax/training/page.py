@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from rigl_optax.training import checkpoints, files, loop, metrics, page_figures, score
+from rigl_optax.training import checkpoints, evaluation, files, loop, metrics, page_figures, score
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.charts import Record
 
@@ -43,31 +43,32 @@ figcaption, .note {{ color: #555; font-size: .93em; }}
 """
 
 
-def write(workdir: pathlib.Path, output: pathlib.Path) -> None:
+def write(workdir: pathlib.Path, output: pathlib.Path, which: str = evaluation.NEWEST) -> None:
     """Writes the page of a run, also while it trains.
 
     Args:
       workdir: The run's.
       output: The HTML file.
+      which: The checkpoint whose masks are shown, as in `evaluation.restore`.
 
     Raises:
       ValueError: If there is no run in the workdir, or its files are damaged.
     """
     temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(render(workdir), encoding="utf-8")
+    temporary.write_text(render(workdir, which), encoding="utf-8")
     temporary.replace(output)
 
 
-def render(workdir: pathlib.Path) -> str:
+def render(workdir: pathlib.Path, which: str = evaluation.NEWEST) -> str:
     """The page of a run as HTML; raises as `write` does."""
-    config = config_lib.from_saved(checkpoints.read_config(workdir))
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
     records = metrics.read(workdir / metrics.FILE)
     explained = _read(workdir / loop.EXPLANATION_FILE, "what a run explained", files.EXPLANATION)
     result = _read(workdir / checkpoints.RESULT_FILE, "the result of a run", files.RESULT)
-    sparse = f"{100 * config.sparsity:g} % sparse " if explained.get("weights") else ""
-    title = f"{config.method}: {sparse}{config.model} on {config.dataset}"
+    sparse = f"{100 * config.method.sparsity:g} % sparse " if explained.get("weights") else ""
+    title = f"{config.method.name}: {sparse}{config.model.name} on {config.data.name}"
     warnings = [*explained.get("warnings", ()), *result.get("warnings", ())]
-    keys = [[key, str(value)] for key, value in config_lib.to_json(config).items()]
+    keys = [[key, str(value)] for key, value in config_lib.flat(config_lib.to_json(config)).items()]
     return "\n".join(
         [
             _HEAD.format(title=_text(title)),
@@ -81,7 +82,7 @@ def render(workdir: pathlib.Path) -> str:
             _layers(explained, records),
             "<h2>Topology</h2>",
             *map(_figure, page_figures.topology(records)),
-            *map(_figure, page_figures.masks(workdir, config)),
+            *map(_figure, page_figures.masks(workdir, config, which)),
             "<h2>Config</h2>",
             _table(["key", "value"], keys, texts=2),
             "</body>\n</html>\n",
@@ -112,7 +113,10 @@ def _facts(records: list[Record], explained: dict[str, Any], result: dict[str, A
     if validation:
         facts.append(_fact("validation", validation[-1]))
     if explained.get("weights"):
-        facts.append((f"{explained['active']:,}", f"of {explained['weights']:,} weights active"))
+        prunes = explained["active_at_end"] != explained["active"]
+        when = " when training ends" if prunes else ""
+        what = f"of {explained['weights']:,} weights active{when}"
+        facts.append((f"{explained['active_at_end']:,}", what))
     if explained.get("inference_ratio") is not None:
         facts.append((f"{explained['inference_ratio']:.4f}", "of dense inference FLOPs"))
     if explained.get("training_ratio") is not None:
@@ -148,13 +152,15 @@ def _layers(explained: dict[str, Any], records: list[Record]) -> str:
         ("dead_inputs", "dead inputs", "{:.0f}"),
         ("dead_outputs", "dead outputs", "{:.0f}"),
     ]
-    header = ["layer", "shape", "dense because", "sparsity", "active", "of", "FLOPs"]
+    prunes = explained["active_at_end"] != explained["active"]
+    active = "active at the end" if prunes else "active"
+    header = ["layer", "shape", "dense because", "sparsity", active, "of", "FLOPs"]
     rows = []
     for layer in explained["layers"]:
-        path, size = layer["path"], math.prod(layer["shape"])
+        path, size, left = layer["path"], math.prod(layer["shape"]), layer["active_at_end"]
         row = [path, "x".join(map(str, layer["shape"])) or "scalar", layer["dense_because"] or ""]
-        row.append("dense" if layer["active"] == size else f"{layer['sparsity']:.4f}")
-        row += [f"{layer['active']:,}", f"{size:,}", f"{layer['flops_share'] or 0:.1%}"]
+        row.append("dense" if left == size or not size else f"{1 - left / size:.4f}")
+        row += [f"{left:,}", f"{size:,}", f"{layer['flops_share'] or 0:.1%}"]
         if last:
             values = [(last.get(f"{name}/{path}"), form) for name, _, form in measures]
             row += ["" if value is None else form.format(value) for value, form in values]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rigl_optax import _paths, analysis
-from rigl_optax.training import charts, checkpoints, mesh, methods, setup
+from rigl_optax.training import charts, checkpoints, evaluation, mesh, methods, setup
 from rigl_optax.training.charts import Line, Record
 from rigl_optax.training.config import Config
 from rigl_optax.training.state import weight_masks
@@ -99,10 +99,13 @@ def _most(quantity: str, rewirings: list[Record]) -> list[Line]:
     return [Line(k.removeprefix(f"{quantity}/"), "rewiring", k) for k in keys if k in largest]
 
 
-def masks(workdir: pathlib.Path, config: Config) -> list[Figure]:
-    """The first sparse layer's mask at step 0 and in the newest checkpoint.
+def masks(workdir: pathlib.Path, config: Config, which: str = evaluation.NEWEST) -> list[Figure]:
+    """The first sparse layer's mask at step 0 and in a checkpoint, as `evaluation.restore` has it.
 
     And, where the layer has a row for each value of an input image, its connections of each pixel.
+
+    Raises:
+      ValueError: If a checkpoint is asked for, and not the newest, and cannot be read.
     """
     if not methods.find(config).masked:
         return []
@@ -118,12 +121,14 @@ def masks(workdir: pathlib.Path, config: Config) -> list[Figure]:
     if path is None:
         return []
     before, after, note = first[path], None, "No checkpoint yet."
-    try:
-        newest = _newest(workdir, run)
-    except ValueError as error:  # none can be read, or the newest replaced the others just now
-        newest, note = None, str(error)
-    if newest is not None:
-        after, note = _masks(newest)[path], f"Now: the checkpoint of step {int(newest.step):,}."
+    if (workdir / "checkpoints").exists() or which != evaluation.NEWEST:
+        try:
+            state = evaluation.restore(workdir, config, run, which, lambda _: None)
+            after, note = _masks(state)[path], f"Now: the checkpoint of step {int(state.step):,}."
+        except ValueError as error:
+            if which != evaluation.NEWEST:
+                raise
+            note = str(error)  # none can be read, or the newest replaced the others just now
     svg = charts.mask_pictures("mask", path, before, after)
     found = [Figure("mask", f"Black: active. {note}", svg)]
     if before.ndim == 2 and len(before) == math.prod(run.task.image_shape):
@@ -136,13 +141,6 @@ def masks(workdir: pathlib.Path, config: Config) -> list[Figure]:
 def _per_pixel(mask: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
     """Active weights of each pixel (height, width), its channels together."""
     return np.asarray(analysis.fan_out(mask)).reshape(*image_shape[:2], -1).sum(-1)
-
-
-def _newest(workdir: pathlib.Path, run: setup.Run) -> Any:
-    if not (workdir / "checkpoints").exists():
-        return None
-    with checkpoints.read_checkpoints(workdir) as saved:
-        return checkpoints.restore_newest(saved, run.initial, lambda _: None)
 
 
 def _masks(state: Any) -> dict[str, np.ndarray]:

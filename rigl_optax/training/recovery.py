@@ -1,7 +1,8 @@
 """What is done about losses and weights that are not finite, and losses that leap."""
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from rigl_optax.training.state import TrainState
 POLICIES = ("stop", "skip", "rollback")
 SPIKE = 3.0  # times the median of the records before
 RECORDS = 10  # that the median is taken over
+IN_A_ROW = 50  # steps skipped at once that end a run: nothing is learned any more
 
 
 class NonFiniteError(Exception):
@@ -18,17 +20,13 @@ class NonFiniteError(Exception):
 
     Attributes:
       step: Updates done when it was noticed.
+      can_skip: Whether a run that goes back and skips such steps may come past it.
     """
 
-    def __init__(self, message: str, step: int) -> None:
+    def __init__(self, message: str, step: int, *, can_skip: bool = True) -> None:
         super().__init__(message)
         self.step = step
-
-
-def check_policy(name: str) -> None:
-    """Raises a ValueError if there is no such policy."""
-    if name not in POLICIES:
-        raise ValueError(f"config.on_nonfinite={name!r}: must be one of {', '.join(POLICIES)}")
+        self.can_skip = can_skip
 
 
 def check(state: TrainState) -> None:
@@ -36,6 +34,45 @@ def check(state: TrainState) -> None:
     if not bool(_is_sound(state.sums.loss, state.params)):
         step = int(state.step)
         raise NonFiniteError(f"a loss or a weight is not finite, noticed after step {step}", step)
+
+
+def check_evaluation(split: str, measured: Mapping[str, float], step: int) -> None:
+    """Raises a NonFiniteError if what was measured on a split is not finite.
+
+    Under every policy: the weights are finite, and no training step is to blame that could be
+    skipped.
+    """
+    bad = [name for name, value in measured.items() if not math.isfinite(value)]
+    if bad:
+        raise NonFiniteError(
+            f"the {split} {bad[0]} is {measured[bad[0]]} after step {step}, though all weights "
+            "are finite",
+            step,
+            can_skip=False,
+        )
+
+
+def check_skipped(left: Mapping[int, float], step: int, log_every: int) -> None:
+    """Raises a NonFiniteError if too many steps in a row have been skipped.
+
+    Args:
+      left: How many, by the step of the record that counts them.
+      step: Of the record now.
+      log_every: Steps between records.
+    """
+    row, at = 0.0, step
+    while at > 0:
+        since = (at - 1) // log_every * log_every
+        if left.get(at, 0) < at - since:
+            break
+        row, at = row + left[at], since
+    if row >= IN_A_ROW:
+        raise NonFiniteError(
+            f"the last {int(row)} steps up to step {step} were all skipped: their loss or "
+            "gradients were not finite",
+            step,
+            can_skip=False,
+        )
 
 
 @jax.jit

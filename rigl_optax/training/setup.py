@@ -1,9 +1,9 @@
 """From a config to what a run is made of: data, model, optimizer, state."""
 
-import dataclasses
 import functools
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ class Run(NamedTuple):
       initial: The state at step 0.
       placement: Where the state and the batches are.
       shapes: Of the dense parameters, a tree of `jax.ShapeDtypeStruct`.
+      draw: Makes the state at step 0 once more.
     """
 
     task: tasks.Task
@@ -39,6 +40,7 @@ class Run(NamedTuple):
     initial: state.TrainState
     placement: mesh.Placement
     shapes: PyTree
+    draw: Callable[[], state.TrainState]
 
     @property
     def dataset(self) -> Any:
@@ -65,38 +67,42 @@ def prepare(config: Config) -> Run:
     abstract = nnx.eval_shape(make_model)
     shapes = nnx.to_pure_dict(nnx.state(abstract, nnx.Param))
     _check_dense_layers(config, shapes)
-    if config.condensed:
+    if config.method.condensed:
         _check_condensed(config, abstract, shapes)
     method = methods.find(config)
     masks = None
     if method.start == "ticket":
         masks = _ticket(config)
-    elif config.ticket:
-        raise ValueError(f"config.ticket={config.ticket!r}: {config.method} takes none")
+    elif config.method.ticket:
+        raise ValueError(
+            f"config.method.ticket={config.method.ticket!r}: {config.method.name} takes none"
+        )
     elif method.start is not None:
         masks = first_masks.salient(config, make_model, task)
     tx = methods.build(config, masks)
-    graphdef, initial = state.create(
+    create = functools.partial(
+        state.create,
         make_model,
         tx,
         placement,
         masked=method.masked,
-        rewires=method.rewires,
-        choose=functools.partial(first_masks.blocks, config) if config.condensed else None,
+        rewires=methods.rewires(config),
+        choose=functools.partial(first_masks.blocks, config) if config.method.condensed else None,
     )
-    return Run(task, graphdef, tx, initial, placement, shapes)
+    graphdef, initial = create()
+    return Run(task, graphdef, tx, initial, placement, shapes, lambda: create()[1])
 
 
 def _check_dense_layers(config: Config, shapes: PyTree) -> None:
     """Refuses a pattern of dense layers that no kernel has."""
-    pattern = config.dense_layers
+    pattern = config.model.dense_layers
     if pattern in ("default", "none"):
         return
     kernels = [path for path, leaf in _paths.flatten_with_paths(shapes) if leaf.ndim >= 2]
     if not any(re.search(pattern, kernel) for kernel in kernels):
         raise ValueError(
-            f"config.dense_layers={pattern!r}: must be 'default', 'none' or a pattern of kernels, "
-            f"which are {_paths.listing(kernels)}"
+            f"config.model.dense_layers={pattern!r}: must be 'default', 'none' or a pattern of "
+            f"kernels, which are {_paths.listing(kernels)}"
         )
 
 
@@ -105,34 +111,35 @@ def _check_condensed(config: Config, model: nnx.Module, shapes: PyTree) -> None:
     reasons = layers.refused(model, first_masks.stored(config, shapes))
     if reasons:
         raise ValueError(
-            "config.condensed=True: these kernels cannot be stored as blocks: "
+            "config.method.condensed=True: these kernels cannot be stored as blocks: "
             + "; ".join(f"{path!r}, since {why}" for path, why in reasons.items())
-            + f". Change config.model_options={config.model_options!r} where that helps, or keep "
-            f"them dense by config.dense_layers={config.dense_layers!r}"
+            + f". Change the options of config.model={dict(config.model.options)} where that "
+            f"helps, or keep them dense by config.model.dense_layers={config.model.dense_layers!r}"
         )
 
 
 def _ticket(config: Config) -> Any:
-    """The masks at the end of the run in `config.ticket`: a bool tree like params.
+    """The masks at the end of the run in `config.method.ticket`: a bool tree like params.
 
     Raises:
       ValueError: If there is no finished run.
     """
-    folder = pathlib.Path(config.ticket)
-    if not config.ticket or not (folder / checkpoints.CONFIG_FILE).exists():
+    folder = pathlib.Path(config.method.ticket)
+    if not config.method.ticket or not (folder / checkpoints.CONFIG_FILE).exists():
         raise ValueError(
-            f"config.ticket={config.ticket!r}: {config.method} starts from the masks of a finished "
-            "run; give its workdir"
+            f"config.method.ticket={config.method.ticket!r}: {config.method.name} starts from the "
+            "masks of a finished run; give its workdir"
         )
-    found = config_lib.from_saved(checkpoints.read_config(folder))
-    here = {key: getattr(config, key) for key in ("mesh_data", "mesh_params", "mesh_axes")}
-    if found.condensed:  # the only kind of mesh that it can be on
-        here = {"mesh_data": 0, "mesh_params": 1, "mesh_axes": "auto"}
-    run = prepare(dataclasses.replace(found, **here))
+    found = config_lib.from_mapping(checkpoints.read_config(folder))
+    # Of condensed weights, the only kind of mesh that they can be on.
+    here = config_lib.Mesh() if found.method.condensed else config.mesh
+    run = prepare(config_lib.changed(found, {"mesh": config_lib.to_json(here)}))
     with checkpoints.read_checkpoints(folder) as saved:
         ended = checkpoints.restore_newest(saved, run.initial, print, found)
     if ended is None or int(ended.step) != found.steps:
-        raise ValueError(f"config.ticket={config.ticket!r}: that run has not finished")
+        raise ValueError(
+            f"config.method.ticket={config.method.ticket!r}: that run has not finished"
+        )
     # They may be cut up over processes: each is to have them whole.
     masks = run.placement.compile(run.placement.gather)(state.weight_masks(ended))
     return jax.tree.map(lambda mask: jnp.asarray(np.asarray(mask)), masks)

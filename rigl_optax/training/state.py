@@ -145,6 +145,23 @@ def skipped(state: TrainState) -> int:
     return int(state.step) - int(state.opt_state.count) if topologies(state) else 0
 
 
+def outline(state: TrainState) -> TrainState:
+    """What a run has to know of its first state: masks, or where blocks are, and all shapes.
+
+    They are copies, so that the state itself may be donated; a byte a weight.
+    """
+
+    def shape(x: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+    def kept(x: jax.Array) -> Any:
+        is_exact = x.dtype == bool or jnp.issubdtype(x.dtype, jnp.integer)
+        return x.copy() if is_exact else shape(x)
+
+    opt_state = jax.tree.map(kept, state.opt_state)
+    return jax.tree.map(shape, state)._replace(opt_state=opt_state)
+
+
 def zero_sums() -> Sums:
     """Nothing seen yet."""
     return Sums(*(jnp.zeros((), dtype) for dtype in (jnp.float32,) * 3 + (jnp.int32,) * 2))

@@ -1,23 +1,32 @@
 """The table of a comparison: accuracy or bits per byte, paired differences, costs."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from rigl_optax.training import score
-from rigl_optax.training.comparison import Results
+from rigl_optax.training import score, sparsity
+from rigl_optax.training.comparison import Arm, Results
 
 BASELINE = "static"  # what the others are compared with, seed by seed
 
 
-def summary(results: Results) -> list[dict[str, Any]]:
+def summary(
+    results: Results, failed: Mapping[Arm, Sequence[int]] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """One record per arm: accuracies in percent, or bits per byte; of costs the means, of dense.
 
-    `difference` is of the test score to that of the baseline at the same sparsity and structure
-    with the same seed, in percentage points or bits per byte, seed by seed.
+    `std` is None for one seed: nothing is known of the spread. `failed` lists the seeds that ended
+    without a result, where there are some. `difference` is of the test score to that of the
+    baseline at the same sparsity and structure with the same seed, in percentage points or bits
+    per byte, seed by seed.
+
+    Args:
+      results: From `comparison.run_all`; an arm without any result is left out.
+      failed: From `comparison.failures`.
     """
     records = []
     for arm, found in results.items():
@@ -27,15 +36,16 @@ def summary(results: Results) -> list[dict[str, Any]]:
         values = [judged.value(result["test"]) for result in found]
         record: dict[str, Any] = {
             "method": arm.method,
-            **({"structure": arm.structure} if arm.structure else {}),
+            **({"structure": shape} if (shape := sparsity.describe(arm.structure)) else {}),
             "sparsity": arm.sparsity,
             f"test_{judged.key}": values,
             "mean": statistics.mean(values),
-            "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "std": _spread(values),
             "active_weights": round(
                 statistics.mean(sum(result["active_weights"].values()) for result in found)
             ),
             "weights": found[0]["weights"],
+            **({"failed": list(failed[arm])} if failed.get(arm) else {}),
         }
         for kind in ("training", "inference"):
             costs = [result["flops"] for result in found]
@@ -72,15 +82,15 @@ def table(records: Sequence[dict[str, Any]], title: str) -> Table:
     for record in records:
         paired = ahead = ""
         if difference := record.get("difference"):
-            spread = statistics.stdev(difference) if len(difference) > 1 else 0.0
-            mean = statistics.mean(difference)
-            paired = f"{judged.number(mean, '+')} ± {judged.number(spread)}"
+            paired = judged.number(statistics.mean(difference), "+")
+            paired += _plus_minus(judged, _spread(difference))
             ahead = f"{sum(judged.better(d) > 0 for d in difference)}/{len(difference)}"
         grid.add_row(
             "" if record["sparsity"] is None else f"{record['sparsity']:g}",
             f"{record['method']} {record.get('structure', '')}".rstrip(),
-            f"{judged.number(record['mean'])} ± {judged.number(record['std'])}",
-            str(len(record[f"test_{judged.key}"])),
+            judged.number(record["mean"]) + _plus_minus(judged, record["std"]),
+            str(len(record[f"test_{judged.key}"]))
+            + (f" ({len(record['failed'])} failed)" if "failed" in record else ""),
             paired,
             ahead,
             f"{record['active_weights']:,}",
@@ -89,3 +99,12 @@ def table(records: Sequence[dict[str, Any]], title: str) -> Table:
             f"{record['coverage']:.2f}" if "coverage" in record else "",
         )
     return grid
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """Standard deviation; None of one value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _plus_minus(judged: score.Score, spread: float | None) -> str:
+    return "" if spread is None else f" ± {judged.number(spread)}"

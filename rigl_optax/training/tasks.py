@@ -30,7 +30,7 @@ IMAGES: dict[str, Callable[[str, int], batches.Dataset]] = {
     "fashion_mnist": fashion_mnist.load,
     "cifar10": cifar10.load,
 }
-PHOTOS: dict[str, Callable[[str, int, int, int], batches.Dataset]] = {
+PHOTOS: dict[str, Callable[[str, int, int, int, float], batches.Dataset]] = {
     "imagenet2012": imagenet.load,
     "image_folder": image_folder.load,
 }
@@ -80,7 +80,7 @@ class Images(NamedTuple):
             seed=config.seed,
             step=step,
             rows=rows,
-            augment=config.augment,
+            augment=config.data.augment,
         )
 
     def evaluation_batches(
@@ -133,8 +133,8 @@ class Bytes(NamedTuple):
     def model(self, config: Config, width: float) -> nnx.Module:
         """A freshly initialised model with a state for each lane of a batch."""
         return recurrent.StreamingLM(
-            config.model,
-            architectures.scaled(config.hidden, width),
+            config.model.name,
+            architectures.scaled(config.model.hidden, width),
             **architectures.model_options(config, recurrent.RecurrentLM),
             lanes=config.batch_size,
             rngs=nnx.Rngs(config.seed),
@@ -145,7 +145,7 @@ class Bytes(NamedTuple):
         return text.training_batch(
             self.dataset.train,
             config.batch_size,
-            config.sequence_length,
+            config.data.sequence_length,
             seed=config.seed,
             step=step,
             rows=rows,
@@ -156,7 +156,9 @@ class Bytes(NamedTuple):
     ) -> Iterator[Batch]:
         """All of a split once, in batches of one shape with `weights`."""
         rows = np.arange(size) if rows is None else rows
-        return text.evaluation_batches(split, config.eval_batch_size, config.sequence_length, rows)
+        return text.evaluation_batches(
+            split, config.eval.batch_size, config.data.sequence_length, rows
+        )
 
     def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         """What the model is called with."""
@@ -164,7 +166,7 @@ class Bytes(NamedTuple):
 
     def example(self, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Inputs of one sequence, as FLOPs are counted by the example."""
-        shape = (1, config.sequence_length)
+        shape = (1, config.data.sequence_length)
         return jax.ShapeDtypeStruct(shape, jnp.uint8), jax.ShapeDtypeStruct(shape, jnp.bool_)
 
     def at_rest(self, model_state: PyTree, size: int) -> PyTree:
@@ -184,54 +186,58 @@ def find(config: Config) -> Task:
       FileNotFoundError: If the dataset is not there.
     """
     datasets, models = [*IMAGES, *PHOTOS, *TEXTS], [*architectures.ARCHITECTURES, *CELLS]
-    for key, existing in (("dataset", datasets), ("model", models)):
-        if getattr(config, key) not in existing:
-            raise ValueError(
-                f"config.{key}={getattr(config, key)!r}: {key}s are {', '.join(existing)}"
-            )
-    is_text = config.dataset in TEXTS
+    for key, name, existing in (
+        ("data", config.data.name, datasets),
+        ("model", config.model.name, models),
+    ):
+        if name not in existing:
+            raise ValueError(f"config.{key}.name={name!r}: must be one of {', '.join(existing)}")
+    is_text = config.data.name in TEXTS
     fitting = CELLS if is_text else architectures.ARCHITECTURES
-    if config.model not in fitting:
+    if config.model.name not in fitting:
         raise ValueError(
-            f"config.model={config.model!r}: models for {config.dataset} are {', '.join(fitting)}"
+            f"config.model.name={config.model.name!r}: models for {config.data.name} are "
+            f"{', '.join(fitting)}"
         )
     if not is_text:
-        if config.sequence_length != 0:
+        if config.data.sequence_length != 0:
             raise ValueError(
-                f"config.sequence_length={config.sequence_length}: images have none: 0"
+                f"config.data.sequence_length={config.data.sequence_length}: images have none: 0"
             )
         images = _images(config)
         batches.steps_per_epoch(images.train.examples, config.batch_size)
         return Images(images)
-    for_texts = {
-        "mesh_axes": "auto",
-        "compute_dtype": "float32",
-        "augment": "none",
-        "image_size": 0,
-    }
-    for key, only in for_texts.items():
-        if getattr(config, key) != only:
-            raise ValueError(
-                f"config.{key}={getattr(config, key)!r}: recurrent models are for {only!r} alone"
-            )
-    found = TEXTS[config.dataset](config.data_dir)
-    text.steps_per_epoch(len(found.train.tokens), config.batch_size, config.sequence_length)
+    for key, value, only in (
+        ("mesh.axes", config.mesh.axes, "auto"),
+        ("model.dtype", config.model.dtype, "float32"),
+        ("data.augment", config.data.augment, "none"),
+        ("data.image_size", config.data.image_size, 0),
+    ):
+        if value != only:
+            raise ValueError(f"config.{key}={value!r}: recurrent models are for {only!r} alone")
+    found = TEXTS[config.data.name](config.data.dir)
+    text.steps_per_epoch(len(found.train.tokens), config.batch_size, config.data.sequence_length)
     return Bytes(found)
 
 
 def _images(config: Config) -> batches.Dataset:
     """A dataset of images in memory, or of photos in files."""
-    if config.dataset in IMAGES:
-        whole = IMAGES[config.dataset](config.data_dir, config.max_bad_records)
-        return augmentation.resized(whole, config.image_size)
-    if config.image_size == 0:
+    if config.data.name in IMAGES:
+        whole = IMAGES[config.data.name](config.data.dir, config.data.max_bad_records)
+        return augmentation.resized(whole, config.data.image_size)
+    if config.data.image_size == 0:
         raise ValueError(
-            f"config.image_size=0: photos of {config.dataset} are of many sizes; give one, as 224"
+            f"config.data.image_size=0: photos of {config.data.name} are of many sizes; give one, "
+            "as 224"
         )
-    if config.augment == "pad_crop":
+    if config.data.augment == "pad_crop":
         raise ValueError(
-            f"config.augment='pad_crop': for {config.dataset} it is none or resized_crop"
+            f"config.data.augment='pad_crop': for {config.data.name} it is none or resized_crop"
         )
-    return PHOTOS[config.dataset](
-        config.data_dir, config.max_bad_records, config.image_size, config.loader_threads
+    return PHOTOS[config.data.name](
+        config.data.dir,
+        config.data.max_bad_records,
+        config.data.image_size,
+        config.data.threads,
+        config.data.validation,
     )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rigl_optax
-from rigl_optax.accounting import bytes as accounting_bytes
+from rigl_optax.accounting import storage as accounting_bytes
 
 
 @given(

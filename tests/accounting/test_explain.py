@@ -1,8 +1,12 @@
+import functools
+import inspect
 import itertools
 import json
+import re
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +14,7 @@ import optax
 import pytest
 
 import rigl_optax
-from rigl_optax.accounting import explain
+from rigl_optax.accounting import explain, explanation
 
 
 def shape(*dims):
@@ -70,6 +74,100 @@ def test_counts_are_those_of_the_transformation(sparsity):
         for path, mask in jax.tree_util.tree_leaves_with_path(masks)
     }
     assert {x.path: x.active for x in report.layers} == active
+
+
+STRUCTURES = {
+    "single weights": rigl_optax.Unstructured(),
+    "blocks": rigl_optax.Block(4, 2),
+    "ragged blocks": rigl_optax.Block(5, 3, pad=True),
+    "2:4": rigl_optax.NM(2, 4),
+    "fan-in": rigl_optax.ConstantFanIn(),
+    "of one layer": {"Dense_1": rigl_optax.Block(4, 4)},
+}
+OPTIONS = {
+    "top_kast": {"backward_sparsity": rigl_optax.uniform(0.5)},
+    "deepr": {"optimizer.learning_rate": 0.1},
+    "str": {"threshold_decay": 0.1},
+}
+# One method of each function, and what its options make of it.
+EXPLAINED = [
+    name
+    for name in explanation.TRANSFORMATIONS
+    if name not in ("snip", "grasp", "synflow", "lottery", "rigl_itop", "lottery_rigl")
+]
+
+
+@pytest.mark.parametrize("method", EXPLAINED)
+def test_active_is_what_init_makes_of_every_method_and_structure(method):
+    params, half = mlp(16, 12, 8), rigl_optax.uniform(0.5)
+    make = explanation.TRANSFORMATIONS[method]
+    if make is None:
+        assert explain(params, half, end=90, method=method).weights == 0
+        return
+    has = inspect.signature(make).parameters
+    for name, structure in STRUCTURES.items():
+        options = OPTIONS.get(method, {}) | {"seed": 3}
+        if name != "single weights":
+            options["structure"] = structure
+        schedule = {key: n for key, n in (("end", 90), ("every", 30)) if key in has}
+        layers = {"layers" if method == "str" else "sparsity": half}
+        explained = functools.partial(explain, params, half, end=90, method=method, **options)
+        try:
+            state = make(optax.sgd(0.1), **layers, **schedule, **options).init(real(params))
+        except (TypeError, ValueError) as error:
+            # What the transformation refuses is refused, in its own words or as unknown to it.
+            expected = str(error) if "structure" in has else "has no 'structure'"
+            with pytest.raises(ValueError, match=re.escape(expected)):
+                explained(every=schedule.get("every"))
+            continue
+        report = explained(every=schedule.get("every"))
+        active = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): int(mask.sum())
+            for path, mask in jax.tree_util.tree_leaves_with_path(state.masks)
+        }
+        assert {x.path: x.active for x in report.layers} == active, name
+        sparse = [x.path for x in report.layers if x.is_sparse]
+        assert report.to_dict()["active"] == sum(active[path] for path in sparse)
+
+
+def test_schedules_and_options_are_those_of_the_transformation():
+    overrides = {"Dense_0": {"every": 10, "drop_fraction": 0.1}}
+    report = explain(mlp(40, 30, 20), 0.5, end=40, every=20, overrides=overrides)
+    assert report.rewirings == 4
+    expected = 0
+    for layer, alpha, every in zip(report.layers[1::2], (0.1, 0.3), (10, 20), strict=True):
+        for t in range(0, 40, every):
+            share = float(rigl_optax.cosine_drop_fraction(alpha, 40)(t))
+            expected += int(np.float32(layer.active) * np.float32(share))
+    assert report.replaced == expected
+
+    accumulated = explain(LENET, 0.9, **GOOD, accumulate=5)
+    sparse, dense = accumulated.flops_sparse, accumulated.flops_dense
+    gradients = 1 + 5 * 299  # of the first rewiring's window only one call is there
+    spent = 3 * sparse * 40_000 + gradients * (dense - sparse)
+    assert accumulated.training_ratio == pytest.approx(spent / (3 * dense * 40_000))
+
+    pruned = explain(LENET, 0.9, **GOOD, method="gradual_magnitude_pruning")
+    static = explain(LENET, 0.9, **GOOD, method="static")
+    assert pruned.active == pruned.weights and pruned.active_at_end == static.active
+    assert pruned.inference_ratio == static.inference_ratio
+    assert pruned.replaced == 0 and pruned.warnings == ()
+    assert "when training ends" in str(pruned) and "at end" in str(pruned)
+
+    kast = explain(LENET, 0.9, **GOOD, method="top_kast", backward_sparsity=0.8)
+    assert kast.training_ratio == pytest.approx((0.1 + 0.1 + 0.2) / 3, abs=1e-4)
+    assert kast.replaced is None and "nan" not in str(kast)
+
+    for given, message in (
+        ({"method": "static", "overrides": overrides}, "'static' has no 'overrides'; it has 'str"),
+        ({"method.name": "deepr"}, "method 'deepr' needs 'learning_rate'"),
+        ({"method": "granet", "accumulate": 3}, "'granet' has no 'accumulate'"),
+        ({"structure": rigl_optax.Block(7, 7)}, "does not divide"),
+        ({"end": None, "steps": None}, "give the number of training steps"),
+        ({"end": None, "steps": 100}, "method 'rigl' needs 'end'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            explain(LENET, 0.9, **({"end": 50} | given))
 
 
 def test_replaced_weights_are_those_that_rewirings_may_replace():
@@ -136,14 +234,17 @@ def test_dense_because():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"sparsity": 0.999}, "fewer than 2 inputs per unit on average in Dense_0/kernel (0.61)"),
+        (
+            {"method.sparsity": 0.999},
+            "fewer than 2 inputs per unit on average in Dense_0/kernel (0.61)",
+        ),
         ({"end": 100}, "the schedule ends before it matters"),
         ({"end": 5000}, "rewiring ends after 12% of 40000 steps"),
         ({"end": 50_000}, "lies beyond the last of 40000 steps"),
         ({"every": 5}, "every=5 is less than 1 / density"),
-        ({"drop_fraction": 0.00001}, "too few active weights for the drop fraction"),
-        ({"model": lambda p, x: forward({"a": p["Dense_0"]}, x)}, "no product uses"),
-        ({"model": lambda p, x: (forward(p, x), x.T @ x)}, "of the FLOPs belong to no single"),
+        ({"method.drop_fraction": 0.00001}, "too few active weights for the drop fraction"),
+        ({"model.name": lambda p, x: forward({"a": p["Dense_0"]}, x)}, "no product uses"),
+        ({"model.name": lambda p, x: (forward(p, x), x.T @ x)}, "of the FLOPs belong to no single"),
     ],
 )
 def test_warnings(arguments, expected):
@@ -209,8 +310,18 @@ def test_plain_in_a_pipe_and_without_rich():
 import sys
 sys.modules["rich"] = None
 import jax, jax.numpy as jnp
-from rigl_optax.accounting import explain
+from rigl_optax.accounting import explain, explanation
 print(explain({"kernel": jax.ShapeDtypeStruct((64, 32), jnp.float32)}, .75, end=1000).to_text())
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.startswith("layer") and "\x1b" not in out.stdout
+
+
+def test_biases_drawn_at_random_are_no_sign_of_training():
+    key = jax.random.key(0)
+    layers = [eqx.nn.Linear(40, 30, key=key), eqx.nn.GRUCell(40, 30, key=key)]
+    params = eqx.filter(layers, eqx.is_inexact_array)
+    assert explain(params, 0.5, end=30_000, steps=40_000).warnings == ()
+    params.append({"norm": {"scale": jnp.linspace(0.5, 1.0, 30)}})
+    (warning,) = explain(params, 0.5, end=30_000, steps=40_000).warnings
+    assert "'2/norm/scale' hold different values" in warning

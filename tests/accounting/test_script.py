@@ -18,10 +18,10 @@ def test_explains_a_config_as_json():
     pytest.importorskip("sklearn")
     done = run(
         "--json",
-        "--config.sparsity=.9",
+        "--config.method.sparsity=.9",
         "--config.steps=2000",
-        "--config.rewire_every=100",
-        "--config.rewire_until=.75",
+        "--config.method.every=100",
+        "--config.method.until=.75",
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -33,4 +33,4 @@ def test_explains_a_config_as_json():
 @pytest.mark.slow
 def test_refuses_unknown_keys():
     done = run("--config.sparseness=.9")
-    assert done.returncode == 1 and "unknown config key" in done.stderr
+    assert done.returncode == 2 and "unknown config key" in done.stderr

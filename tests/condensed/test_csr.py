@@ -9,7 +9,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_optax
 from rigl_optax import condensed
-from rigl_optax.condensed import CSR, _csr, _csr_topology, csr_topology
+from rigl_optax.condensed import CSR, csr_topology
+from rigl_optax.condensed.single import _csr, _csr_topology
 from tests.core.test_no_gather import collectives
 
 P = PartitionSpec
@@ -198,6 +199,8 @@ def test_a_batch_over_eight_devices(way):
 @pytest.mark.parametrize(
     ("act", "told"),
     [
+        (lambda v, t: CSR(v, t) @ jnp.ones((3, 2)), r"\(40, 23\) does not fit .* \(3, 2\)"),
+        (lambda v, t: CSR(v, t, _csr.probe(t)).T, "a transposed CSR kernel gives no scores"),
         (lambda v, t: jnp.ones((2, 3)) @ CSR(v, t), r"\(2, 3\) do not fit a kernel of \(40, 23\)"),
         (lambda v, t: csr_topology(np.ones(3, bool)), r"shape \(3,\): CSR is for kernels of two"),
         (
@@ -216,3 +219,55 @@ def test_errors(act, told):
     values, topology, _ = setting()
     with pytest.raises(ValueError, match=told):
         act(values, topology)
+
+
+def test_16_bits_run_where_their_operands_are_transposed():
+    """XLA on the CPU has no product of two bfloat16 in some layouts: rewirings came upon one."""
+    topology = csr_topology(mask_of(0.5, (16, 12)))
+    values, x = jnp.ones(topology.values_shape, jnp.bfloat16), jnp.ones((8, 16), jnp.bfloat16)
+
+    def rewiring_loss(values, x, probe):
+        return jnp.sum((x @ CSR(values, topology, probe)).astype(jnp.float32) ** 2)
+
+    dvalues, dx, found = jax.jit(jax.grad(rewiring_loss, (0, 1, 2)))(
+        values, x, _csr.probe(topology)
+    )
+    assert dvalues.dtype == dx.dtype == jnp.bfloat16 and found.scores.all()
+
+
+def test_hessian_vector_products():
+    """Forward mode goes through gradients; not through a product that is not differentiated."""
+    values, topology, x = setting()
+    tangent = jnp.cos(values)
+    dense = lambda values: jnp.sum(jnp.sin(x @ CSR(values, topology).dense()))
+    ours = lambda values: loss(values, topology, x)
+    found, wanted = (
+        jax.jit(lambda v, f=f: jax.jvp(jax.grad(f), (v,), (tangent,))[1])(values)
+        for f in (ours, dense)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_empty_batch_and_the_transpose():
+    values, topology, x = setting()
+    kernel = CSR(values, topology)
+    dvalues, dx = jax.grad(lambda v, x: (x @ CSR(v, topology)).sum(), (0, 1))(values, x[:0])
+    assert (x[:0] @ kernel).shape == (0, 23) and dx.shape == (0, 40) and not dvalues.any()
+    dense, z = kernel.dense(), jnp.asarray(random(3, 23, 5), jnp.float32)
+    np.testing.assert_array_equal(kernel.T.dense(), dense.T)
+    for found, wanted in zip(jax.tree.leaves(kernel.T.T), jax.tree.leaves(kernel), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    for part in (z, z[:, 0], z[None]):
+        np.testing.assert_allclose(kernel @ part, dense @ part, rtol=1e-5, atol=1e-5)
+
+
+def test_portable_products_can_be_exported():
+    """The kernel of the CPU has no name that `jax.export` vouches for."""
+    values, topology, x = setting()
+    (batch,) = jax.export.symbolic_shape("batch")
+    any_batch = jax.ShapeDtypeStruct((batch, 40), jnp.float32)
+    function = jax.jit(lambda x: x @ CSR(values, topology).portable())
+    exported = jax.export.export(function)(any_batch)
+    np.testing.assert_allclose(exported.call(x), x @ CSR(values, topology), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="custom calls"):
+        jax.export.export(jax.jit(lambda x: x @ CSR(values, topology)))(x)

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_optax
-from rigl_optax import Block, _packing, _random, condensed
-from rigl_optax.condensed import _candidates, _compaction, _csr, _csr_topology, csr_topology
+from rigl_optax import Block, condensed
+from rigl_optax._ranking import _packing, _random
+from rigl_optax.condensed import _compaction, csr_topology
+from rigl_optax.condensed.single import _candidates, _csr, _csr_topology
 from tests.core import reference
 
 STEPS = 300

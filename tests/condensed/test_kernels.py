@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 
 from rigl_optax import Block
-from rigl_optax.condensed import (
-    BlockSparse,
-    Topology,
-    _convolution,
-    _lanes,
-    _product,
-    convolve,
-    matmul,
-    random_topology,
-)
+from rigl_optax.condensed import BlockSparse, Topology, convolve, matmul, random_topology
+from rigl_optax.condensed.blocks import _convolution, _features_first, _product
 
 DENSE = {
     "even": ((12, 9), Block(4, 3)),
@@ -104,13 +96,13 @@ def test_product_and_gradients(name):
     check_against_dense(lambda x, k: x @ k, matmul_dense, kernel, array(1, (5, shape[0])))
 
 
-@pytest.mark.parametrize("gathered", [0, _product.GATHERED])
+@pytest.mark.parametrize("gathered", [0, _features_first.GATHERED])
 @pytest.mark.parametrize("name", DENSE)
 def test_loops_and_more_rows_than_a_tile(name, gathered, monkeypatch):
     """The paths of small and large layers, with features last and first."""
-    monkeypatch.setattr(_product, "GATHERED", gathered)
-    monkeypatch.setattr(_lanes, "ROWS", 8)
-    monkeypatch.setattr(_product, "TILE", 8)
+    monkeypatch.setattr(_features_first, "GATHERED", gathered)
+    monkeypatch.setattr(_product, "ROWS", 8)
+    monkeypatch.setattr(_features_first, "TILE", 8)
     shape, block = DENSE[name]
     kernel = kernel_of(shape, block)
     check_against_dense(matmul, matmul_dense, kernel, array(1, (2, 11, shape[0])), 1e-3)
@@ -272,9 +264,74 @@ def test_a_layer_without_blocks_is_zero():
     close(scores, block.pool(x.T @ jnp.ones((5, 6))))
 
 
+@pytest.mark.parametrize("name", ["product", "convolution"])
+def test_hessian_vector_products(name):
+    if name == "product":
+        kernel, x = kernel_of(*DENSE["padded"]), array(1, (5, 11))
+        apply, apply_dense = matmul, matmul_dense
+    else:
+        kernel, x = kernel_of((3, 3, 6, 4), Block(3, 2)), array(1, (2, 4, 4, 6))
+        layout = ("NHWC", "HWIO", "NHWC")
+        apply = convolve
+        apply_dense = lambda x, w: jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=layout
+        )
+    of_dense = lambda v: apply_dense(x, BlockSparse(v, kernel.topology).dense())
+    of_blocks = lambda v: apply(x, BlockSparse(v, kernel.topology))
+    tangent = jnp.cos(kernel.values)
+    found, wanted = (
+        jax.jit(
+            lambda v, f=f: jax.jvp(jax.grad(lambda v: jnp.sin(f(v)).sum()), (v,), (tangent,))[1]
+        )(kernel.values)
+        for f in (of_blocks, of_dense)
+    )
+    close(found, wanted, 1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("features_first", [False, True])
+def test_an_empty_batch_and_one_of_any_size(features_first):
+    kernel = kernel_of(*DENSE["padded"])
+    topology = kernel.topology
+    place = lambda shape: tuple(shape[::-1]) if features_first else shape
+
+    def loss(values, probe, x):
+        y = matmul(x, BlockSparse(values, topology, probe), features_first=features_first)
+        return jnp.sum(y), y
+
+    step = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
+    nothing = jnp.zeros(place((0, 11)))
+    (dvalues, scores, dx), y = step(kernel.values, kernel.probe, nothing)
+    assert y.shape == place((0, 8)) and dx.shape == nothing.shape
+    assert not dvalues.any() and not scores.any()
+    (batch,) = jax.export.symbolic_shape("batch")
+    any_batch = jax.ShapeDtypeStruct(place((batch, 11)), jnp.float32)
+    exported = jax.export.export(step)(kernel.values, kernel.probe, any_batch)
+    x = array(1, place((5, 11)))
+    for found, wanted in zip(
+        jax.tree.leaves(exported.call(kernel.values, kernel.probe, x)),
+        jax.tree.leaves(step(kernel.values, kernel.probe, x)),
+        strict=True,
+    ):
+        close(found, wanted)
+
+
+def test_from_the_left_and_transposed():
+    for shape, block in DENSE.values():
+        kernel = kernel_of(shape, block)
+        dense, z = kernel.dense(), array(2, (shape[1], 5))
+        np.testing.assert_array_equal(kernel.T.dense(), dense.T)
+        for part in (z, z[:, 0], z[None], np.asarray(z)):
+            close(kernel @ part, dense @ part)
+    c = array(3, (shape[0], 5))  # scores: of the grid of the kernel itself, not of its transpose
+    loss = lambda p, k: jnp.sum(c * (BlockSparse(k.values, k.topology, p) @ z))
+    close(jax.jit(jax.grad(loss))(kernel.probe, kernel), block.pool(c @ z.T))
+
+
 @pytest.mark.parametrize(
     "act, message",
     [
+        (lambda k, c: k @ jnp.ones((5, 7)), r"\(12, 9\) does not fit .* \(5, 7\)"),
+        (lambda k, c: c.T, r"\(3, 3, 6, 8\) is a convolution's"),
         (lambda k, c: jnp.ones((5, 7)) @ k, r"\(5, 7\) do not fit a kernel of \(12, 9\)"),
         (lambda k, c: jnp.ones((5, 6)) @ c, r"\(3, 3, 6, 8\) is a convolution's"),
         (lambda k, c: convolve(jnp.ones((1, 4, 4, 5)), c), r"do not fit a kernel of shape"),

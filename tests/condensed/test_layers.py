@@ -11,6 +11,7 @@ import rigl_optax
 from rigl_optax import Block, condensed
 from rigl_optax.condensed import layers
 from rigl_optax.models import recurrent
+from rigl_optax.models.lenet import LeNet
 
 
 class Network(nnx.Module):
@@ -211,3 +212,27 @@ def test_initial_values_have_the_variance_of_their_fan_in():
     stored = condensed.BlockSparse(values, conv)
     # Beyond the edge there is nothing: all that is stored is seen.
     assert float(jnp.sum(values != 0)) == float(jnp.sum(stored.dense() != 0))
+
+
+@pytest.mark.parametrize("structure", [rigl_optax.Unstructured(), Block(4, 5, pad=True)])
+def test_a_trained_model_becomes_condensed_layers(structure):
+    def make():
+        return LeNet((4, 4), classes=5, hidden=(20,), rngs=nnx.Rngs(0))
+
+    model = make()
+    model.head = nnx.Linear(5, 5, rngs=nnx.Rngs(1))  # a layer of Flax itself
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    tx = rigl_optax.static_sparse(optax.sgd(0.1), 0.5, structure=structure)
+    state = tx.init(params)
+    params = rigl_optax.apply_masks(params, state)
+    nnx.update(model, params)
+    x = array(1, 3, 4, 4)
+    wanted = model.head(model(x))
+    again = make()
+    again.head = nnx.Linear(5, 5, rngs=nnx.Rngs(2))
+    again = layers.condense(again, params, state.masks, structure)
+    np.testing.assert_allclose(again.head(again(x)), wanted, rtol=1e-5, atol=1e-5)
+    assert again.layers[0].kernel.size == int(state.masks["layers"][0]["kernel"].sum())
+    assert "layers/0/kernel" in layers.topologies(again)
+    with pytest.raises(ValueError, match="not those of the model: 'head/bias'"):
+        layers.condense(make(), params, state.masks)

@@ -304,6 +304,37 @@ def test_scores_that_are_not_finite_leave_the_topology(bad):
     assert int(after.rewirings) == 0 and int(after.count) == 1
 
 
+def test_a_missed_rewiring_is_said():
+    topologies = {"w": condensed.random_topology((8, 8), 0.5, Block(2, 2))}
+    weights = {"w": jnp.ones((8, 2, 2))}
+    tx = condensed.rigl(optax.sgd(0.1), end=7, every=2, begin=1)
+    state = tx.init(weights, topologies)
+    take = jax.jit(tx.update)
+    for _ in range(3):  # nothing can be said under jit
+        _, state = take(weights, state, weights)
+    with pytest.raises(RuntimeError, match="0 of the 1 rewirings due before count 3 .* rewire"):
+        tx.check(state)
+    with pytest.warns(UserWarning, match="update at count 3: call rewire"):
+        _, state = tx.update(weights, state, weights)
+    _, state = tx.update(weights, tx.update(weights, state, weights)[1], weights)  # once
+    tx.check(state._replace(rewirings=jnp.int32(3)))
+    full = state._replace(count=jnp.int32(2**31 - 1))
+    assert int(take(weights, full, weights)[1].count) == 2**31 - 1
+    static = condensed.static_sparse(optax.sgd(0.1))
+    static.check(static.init(weights, topologies))
+
+
+@pytest.mark.parametrize("make", [condensed.rigl, condensed.sparse_evolutionary_training])
+def test_bad_arguments_are_told_at_construction(make):
+    for seed in (-1, 2**32, 0.5):
+        with pytest.raises((TypeError, ValueError), match=f"seed={seed}: must be"):
+            make(optax.sgd(0.1), end=10, seed=seed)
+    with pytest.raises(TypeError, match="inner=.*must be an Optax transformation"):
+        make(optax.sgd, end=10)
+    with pytest.raises(TypeError, match="inner=0.1: must be an Optax transformation"):
+        condensed.static_sparse(0.1)
+
+
 def test_nothing_dense_in_a_step_or_a_rewiring():
     """The compiled programs hold no array of a dense kernel's size, in whatever shape."""
     n, block = 512, Block(16, 16)

@@ -260,6 +260,11 @@ WRAPPERS = (
         "freeze_mask={'dense': {'kernel': False, 'bias': True}, 'conv': False})",
     ),
     Inside("optax.with_extra_args_support", "optax.with_extra_args_support(optax.adamw(1e-2))"),
+    Inside(
+        "contrib.sam",
+        "contrib.sam(optax.sgd(1e-2), optax.sgd(0.1), sync_period=2, opaque_mode=True)",
+        extra=("grad_fn",),
+    ),
     Inside("contrib.mechanize", "contrib.mechanize(optax.adamw(1e-2))"),
     Inside("contrib.schedule_free", "contrib.schedule_free(optax.adamw(1e-2), 1e-2)"),
     Inside(
@@ -267,7 +272,44 @@ WRAPPERS = (
     ),
 )
 
-INSIDE = ALIASES + PIECES + WRAPPERS
+REFUSED = (
+    Inside(
+        "optax.lookahead",
+        "optax.lookahead(optax.sgd(1e-2), 3, 0.5)",
+        CANNOT,
+        "fast and slow weights would have masks of their own: `init` refuses `LookaheadParams`",
+    ),
+    Inside(
+        "contrib.sam",
+        "contrib.sam(optax.sgd(1e-2), optax.sgd(0.1), sync_period=2)",
+        CANNOT,
+        "takes turns between adversarial steps and real ones, and rewirings replace some of "
+        "either (all real ones at `every=2`): `init` refuses it; with `opaque_mode=True` it works",
+    ),
+    Inside(
+        "optax.partition",
+        "optax.partition({0: optax.adamw(1e-2), 1: optax.set_to_zero()}, "
+        "{'dense': {'kernel': 0, 'bias': 0}, 'conv': 1})",
+        CANNOT,
+        "rewirings would go on in a sparse layer that never learns: `init` refuses it",
+    ),
+    Inside(
+        "optax.selective_transform",
+        "optax.selective_transform(optax.adamw(1e-2), "
+        "freeze_mask={'dense': {'kernel': False, 'bias': True}, 'conv': True})",
+        CANNOT,
+        "rewirings would go on in a sparse layer that never learns: `init` refuses it",
+    ),
+    Inside(
+        "optax.freeze",
+        "optax.chain(optax.sgd(1e-2, momentum=0.9), "
+        "optax.freeze({'dense': {'kernel': False, 'bias': True}, 'conv': True}))",
+        CANNOT,
+        "rewirings would go on in a sparse layer that never learns: `init` refuses it",
+    ),
+)
+
+INSIDE = ALIASES + PIECES + WRAPPERS + REFUSED
 
 AROUND = (
     Around("optax.chain", "optax.chain(optax.clip_by_global_norm(0.1), tx)", True),

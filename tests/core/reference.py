@@ -50,11 +50,16 @@ def kept_mask(mask: np.ndarray, weight: np.ndarray, fraction: float) -> np.ndarr
 
 
 def rewired_mask(mask, weight, gradient, fraction) -> np.ndarray:
-    """Keep the largest active weights, then grow the largest gradients among all the rest."""
+    """Keep the largest active weights, then grow the largest gradients among all the rest.
+
+    Where all those gradients are 0, nothing says where to grow: the mask stays.
+    """
     kept = kept_mask(mask, weight, fraction).reshape(-1)
     grow = int(np.count_nonzero(mask)) - int(np.count_nonzero(kept))
     magnitude = np.abs(np.asarray(gradient).astype(np.float32)).reshape(-1)
     free = np.flatnonzero(~kept)
+    if not np.any(magnitude[free]):
+        return np.array(mask)
     order = free[np.argsort(-magnitude[free], kind="stable")]
     new = kept.copy()
     new[order[:grow]] = True

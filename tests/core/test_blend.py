@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from rigl_optax import _blend
+from rigl_optax._xla import _blend
 
 FLOATS = [jnp.float32, jnp.float16, jnp.bfloat16, jnp.float8_e4m3fn]
 OTHERS = [jnp.int32, jnp.uint8, jnp.bool_, jnp.complex64]

@@ -44,6 +44,7 @@ def wrap(inner, **options):
 
 def extra_arguments(names, value, grads):
     known = {"value": value, "obj_fn": loss, "grad": grads, "value_fn": loss}
+    known["grad_fn"] = lambda params, i: jax.grad(loss)(params)
     return {n: known[n] for n in names}
 
 
@@ -296,6 +297,32 @@ def test_no_number_of_this_state_belongs_to_a_weight(name):
         if jax.tree_util.keystr(path) in unmatched and np.asarray(old).any():
             kept.append((np.asarray(leaf) != np.asarray(at_rest)).any())
     assert any(kept)
+
+
+@pytest.mark.parametrize("entry", catalogue.REFUSED, ids=lambda e: f"{e.name}-{e.call}")
+def test_what_is_refused_at_init(entry):
+    params = some_params()
+    if entry.name == "optax.lookahead":
+        params = optax.LookaheadParams.init_synced(params)
+    tx = wrap(entry.make())
+    for init in (tx.init, jax.jit(tx.init), lambda params: jax.eval_shape(tx.init, params)):
+        with pytest.raises(ValueError, match="lookahead|opaque_mode|'conv/kernel' never learn"):
+            init(params)
+
+
+def test_frozen_layers_may_be_dense_or_around():
+    freeze = catalogue.REFUSED[2].make()
+    dense = rigl_optax.uniform(0.6, dense=lambda path, leaf: "conv" in path or leaf.ndim < 2)
+    wrap_dense = rigl_optax.rigl(freeze, dense, end=END, every=EVERY)
+    labels = {"dense": "train", "conv": "frozen"}
+    around = optax.partition(
+        {"train": wrap(optax.adam(1e-2)), "frozen": optax.set_to_zero()}, labels
+    )
+    for tx in (wrap_dense, around):
+        (start, _), *_, (params, state) = run(tx)
+        np.testing.assert_array_equal(start["conv"]["kernel"], params["conv"]["kernel"])
+        assert not params["dense"]["kernel"][~rigl_optax.get_masks(state)["dense"]["kernel"]].any()
+    rigl_optax.static_sparse(freeze, UNIFORM).init(some_params())  # nothing is rewired
 
 
 def test_dpsgd_wants_a_gradient_per_example():

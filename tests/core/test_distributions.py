@@ -256,10 +256,42 @@ def test_sparsity_zero_is_all_active(rule):
         ("dw/weight", (3, 3, 1, 32), jnp.float32, False),
         ("dw/kernel", (3, 1, 32), jnp.float32, False),
         ("dw/kernel", (1, 3, 1, 32), jnp.float32, True),
+        ("dw/w", (3, 3, 1, 32), jnp.float32, True),
+        ("conv/w", (3, 3, 2, 32), jnp.float32, False),
+        ("conv/weight", (32, 1, 3, 3), jnp.float32, True),
+        ("conv/weight", (32, 2, 3, 3), jnp.float32, False),
+        ("conv/weight", (32, 1, 1, 1), jnp.float32, False),
+        ("cls", (1, 1, 32), jnp.float32, True),
+        ("cls/kernel", (32, 10), jnp.float32, False),
+        ("encoder/pos_emb", (1, 50, 32), jnp.float32, True),
+        ("encoder/pos_embedding", (1, 50, 32), jnp.float32, True),
+        ("attn/rel_pos_bias", (4, 50, 50), jnp.float32, True),
+        ("attn/relative_position_bias_table", (63, 4), jnp.float32, True),
+        ("block/layer_scale", (2, 32), jnp.float32, True),
+        ("layer_scale/gamma", (2, 32), jnp.float32, True),
+        ("LayerNorm_0/scale", (2, 32), jnp.float32, True),
+        ("layer_norm/offset", (2, 32), jnp.float32, True),
+        ("layers/norm1/weight", (2, 32), jnp.float32, True),
+        ("ln_1/weight", (2, 32), jnp.float32, True),
+        ("norms/0/weight", (2, 32), jnp.float32, True),
+        ("norm/kernel", (2, 32), jnp.float32, False),
+        ("attn/query/bias", (2, 4, 8), jnp.float32, True),
+        ("attn/q_bias", (4, 8), jnp.float32, True),
+        ("conv_2_d/b", (32, 1, 1), jnp.float32, True),
+        ("b", (40, 30), jnp.float32, False),
+        ("lin/weight", (40, 30), jnp.float32, False),
     ],
 )
 def test_default_dense(path, shape, dtype, dense):
-    assert bool(default_dense(path, jax.ShapeDtypeStruct(shape, dtype))) is dense
+    leaf = jax.ShapeDtypeStruct(shape, dtype)
+    assert bool(default_dense(path, leaf)) is dense
+    assert (path in uniform(0.5)({path: leaf, "other": shaped({"": (4, 4)})[""]})) is not dense
+
+
+def test_a_layout_of_ones_own_finds_depthwise_kernels():
+    params = shaped({"dw/kernel": (32, 1, 3, 3), "conv/kernel": (32, 4, 3, 3)})
+    assert list(uniform(0.5)(params)) == ["conv/kernel", "dw/kernel"]
+    assert list(uniform(0.5, axes=rigl_optax.equinox_axes)(params)) == ["conv/kernel"]
 
 
 def test_a_leaf_is_dense_if_the_predicate_says_so():

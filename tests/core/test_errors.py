@@ -266,3 +266,74 @@ def test_an_error_is_one_line_of_sense():
         rigl(SGD, 1.0, end=10)
     assert "Tracer" not in str(info.value)
     assert len(str(info.value)) < 300
+
+
+# --------------------------------------------------------------------- trees that do not belong
+
+
+@pytest.mark.parametrize(
+    ("gradients", "parts"),
+    [
+        ({"fc1": PARAMS["fc1"]}, ["missing 'fc2/bias', 'fc2/kernel'", "unknown none"]),
+        (PARAMS | {"fc3": jnp.ones(2)}, ["missing none", "unknown 'fc3'"]),
+        (tuple(PARAMS.values()), ["'fc1/kernel'", "'0/kernel'"]),
+        (PARAMS | {"fc2": PARAMS["fc1"]}, ["'fc2/bias'", "(8,)", "(4,)"]),
+        (PARAMS | {"fc2": {"kernel": jnp.ones((1, 4)), "bias": jnp.ones(4)}}, ["(1, 4)"]),
+        (PARAMS | {"fc2": {"kernel": None, "bias": jnp.ones(4)}}, ["None for 'fc2/kernel'"]),
+        (PARAMS | {"fc2": {"kernel": (jnp.ones(4),), "bias": jnp.ones(4)}}, ["in place of 'fc2/k"]),
+        (list(jax.tree.leaves(PARAMS)), ["'0'"]),
+    ],
+    ids=range(8),
+)
+def test_gradients_of_other_parameters(gradients, parts):
+    tx = rigl(SGD, 0.5, end=10)
+    state = jax.eval_shape(tx.init, PARAMS)
+    with pytest.raises(ValueError, match=says("gradients do not fit params", *parts)):
+        jax.eval_shape(lambda g, s: tx.update(g, s, PARAMS), gradients, state)
+
+
+def test_gradients_in_another_container():
+    tx = rigl(SGD, 0.5, end=10, drop_fraction=0.5)
+    params = [jnp.ones((4, 4))]
+    state = tx.init(params)
+    with pytest.raises(ValueError, match="another kind of tree"):
+        tx.update(tuple(params), state, params)
+
+
+def test_a_state_in_place_of_params():
+    state = rigl(optax.adam(0.1), 0.5, end=10).init(PARAMS)
+    for wrong in (
+        state,
+        (state,),
+        optax.adam(0.1).init(PARAMS),
+        optax.MultiSteps(SGD, 2).init(PARAMS),
+    ):
+        with pytest.raises(ValueError, match="optimizer's state"):
+            rigl_optax.explain(wrong, 0.5, end=10)
+        with pytest.raises(ValueError, match="optimizer's state"):
+            rigl(SGD, 0.5, end=10).init(wrong)
+
+
+def test_a_sparse_method_inside_another():
+    inner = rigl(SGD, 0.5, end=10)
+    for wrong in (inner, optax.chain(optax.clip(1.0), inner), optax.apply_if_finite(inner, 3)):
+        with pytest.raises(ValueError, match="inner: is sparse already"):
+            static_sparse(wrong, 0.5).init(PARAMS)
+
+
+def test_leaves_that_are_no_arrays():
+    """Python's numbers are parameters to Optax, too; functions of a whole model are not."""
+    params = PARAMS | {"temperature": 0.5, "steps": 3}
+    tx = rigl(SGD, 0.5, end=10, every=1)
+    state = tx.init(params)
+    assert state.masks["temperature"].shape == ()
+    params = rigl_optax.apply_masks(params, state)
+    grads = jax.tree.map(lambda p: jnp.ones_like(p, jnp.float32), params)
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    updates, state = tx.update(grads, state, params)
+    assert rigl_optax.uniform(0.5)(params) == {"fc1/kernel": 0.5, "fc2/kernel": 0.5}
+    for wrong in (jax.nn.relu, "relu", object()):
+        for take in (tx.init, rigl_optax.uniform(0.5), lambda p: rigl_optax.explain(p, 0.5, end=9)):
+            with pytest.raises(ValueError, match=says("'act/0' is no array", "eqx.filter")):
+                take(PARAMS | {"act": [wrong]})

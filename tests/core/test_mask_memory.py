@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import rigl_optax
-from rigl_optax import _bits
+from rigl_optax._xla import _bits
 
 SHAPES = st.lists(st.integers(0, 19), min_size=0, max_size=4)
 

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rigl_optax._selection import top_k_masks
+from rigl_optax._ranking._top_k import top_k_masks
 from tests.core.reference import top_k_mask
 
 LARGEST = 2**31 - 1

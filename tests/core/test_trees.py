@@ -1,6 +1,7 @@
 """Any tree of parameters: the same masks and the same step, whatever holds the arrays."""
 
 import collections
+import typing
 
 import equinox as eqx
 import flax.linen as nn
@@ -308,3 +309,83 @@ def test_pytrees_that_optax_masks_make():
     applied = rigl_optax.apply_masks(params, state)
     np.testing.assert_array_equal(applied["b"]["kernel"], C)
     assert np.count_nonzero(applied["a"]["kernel"]) == 15
+
+
+# ---------------------------------------------------------------- which state is of which weight
+
+
+class PolicyAndValue(typing.NamedTuple):
+    policy: jax.Array
+    value: jax.Array
+
+
+def bare_counter():
+    """Counts its updates; the state is a bare scalar."""
+
+    def update(updates, count, params=None):
+        return updates, count + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+def counters(state, steps):
+    return [x for x in jax.tree.leaves(state) if x.shape == () and x == steps]
+
+
+@pytest.mark.parametrize(
+    ("params", "inner"),
+    [
+        (PolicyAndValue(A, jnp.float32(1)), optax.adam(1e-2)),
+        ((A, jnp.float32(1)), optax.chain(optax.trace(0.9), bare_counter())),
+        ({"kernel": A, "count": jnp.float32(1)}, optax.adam(1e-2)),
+        ({"kernel": A, "b": {"count": jnp.float32(1)}}, optax.named_chain(("b", optax.adam(1e-2)))),
+    ],
+    ids=["field called value", "tuple", "dict", "named chain"],
+)
+def test_a_counter_is_no_weight_whatever_it_is_called(params, inner):
+    """Else the optimizer's schedule would stand still at every rewiring."""
+    tx = method(inner, dense=lambda path, leaf: not leaf.ndim)
+    state = tx.init(params)
+    for _ in range(5):
+        _, state = tx.update(params, state, params)
+    assert state.rewirings == 2
+    assert len(counters(state.inner_state, 5)) == 1
+
+
+def test_only_variables_lose_their_value():
+    module = eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0))
+    heads = PolicyAndValue(module, {"value": A})
+    paths = list(rigl_optax.uniform(0.5)(eqx.filter(heads, eqx.is_inexact_array)))
+    assert paths[-1] == "value/value"
+    assert list(rigl_optax.uniform(0.5, overrides={"^value$": 0.1})(PolicyAndValue(A, C))) == [
+        "policy",
+        "value",
+    ]
+    boxed = {"a": nn.Partitioned(A, ("in", "out")), "b": nnx.Param(PolicyAndValue(A, C))}
+    assert list(rigl_optax.uniform(0.5)(boxed)) == ["a", "b/value/policy", "b/value/value"]
+
+
+@pytest.mark.parametrize("hole", [optax.MaskedNode(), None, "left out"], ids=str)
+def test_an_inner_state_of_some_of_the_weights_is_reset(hole):
+    """What `optax.masked` makes, what filtering makes, and what an optimizer may leave out."""
+
+    def some(tree):
+        return {"a": tree["a"]} | ({} if hole == "left out" else {"b": hole})
+
+    def update(updates, state, params=None):
+        return updates, {"trace": some(updates), "count": state["count"] + 1}
+
+    inner = optax.GradientTransformation(
+        lambda p: {"trace": some(jax.tree.map(jnp.zeros_like, p)), "count": jnp.zeros((), int)},
+        update,
+    )
+    params = {"a": {"kernel": A}, "b": {"kernel": A, "count": jnp.float32(1)}}
+    tx = method(inner, dense=lambda path, leaf: not leaf.ndim, begin=1)
+    grads = jax.tree.map(jnp.cos, params)
+    _, before = tx.update(grads, tx.init(params), params)
+    _, after = tx.update(grads, before, params)
+    stays = before.masks["a"]["kernel"] & after.masks["a"]["kernel"]
+    assert int(stays.sum()) < 15
+    old, new = (s.inner_state["trace"]["a"]["kernel"] for s in (before, after))
+    np.testing.assert_array_equal(new, np.where(stays, old, 0))
+    assert after.inner_state["count"] == 2

@@ -106,3 +106,10 @@ def test_pickles_are_not_read(tmp_path):
     (pathlib.Path(tmp_path) / "cifar-10-batches-py").mkdir()
     with pytest.raises(ValueError, match="pickle executes what is in it. Take the binary version"):
         cifar10.load(str(tmp_path))
+
+
+def test_without_a_directory_nothing_is_looked_for(tmp_path, examples, monkeypatch):
+    write_binary(tmp_path, *examples)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="data_dir is empty"):
+        cifar10.load("")

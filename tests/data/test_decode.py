@@ -97,6 +97,14 @@ def test_grey_and_four_colours_and_png_become_rgb(photo):
     np.testing.assert_array_equal(decode.stored(png(photo)), photo)
 
 
+def test_sixteen_bits_of_grey_are_not_clipped(photo):
+    grey = np.asarray(Image.fromarray(photo).convert("L"))
+    deep = png(grey.astype(np.uint16) * 257)
+    assert Image.open(io.BytesIO(deep)).mode.startswith("I")
+    np.testing.assert_array_equal(decode.stored(deep), grey)
+    np.testing.assert_array_equal(look(deep, WHOLE), look(png(grey), WHOLE))
+
+
 def large_png():
     def chunk(kind, data):
         return (

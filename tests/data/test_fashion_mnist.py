@@ -63,7 +63,7 @@ def test_a_missing_dataset_says_where_it_looked_and_how_to_get_it(tmp_path):
     message = str(error.value)
     assert str(tmp_path) in message
     assert "dataset-fashion-mnist" in message
-    assert "t10k-labels-idx1-ubyte.gz" in message and "--config.data_dir" in message
+    assert "t10k-labels-idx1-ubyte.gz" in message and "--config.data.dir" in message
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,9 @@ def test_a_dataset_has_three_disjoint_splits_of_all_photos(on_disk, records):
     root, load = on_disk
     data = load(str(root), 0, SIZE, 2)
     assert (data.classes, data.maximum, data.left_out()) == (CLASSES, 255.0, ())
-    assert [s.examples for s in data[:3]] == [23, 1, 6]
+    assert [s.examples for s in data[:3]] == [22, 2, 6]
+    for fraction, examples in ((0.01, 1), (0.25, 6)):
+        assert load(str(root), 0, SIZE, 1, fraction).validation.examples == examples
     assert data.train.image_shape == (SIZE, SIZE, 3)
     assert sorted([*data.train.members, *data.validation.members]) == list(range(24))
     whole = next(batches.evaluation_batches(make(records), 30))
@@ -192,6 +194,28 @@ def test_channels_are_normalised_on_the_device(on_disk):
     np.testing.assert_allclose(batches.normalised(found, data), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_small_tree_is_read_once_before_training(records, monkeypatch):
+    train, test = Listed(spoiled(records[:24], 20)), Listed(spoiled(records[24:], 5))
+    with pytest.raises(ValueError, match="record 20 cannot be read"):
+        photos.dataset(train, test, CLASSES, 0, SIZE, 2)
+    assert len(photos.dataset(train, test, CLASSES, 2, SIZE, 2).left_out()) == 2
+    with monkeypatch.context() as patch:  # a large one is not: that would take too long
+        patch.setattr(photos, "CHECKED", 29)
+        assert photos.dataset(train, test, CLASSES, 0, SIZE, 2).left_out() == ()
+    monkeypatch.setattr(photos, "CHECKED_BYTES", 1)
+    assert photos.dataset(train, test, CLASSES, 2, SIZE, 2).left_out() == ()
+
+
+@pytest.mark.parametrize(
+    ("photos_there", "held_out"),
+    [(9, 1), (160, 16), (4_000, 400), (20_000, 500), (60_000, 600), (1_281_167, 12_812)],
+)
+def test_how_many_are_held_out_for_validation(photos_there, held_out, monkeypatch):
+    records = range(photos_there)  # only their number is asked for
+    monkeypatch.setattr(photos, "CHECKED", 0)
+    assert photos.dataset(records, records, 2, 0, SIZE, 1).validation.examples == held_out
+
+
 @pytest.mark.parametrize("load", [imagenet.load, image_folder.load])
 def test_what_is_missing_is_said_with_what_to_do(load, tmp_path):
     for place in ("", str(tmp_path), str(tmp_path / "nowhere")):
@@ -210,3 +234,33 @@ def test_a_tree_whose_parts_do_not_fit_is_refused(on_disk, records, tmp_path):
         (tmp_path / path).write_bytes(records[0][0])
         with pytest.raises((ValueError, FileNotFoundError), match=problem):
             image_folder.load(str(tmp_path), 0, SIZE, 1)
+
+
+def test_hidden_names_are_no_classes_and_no_photos(records, tmp_path):
+    for part in ("train", "val"):
+        for label in range(2):
+            for i in range(4):
+                path = tmp_path / part / f"class{label}" / f"{i}.jpeg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(records[i][0])
+    for name in (".ipynb_checkpoints/0.jpeg", "class0/._0.jpeg", "class1/.trash/0.jpeg"):
+        path = tmp_path / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no photo")
+    (tmp_path / "val" / ".ipynb_checkpoints").mkdir()
+    data = image_folder.load(str(tmp_path), 0, SIZE, 1)
+    assert data.classes == 2
+    assert data.train.examples + data.validation.examples == data.test.examples == 8
+    found = next(batches.evaluation_batches(data.test, 8))
+    assert found["labels"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_class_without_photos_is_said(records, tmp_path, caplog):
+    for part in ("train", "val"):
+        for i in range(4):
+            path = tmp_path / part / "a" / f"{i}.jpeg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(records[i][0])
+    (tmp_path / "train" / "b").mkdir()
+    assert image_folder.load(str(tmp_path), 0, SIZE, 1).classes == 2
+    assert "train has 1 classes without a photo (b); they are counted" in caplog.text

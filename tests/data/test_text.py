@@ -129,6 +129,42 @@ def test_wikitext_is_read_and_articles_are_texts(form, tmp_path):
     assert all(isinstance(part.tokens, np.memmap) for part in data)
 
 
+def test_wikitext_saved_on_windows_has_the_same_articles(tmp_path):
+    for part, content in RAW.items():
+        (tmp_path / f"wiki.{part}.raw").write_bytes(content.replace(b"\n", b"\r\n"))
+    data = text.wikitext(str(tmp_path))
+    titles = [data.train.tokens[s : s + 4].tobytes() for s in data.train.starts[1:]]
+    assert len(titles) == 6 and set(titles) == {b" = F", b" = S"}
+    (tmp_path / "wiki.valid.raw").write_bytes(b"\n = = Only a section = = \n words\n")
+    with pytest.raises(ValueError, match=r"wiki.valid.raw: no title of an article"):
+        text.wikitext(str(tmp_path))
+
+
+def test_without_a_directory_nothing_is_looked_for(tmp_path, monkeypatch):
+    for part, content in RAW.items():
+        (tmp_path / f"wiki.{part}.raw").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"data_dir is empty. Pass the folder with wiki."):
+        text.wikitext("")
+    with pytest.raises(FileNotFoundError, match="no files with text"):
+        text.raw("")
+
+
+def test_hidden_files_are_no_texts(tmp_path):
+    root = tmp_path / ".cache"  # above it, any name will do
+    for name in (".git/config", "a.txt", ".DS_Store", "b/._c.txt", "b/c.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode() * 40)
+    data = text.raw(str(root))
+    every = b"".join(part.tokens.tobytes() for part in data)
+    assert every == b"a.txt" * 40 + b"b/c.txt" * 40
+    for part, content in RAW.items():
+        for folder, read in ((".trash", b"x" + content), ("raw", content)):
+            (root / folder).mkdir(exist_ok=True)
+            (root / folder / f"wiki.{part}.raw").write_bytes(read)
+    assert text.wikitext(str(root)).test.tokens.tobytes() == RAW["test"]
+
+
 def test_missing_files_are_named(tmp_path):
     (tmp_path / "wiki.train.raw").write_bytes(b"x")
     with pytest.raises(FileNotFoundError, match=r"no wiki.valid.raw, wiki.test.raw"):

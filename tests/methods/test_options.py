@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import rigl_optax
-from rigl_optax import Grown, _allocation, _packing
+from rigl_optax import Grown
+from rigl_optax._ranking import _apportion, _packing
 from tests.core.reference import rewired_mask
 from tests.methods.reference import apportion, mean_magnitude
 
@@ -282,7 +283,7 @@ def test_second_moments_of_new_weights_can_start_at_their_layers_mean():
 
 
 def test_sharing_out_adds_up_and_keeps_to_the_room():
-    split = jax.jit(_allocation.apportion)
+    split = jax.jit(_apportion.apportion)
     rng = np.random.default_rng(0)
     for _ in range(60):
         room = rng.integers(0, 50, 6).astype(np.int32)
@@ -317,7 +318,7 @@ def test_means_are_near_those_of_floats_and_the_same_packed(monkeypatch):
             packing.pack([jnp.asarray(v) for v in values], 0.0),
             packing.pack([jnp.asarray(m) for m in masks], False),
         )
-        each.append(np.asarray(_allocation.mean_magnitudes(*packed, packing.rows)))
+        each.append(np.asarray(_apportion.mean_magnitudes(*packed, packing.rows)))
     np.testing.assert_array_equal(*each)
     for mean, v, m in zip(each[0], values, masks, strict=True):
         assert mean == mean_magnitude(v, m)

@@ -160,6 +160,135 @@ def test_bad_input_is_refused():
         magnitude_masks(params, UNIFORM)
 
 
+# ----------------------------------------------------------------- where scores say nothing
+
+
+def two_layers(head):
+    rng = np.random.default_rng(0)
+    return {
+        "a": jnp.asarray(rng.standard_normal((6, 10)), jnp.float32),
+        "head": jnp.asarray(rng.standard_normal((10, 4)), jnp.float32) * head,
+    }
+
+
+def squared(params, x):
+    return jnp.mean((jnp.tanh(x @ params["a"]) @ params["head"] - 1) ** 2)
+
+
+BY_SCORES = {
+    "magnitude": lambda p, **k: magnitude_masks(p, UNIFORM, **k),
+    "snip": lambda p, **k: snip_masks(p, UNIFORM, squared, [jnp.eye(6)], **k),
+    "synflow": lambda p, **k: synflow_masks(
+        p, UNIFORM, lambda q, x: x @ q["a"] @ q["head"], (1, 6), iterations=2, **k
+    ),
+}
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("name", BY_SCORES)
+def test_layers_without_a_score_are_named(name, scope):
+    with pytest.raises(ValueError, match=r"scores of .*are all equal|nothing is left of 'head'"):
+        BY_SCORES[name](two_layers(0.0), scope=scope)
+
+
+def test_grasp_scores_a_layer_that_starts_at_zero():
+    masks = grasp_masks(two_layers(0.0), UNIFORM, squared, [jnp.eye(6)])
+    assert [int(m.sum()) for m in masks.values()] == [18, 12]
+
+
+def test_a_layer_that_a_global_ranking_leaves_nothing_of_is_named():
+    with pytest.raises(ValueError, match=r"nothing is left of 'head', .*scope='layer'"):
+        magnitude_masks(two_layers(1e-6), UNIFORM, scope="global")
+    stacked = rigl_optax.uniform(0.5, stacked=("x",))
+    layers = {"x": jnp.stack([jnp.full((4, 4), 9.0), jnp.eye(4)])}
+    with pytest.raises(ValueError, match=r"scope='global': nothing is left of 'x'"):
+        magnitude_masks(layers, stacked, scope="global")
+    with pytest.raises(ValueError, match=r"the scores of 'x' are all equal"):
+        magnitude_masks(layers, stacked)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_synflow_of_sixty_layers(scope):
+    """R is about 1e-30 there at first, and far below what float32 holds in the end."""
+    rng = np.random.default_rng(0)
+    layers = rng.standard_normal((60, 8, 8)).astype(np.float32) * np.float32(0.05)
+    stack = rigl_optax.uniform(0.75, stacked=("w",))
+
+    def apply(params, x):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, params["w"])[0]
+
+    params = {"w": jnp.asarray(layers)}
+    found = synflow_masks(params, stack, apply, (1, 8), iterations=4, scope=scope)
+    masks = np.ones((60, 8, 8), bool)
+    for k in range(1, 5):
+        weights = np.abs(layers.astype(np.float64)) * masks
+        into, out = [np.ones(8)], [np.ones(8)]
+        for w in weights:
+            into.append(into[-1] @ w)
+        for w in weights[::-1]:
+            out.append(w @ out[-1])
+        pairs = zip(into[:-1], out[-2::-1], weights, strict=True)
+        scores = np.stack([a[:, None] * w * b for a, b, w in pairs])
+        scores = np.where(masks, scores / scores.max(), -1)
+        rows = scores.reshape(60, -1) if scope == "layer" else scores.reshape(1, -1)
+        keep = round(rows.shape[1] * 0.25 ** (k / 4))
+        masks = np.stack([top_k_mask(order(row), keep) for row in rows]).reshape(60, 8, 8)
+    np.testing.assert_array_equal(found["w"], masks)
+    assert masks.any((1, 2)).all()
+
+
+def test_scores_of_float16_and_of_tiny_weights_stay_in_range():
+    def linear(params, x):
+        return jnp.sum(x @ params["a"] @ params["head"]) * jnp.asarray(1e-3, x.dtype)
+
+    params = {n: x.astype(jnp.float16) for n, x in two_layers(0.01).items()}
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    tiny = jax.tree.map(lambda x: x * jnp.float32(2.0**-80), wide)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((5, 6)), jnp.float16)
+    each = [snip_masks(p, UNIFORM, linear, [x * s]) for p, s in ((wide, 1), (params, 1 / 64))]
+    each.append(snip_masks(tiny, UNIFORM, linear, [x.astype(jnp.float32)]))
+    for masks in each[1:]:
+        for n in params:
+            np.testing.assert_array_equal(masks[n], each[0][n])
+
+
+def test_a_loss_that_insists_on_its_precision_is_scored_in_it():
+    def strict(params, x):
+        if params["a"].dtype != x.dtype:
+            raise TypeError("operands differ")
+        return jnp.sum((x @ params["a"] @ params["head"]) ** 2)
+
+    params = {n: x.astype(jnp.float16) for n, x in two_layers(1.0).items()}
+    masks = snip_masks(params, UNIFORM, strict, [jnp.eye(6, dtype=jnp.float16)])
+    assert [int(m.sum()) for m in masks.values()] == [18, 12]
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    with pytest.raises(ValueError, match=r"scores of 'a', 'head' are all equal"):
+        snip_masks(zeros, UNIFORM, strict, [jnp.eye(6, dtype=jnp.float16)])
+
+
+def test_models_of_tokens_with_leaves_that_have_no_gradient():
+    rng = np.random.default_rng(0)
+    params = two_layers(1.0) | {
+        "embed": jnp.asarray(rng.standard_normal((7, 6)), jnp.float32),
+        "seen": jnp.zeros((), jnp.int32),
+        "key": jax.random.key(0),
+    }
+
+    def apply(params, tokens):
+        return params["embed"][tokens] @ params["a"] @ params["head"]
+
+    loss = lambda p, t: jnp.mean(apply(p, t) ** 2)
+    tokens = jnp.arange(7)
+    for masks in (
+        synflow_masks(params, UNIFORM, apply, (1, 5), iterations=2, scope="layer"),
+        snip_masks(params, UNIFORM, loss, [tokens, tokens]),
+        grasp_masks(params, UNIFORM, loss, [tokens]),
+    ):
+        assert [int(masks[n].sum()) for n in ("a", "head", "embed", "seen")] == [18, 12, 42, 1]
+    with pytest.raises(TypeError, match="contracting dimensions"):
+        synflow_masks(params, UNIFORM, lambda p, x: x @ p["a"], (1, 5))
+
+
 # ------------------------------------------------------------------------ initial weights
 
 

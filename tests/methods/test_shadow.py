@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import rigl_optax
-from rigl_optax import _random
+from rigl_optax._ranking import _random
 from rigl_optax.data import batches, digits
 from tests.core.reference import top_k_mask
 
@@ -242,7 +242,7 @@ def test_gradients_that_are_not_finite_change_nothing_but_counters(name):
     applied = optax.apply_updates(params, updates)
     for n in SHAPES:
         close(applied[n], params[n])
-        assert np.isfinite(trace_of(after)[n]).all()
+        np.testing.assert_array_equal(trace_of(after)[n], trace_of(state)[n])
     for a, b in zip(
         jax.tree.leaves((state.masks, state.memory, state.shadow)),
         jax.tree.leaves((after.masks, after.memory, after.shadow)),

@@ -568,9 +568,9 @@ def rigl(structure, **keys):
             r"'a' is matched by 'a' and 'a\|b'",
         ),
         (
-            lambda: rigl(Block(4, 2)).init(some_tree(SHAPES, 0)),
+            lambda: rigl(Block(4, 2)).init(some_tree({**SHAPES, "c": (50, 35)}, 0)),
             ValueError,
-            r"does not divide 'c' of 10 inputs x 7 outputs.*pad=True",
+            r"does not divide 'c' of 50 inputs x 35 outputs.*pad=True",
         ),
         (
             lambda: rigl(

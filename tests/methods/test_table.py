@@ -1,6 +1,5 @@
 """The last columns of the table in docs/methods.md, measured."""
 
-import dataclasses
 import pathlib
 import re
 
@@ -11,6 +10,7 @@ import optax
 import pytest
 
 import rigl_optax
+from rigl_optax.training import config as config_lib
 from rigl_optax.training import methods
 from tests.training.conftest import SMALL
 
@@ -35,14 +35,16 @@ def some_tree(seed):
 
 
 # So that in 30 steps of random gradients something falls below the thresholds.
-OPTIONS = {"dsr": "initial_threshold=0.3", "str": "threshold_decay=0.5,initial_threshold=-1.0"}
+OPTIONS = {
+    "dsr": {"method.initial_threshold": 0.3},
+    "str": {"method.threshold_decay": 0.5, "method.initial_threshold": -1.0},
+}
 
 
 def build(name):
-    config = dataclasses.replace(
-        SMALL, method=name, sparsity=0.7, rewire_every=5, steps=STEPS, weight_decay=0.0
-    )
-    config = dataclasses.replace(config, method_options=OPTIONS.get(name, ""))
+    changes = {"method.sparsity": 0.7, "method.every": 5, "steps": STEPS}
+    changes |= {"method.name": name, "optimizer.weight_decay": 0.0} | OPTIONS.get(name, {})
+    config = config_lib.changed(SMALL, changes)
     return methods.build(config), config
 
 
@@ -70,9 +72,9 @@ def measure(name):
             if not depends(update, params, state, t, {n: ~marks[n] for n in SPARSE}):
                 gradients.add("wider set")
             elif (
-                methods.METHODS[name].every
-                and methods.METHODS[name].every(config) > 1
-                and (methods.is_rewiring(config, t))
+                (plan := methods.plan(config)) is not None
+                and plan.default.schedule.every > 1
+                and plan.rewires_at(t)
             ):
                 gradients.add("rewirings")
             else:

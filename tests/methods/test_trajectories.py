@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import rigl_optax
-from rigl_optax import _packing, _random
+from rigl_optax._ranking import _packing, _random
 from tests.core import reference as core
 from tests.methods import reference
 

@@ -1,6 +1,5 @@
 """Configs of condensed runs, one of each kind of model, and what compares them with masked ones."""
 
-import dataclasses
 import io
 
 import jax
@@ -10,71 +9,97 @@ from rich.console import Console
 from rigl_optax import _paths, condensed
 from rigl_optax.models import mobilenet_v1
 from rigl_optax.training import checkpoints, loop, methods, setup, state, step
+from rigl_optax.training import config as config_lib
 from tests.training.conftest import SMALL
 
-LENET = dataclasses.replace(
+LENET = config_lib.changed(
     SMALL,
-    condensed=True,
-    structure="{'layers/0': Block(4, 4), 'layers/1': Block(4, 4, pad=True)}",  # the last ones: 4x2
-    dense_layers="layers/2",
-    steps=40,
+    {
+        "method.condensed": True,
+        "method.structure": {
+            "name": "unstructured",
+            "layers": (
+                ("layers/0", {"name": "block", "rows": 4, "cols": 4}),
+                ("layers/1", {"name": "block", "rows": 4, "cols": 4, "pad": True}),
+            ),
+        },
+        "model.dense_layers": "layers/2",
+        "steps": 40,
+    },
 )
 # On 8x8 digits, as small as they can be.
-WIDE_RESNET = dataclasses.replace(
+WIDE_RESNET = config_lib.changed(
     LENET,
-    model="wide_resnet",
-    model_options="depth=10,k=1,dropout=0.1",
-    hidden=(),
-    width=0.5,
-    augment="pad_crop",
-    batch_size=10,
-    steps=11,
-    rewire_every=4,
-    sparsity=0.6,
-    learning_rate=0.05,
-    label_smoothing=0.1,
-    structure="Block(4, 4)",
-    dense_layers="stem|classifier",
+    {
+        "model.name": "wide_resnet",
+        "model.depth": 10,
+        "model.k": 1,
+        "model.dropout": 0.1,
+        "model.hidden": (),
+        "model.width": 0.5,
+        "data.augment": "pad_crop",
+        "batch_size": 10,
+        "steps": 11,
+        "method.every": 4,
+        "method.sparsity": 0.6,
+        "optimizer.learning_rate": 0.05,
+        "loss.label_smoothing": 0.1,
+        "method.structure": {"name": "block", "rows": 4, "cols": 4},
+        "model.dense_layers": "stem|classifier",
+    },
 )
-MOBILENET = dataclasses.replace(
+MOBILENET = config_lib.changed(
     WIDE_RESNET,
-    model="mobilenet_v1",
-    model_options="",
-    width=0.25,
-    augment="none",
-    distribution="uniform",
-    structure="{'pointwise': Block(4, 8, pool_by='l2'), 'classifier': Block(4, 4, pad=True)}",
-    dense_layers="default",
+    {
+        "model.name": "mobilenet_v1",
+        "model.width": 0.25,
+        "data.augment": "none",
+        "method.distribution": {"name": "uniform"},
+        "method.structure": {
+            "name": "unstructured",
+            "layers": (
+                ("pointwise", {"name": "block", "rows": 4, "cols": 8, "pool_by": "l2"}),
+                ("classifier", {"name": "block", "rows": 4, "cols": 4, "pad": True}),
+            ),
+        },
+        "model.dense_layers": "default",
+    },
 )
-GRU = dataclasses.replace(
+GRU = config_lib.changed(
     LENET,
-    dataset="topics",
-    model="gru",
-    hidden=(24,),
-    model_options="embedding=16,readout=(16,),fused=False",
-    dense_layers="default",
-    sequence_length=12,
-    batch_size=8,
-    eval_batch_size=64,
-    optimizer="adam",
-    learning_rate=5e-3,
-    schedule="constant",
-    gradient_clip=10.0,
-    distribution="uniform",
-    sparsity=0.5,
-    steps=24,
-    rewire_every=7,
-    structure="Block(4, 8)",
+    {
+        "data.name": "topics",
+        "model.name": "gru",
+        "model.hidden": (24,),
+        "model.embedding": 16,
+        "model.readout": (16,),
+        "model.fused": False,
+        "model.dense_layers": "default",
+        "data.sequence_length": 12,
+        "batch_size": 8,
+        "eval.batch_size": 64,
+        "optimizer.name": "adam",
+        "optimizer.learning_rate": 5e-3,
+        "optimizer.schedule": "constant",
+        "optimizer.gradient_clip": 10.0,
+        "method.distribution": {"name": "uniform"},
+        "method.sparsity": 0.5,
+        "steps": 24,
+        "method.every": 7,
+        "method.structure": {"name": "block", "rows": 4, "cols": 8},
+    },
 )
 KINDS = {
     "lenet": LENET,
-    "lenet-set": dataclasses.replace(LENET, method="set"),
-    "lenet-static": dataclasses.replace(LENET, method="static"),
+    "lenet-set": config_lib.changed(LENET, {"method.name": "set"}),
+    "lenet-static": config_lib.changed(LENET, {"method.name": "static"}),
     "wide_resnet": WIDE_RESNET,
     "mobilenet_v1": MOBILENET,
     "gru": GRU,
-    "gru-fused": dataclasses.replace(GRU, model_options="embedding=16,readout=(16,)"),
-    "lstm": dataclasses.replace(GRU, model="lstm"),
+    "gru-fused": config_lib.changed(GRU, {"model.fused": True}),
+    "lstm": config_lib.changed(
+        GRU, {"model.name": "lstm", **{f"model.{k}": v for k, v in GRU.model.options.items()}}
+    ),
 }
 
 
@@ -84,7 +109,7 @@ def shorten(monkeypatch):
 
 
 def masked(config):
-    return dataclasses.replace(config, condensed=False)
+    return config_lib.changed(config, {"method.condensed": False})
 
 
 def train(config, workdir):
@@ -102,7 +127,7 @@ def programs(config, run, **keys):
     """The compiled steps of a condensed run, by whether they rewire."""
     growth = methods.growth_predicate(config)
     return {
-        rewires: step.make_train_step(run, growth, config.log_every, rewires=rewires, **keys)
+        rewires: step.make_train_step(run, growth, config.log.every, rewires=rewires, **keys)
         for rewires in (False, True)
     }
 
@@ -115,7 +140,7 @@ def advance(config, run, steps):
         batch = run.placement.put(
             run.task.training_batch(config, at, run.placement.rows(config.batch_size))
         )
-        now = takes[config.condensed and methods.is_rewiring(config, at)](now, batch)
+        now = takes[config.method.condensed and methods.is_rewiring(config, at)](now, batch)
     return now
 
 

@@ -17,18 +17,21 @@ from rigl_optax.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
-    "hidden": "20,10",
-    "sparsity": "0.8",
+    "model.hidden": "20,10",
+    "method.sparsity": "0.8",
     "steps": "1000",
-    "log_every": "10",
-    "eval_every": "20",
-    "checkpoint_every": "20",
-    "rewire_every": "7",
+    "log.every": "10",
+    "eval.every": "20",
+    "checkpoint.every": "20",
+    "method.every": "7",
 }
 CONDENSED = {
-    "condensed": "True",
-    "structure": "{'layers/[01]/kernel': Block(4, 4, pad=True)}",
-    "dense_layers": "layers/2",
+    "method.condensed": "True",
+    "method.structure": {
+        "name": "unstructured",
+        "layers": (("layers/[01]/kernel", {"name": "block", "rows": 4, "cols": 4, "pad": True}),),
+    },
+    "model.dense_layers": "layers/2",
 }
 
 
@@ -133,7 +136,7 @@ def kill_often(workdir, times, seed=0, **keys):
 
 def final_leaves(workdir):
     """All arrays of the newest checkpoint, by their places in the state."""
-    config = config_lib.from_saved(checkpoints.read_config(workdir))
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
     like = setup.prepare(mesh.fitting(config)).initial
     with checkpoints.read_checkpoints(workdir) as saved:
         state = checkpoints.restore_newest(saved, like, print)

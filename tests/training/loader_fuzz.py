@@ -177,7 +177,7 @@ def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target
         **_photo_targets(folder),
         "config": Target(
             (run / checkpoints.CONFIG_FILE,),
-            lambda: config_lib.from_saved(checkpoints.read_config(run)),
+            lambda: config_lib.from_mapping(checkpoints.read_config(run)),
         ),
         "metrics": Target((run / metrics.FILE,), lambda: metrics.read(run / metrics.FILE)),
         "record": Target((record,), lambda: comparison._recorded(record, config)),
@@ -247,12 +247,14 @@ def _photo_targets(folder: pathlib.Path) -> dict[str, Target]:
 
 def small(config: config_lib.Config) -> config_lib.Config:
     """A run of a second or two, with one checkpoint."""
-    return dataclasses.replace(
+    return config_lib.changed(
         config,
-        hidden=(4, 3),
-        steps=4,
-        rewire_every=2,
-        log_every=2,
-        eval_every=2,
-        checkpoint_every=0,
+        {
+            "model.hidden": (4, 3),
+            "steps": 4,
+            "method.every": 2,
+            "log.every": 2,
+            "eval.every": 2,
+            "checkpoint.every": 0,
+        },
     )

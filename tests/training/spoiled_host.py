@@ -3,20 +3,21 @@
 python spoiled_host.py flip|raise COORDINATOR PROCESS WORKDIR
 """
 
-import dataclasses
 import pathlib
 import sys
 
 import jax
 import numpy as np
 
+from rigl_optax.training import config as config_lib
 from rigl_optax.training import hosts, loop, step
 from tests.training.conftest import SMALL
 
 AT = 25  # of 60 steps: after the checkpoint at 20
 PATH = ("layers", 1, "kernel")
-CONFIG = dataclasses.replace(
-    SMALL, mesh_data=2, batch_size=48, rewire_every=7, compare_at_rewirings=True
+CONFIG = config_lib.changed(
+    SMALL,
+    {"mesh.data": 2, "batch_size": 48, "method.every": 7, "faults.compare_at_rewirings": True},
 )
 
 

@@ -1,13 +1,15 @@
-import dataclasses
 import json
+import os
 import pathlib
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rigl_optax.training import checkpoints, files, setup
+from rigl_optax.training import checkpoints, files, hosts, loop, setup
+from rigl_optax.training import config as config_lib
 
 
 @pytest.fixture
@@ -134,8 +136,8 @@ def test_reading_leaves_alone_what_a_run_is_just_writing(tmp_path, state):
 
 def test_a_workdir_of_another_config_is_refused_listing_the_keys(tmp_path, small):
     checkpoints.claim(tmp_path, small)
-    checkpoints.claim(tmp_path, dataclasses.replace(small, log_every=5))
-    other = dataclasses.replace(small, sparsity=0.5, learning_rate=1.0)
+    checkpoints.claim(tmp_path, config_lib.changed(small, {"log.every": 5}))
+    other = config_lib.changed(small, {"method.sparsity": 0.5, "optimizer.learning_rate": 1.0})
     with pytest.raises(ValueError, match=r"learning_rate: 0\.1 -> 1\.0; sparsity: 0\.8 -> 0\.5"):
         checkpoints.claim(tmp_path, other)
 
@@ -162,8 +164,10 @@ def test_json_is_replaced_at_once(tmp_path):
 
 
 def test_a_checkpoint_of_another_config_is_refused_listing_the_keys(tmp_path, state, small):
-    other = dataclasses.replace(small, sparsity=0.5, seed=3)
-    bookkeeping = dataclasses.replace(small, log_every=5, mesh_params=4, data_dir="elsewhere")
+    other = config_lib.changed(small, {"method.sparsity": 0.5, "seed": 3})
+    bookkeeping = config_lib.changed(
+        small, {"log.every": 5, "mesh.params": 4, "data.dir": "elsewhere"}
+    )
     with checkpoints.open_checkpoints(tmp_path, 2) as saved:
         checkpoints.save(saved, at_step(state, 1), small, steps_per_second=12.5)
         saved.wait()
@@ -187,3 +191,91 @@ def test_later_checkpoints_are_left_alone_when_asked(tmp_path, state):
             restored = checkpoints.restore_newest(saved, state, print, until=until)
             assert_equal(restored, at_step(state, found))
         assert checkpoints.restore_newest(saved, state, print, until=1) is None
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    target = tmp_path / "precious"
+    target.write_text("content")
+    (tmp_path / "lock").symlink_to(target)
+    with pytest.raises(RuntimeError, match="lock is a link"):
+        checkpoints.lock(tmp_path)
+    (tmp_path / "x.json.tmp").symlink_to(target)
+    files.write(tmp_path / "x.json", {})
+    assert target.read_text() == "content"
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*", "a?"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused_before_anything_is_made(
+    tmp_path, small, name
+):
+    with pytest.raises(ValueError, match="a workdir must not have"):
+        loop.train(small, tmp_path / name)
+    with pytest.raises(ValueError, match="a workdir must not have"):
+        checkpoints.read_checkpoints(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_leave_no_files_and_threads_behind(tmp_path, state):
+    def count():
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    tiny = state._replace(params={}, model_state={}, opt_state={}, history=None)
+    with checkpoints.open_checkpoints(tmp_path, 1) as saved:
+        counts = []
+        for step in range(20):
+            checkpoints.save(saved, tiny._replace(step=jnp.int32(step)))
+            saved.wait()
+            counts.append(count())
+    # Threads of the pools that Orbax and JAX share come one by one at first.
+    assert counts[-1][0] <= counts[9][0] + 2 and counts[-1][1] <= counts[9][1] + 2, counts
+
+
+def test_for_who_reads_nothing_is_made_and_nothing_can_be_written(tmp_path, state):
+    with checkpoints.read_checkpoints(tmp_path) as saved:
+        assert checkpoints.restore_newest(saved, state, print) is None
+        for write in (lambda: saved.delete(1), lambda: checkpoints.save(saved, state)):
+            with pytest.raises(ValueError, match="opened for reading"):
+                write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_reads_finds_the_newer_one_when_a_run_has_deleted_the_one_it_saw(tmp_path, state):
+    save(tmp_path, state, [1], keep=1)
+    said = []
+    with checkpoints.read_checkpoints(tmp_path) as saved:
+        save(tmp_path, state, [2], keep=1)
+        found = checkpoints.restore_newest(saved, state, said.append)
+    assert_equal(found, at_step(state, 2))
+    assert said == []
+
+
+def test_what_one_process_cannot_read_all_pass_over(tmp_path, state, monkeypatch):
+    """As seen by one that can; `test_hosts` has none that is damaged for one alone."""
+    save(tmp_path, state, [1, 2])
+    said, asked = [], []
+
+    def all_say(text):
+        asked.append(text)
+        return [text, "DATA_LOSS: cut off" if len(asked) == 2 else text]
+
+    monkeypatch.setattr(hosts, "all_say", all_say)
+    with checkpoints.open_checkpoints(tmp_path, 2) as saved:
+        found = checkpoints.restore_newest(saved, state, said.append)
+    assert_equal(found, at_step(state, 1))
+    assert asked == ["1 2", "", ""]
+    assert said == [
+        "warning: checkpoint 2 cannot be read by process 1, skipped: DATA_LOSS: cut off"
+    ]
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, state):
+    data = {"train": "100 examples, 0123", "classes": "10"}
+    with checkpoints.open_checkpoints(tmp_path, 2) as saved:
+        checkpoints.save(saved, state, data=data)
+        saved.wait()
+        for same in (data, None):
+            assert checkpoints.restore_newest(saved, state, print, data=same) is not None
+        with pytest.raises(ValueError, match="other data .train: 100 examples, 0123 -> 90 exam"):
+            checkpoints.restore_newest(
+                saved, state, print, data=data | {"train": "90 examples, 4567"}
+            )

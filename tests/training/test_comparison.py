@@ -1,12 +1,15 @@
-import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from rigl_optax.training import comparison, figures, loop, score, summary
+from rigl_optax.training import comparison, figures, files, loop, recovery, score, signals, summary
+from rigl_optax.training import config as config_lib
 
 Arm = comparison.Arm
 
@@ -62,6 +65,85 @@ def test_differences_are_paired_by_seed_and_sparsity():
         assert text in out.getvalue()
 
 
+def test_one_seed_has_no_spread(tmp_path):
+    results = {Arm("static", 0.9): [result(0.80)], Arm("rigl", 0.9): [result(0.82)]}
+    records = summary.summary(results, {Arm("rigl", 0.9): [1]})
+    assert [record["std"] for record in records] == [None, None]
+    out = io.StringIO()
+    Console(file=out, width=120).print(summary.table(records, "title"))
+    assert "±" not in out.getvalue() and "+2.00" in out.getvalue()
+    assert "1 (1 failed)" in out.getvalue() and records[1]["failed"] == [1]
+    figures.score_against_cost(records, "title", tmp_path / "a.png", score.ACCURACY)
+    assert (tmp_path / "a.png").stat().st_size
+
+
+def test_records_without_curves_or_workdirs_are_left_out_of_pictures(compared, tmp_path):
+    base, arms, workdir, results = compared
+    bare = {a: [{k: v for k, v in r.items() if k != "curve"} for r in results[a]] for a in results}
+    assert comparison.curves(bare) == {}
+    assert comparison.without_curves(bare) == arms
+    mixed = bare | {Arm("rigl", 0.8): results[Arm("rigl", 0.8)], Arm("set", 0.8): []}
+    assert [curve.method for curve in comparison.curves(mixed)[0.8]] == ["rigl"]
+    assert comparison.without_curves(mixed) == arms[:2]
+    other = dict(results[arms[2]][0], curve=results[arms[2]][0]["curve"][1:])
+    ragged = {arms[2]: [other, results[arms[2]][1]]}
+    assert comparison.without_curves(ragged) == arms[2:] and comparison.curves(ragged) == {}
+
+    said = []
+    found = comparison.connections(base, arms[1:], tmp_path, said.append)
+    assert found == {} and len(said) == 2
+    assert "static-0.8/seed0: no checkpoint of step 30" in said[0]
+    assert not any(tmp_path.iterdir())  # nothing is made where there was nothing
+
+
+def test_a_record_of_a_ticket_is_good_for_every_workdir(compared, tmp_path, monkeypatch):
+    base, arms, _, results = compared
+    lottery = [Arm("lottery", 0.8)]
+    (_, config, _), *_ = comparison.runs(base, lottery, 1, tmp_path / "there")
+    record = dict(results[arms[2]][0], config=config_lib.to_json(config))
+    files.write(tmp_path / "lottery-0.8-seed0.json", record)
+    monkeypatch.setattr(loop, "train", None)
+
+    def read(base):
+        console = Console(file=io.StringIO())
+        return comparison.run_all(base, lottery, 1, tmp_path / "here", console, tmp_path)
+
+    assert read(base) == {lottery[0]: [json.loads(json.dumps(record))]}
+    files.write(
+        tmp_path / "lottery-0.8-seed0.json",
+        record | {"config": record["config"] | {"method.ticket": "there/rigl-0.9/seed0"}},
+    )
+    with pytest.raises(ValueError, match=r"another config \(ticket"):
+        read(base)
+
+
+def test_a_run_that_fails_is_noted_and_the_others_go_on(compared, tmp_path, monkeypatch):
+    base, arms, _, results = compared
+    tried = []
+
+    def train(config, folder, console):
+        tried.append((config.method.name, config.seed))
+        if config.method.name == "static" and config.seed == 0:
+            raise recovery.NonFiniteError("a loss is not finite", 7)
+        return results[Arm(config.method.name, None if config.method.name == "dense" else 0.8)][
+            config.seed
+        ]
+
+    monkeypatch.setattr(loop, "train", train)
+    for _ in range(2):
+        out = io.StringIO()
+        found = comparison.run_all(base, arms, 2, tmp_path, Console(file=out, width=200))
+        assert [len(each) for each in found.values()] == [2, 1, 2]
+        assert "static-0.8/seed0 failed: a loss is not finite; delete failed.json" in out.getvalue()
+        assert comparison.failures(base, arms, 2, tmp_path) == {Arm("static", 0.8): [0]}
+    assert tried.count(("static", 0)) == 1  # it would fail again
+    with_other = config_lib.changed(base, {"optimizer.learning_rate": 0.01})
+    assert comparison.failures(with_other, arms, 2, tmp_path) == {}
+    summary_of = summary.summary(found, comparison.failures(base, arms, 2, tmp_path))
+    assert [record.get("failed") for record in summary_of] == [None, [0], None]
+    assert len(summary_of[2]["difference"]) == 1
+
+
 def test_of_a_text_lower_is_better():
     def told(bits, seed=0):
         return result(0.5, seed=seed) | {"test": {"accuracy": 0.5, "bits_per_byte": bits}}
@@ -97,7 +179,7 @@ def test_a_record_is_all_that_a_table_and_curves_need(compared, tmp_path, monkey
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory, small):
-    base = dataclasses.replace(small, steps=30, checkpoint_every=0)
+    base = config_lib.changed(small, {"steps": 30, "checkpoint.every": 0})
     workdir = tmp_path_factory.mktemp("comparison")
     arms = comparison.arms(["dense", "static", "rigl"], [0.8])
     return base, arms, workdir, run(base, arms, workdir)
@@ -122,7 +204,7 @@ def test_finished_runs_are_not_run_again(compared, monkeypatch):
 def test_a_finished_run_of_another_config_is_refused(compared):
     base, arms, workdir, _ = compared
     with pytest.raises(ValueError, match=r"another config \(learning_rate"):
-        run(dataclasses.replace(base, learning_rate=0.01), arms, workdir)
+        run(config_lib.changed(base, {"optimizer.learning_rate": 0.01}), arms, workdir)
 
 
 def test_curves_have_a_row_for_each_seed(compared):
@@ -153,3 +235,22 @@ def test_pictures_are_written(compared, tmp_path):
     )
     for name in ("a.png", "b.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_comparison_that_is_asked_to_stop_ends_with_the_status_of_a_stopped_run(tmp_path):
+    code = f"""
+import runpy, sys
+sys.path.insert(0, "scripts")
+from rigl_optax.training import loop, signals
+def train(*arguments):
+    raise signals.StoppedError("asked to stop: saved at step 3 of 600")
+loop.train = train
+sys.argv = ["compare.py", "--config=configs/digits_lenet.py", "--workdir={tmp_path}"]
+runpy.run_path("scripts/compare.py", run_name="__main__")
+"""
+    environment = os.environ | {"MALLOC_ARENA_MAX": "4"}  # no new start for huge pages
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == signals.STOPPED == 143, ended.stderr
+    assert "saved at step 3 of 600; the same command goes on" in ended.stdout
+    assert "Traceback" not in ended.stderr

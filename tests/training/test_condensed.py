@@ -1,12 +1,21 @@
 """Runs of stored blocks are the masked runs of the same config."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from rigl_optax.data import batches
-from rigl_optax.training import checks, health, methods, metrics, setup, state
+from rigl_optax.training import (
+    checks,
+    files,
+    health,
+    loop,
+    methods,
+    metrics,
+    setup,
+    sparsity,
+    state,
+)
+from rigl_optax.training import config as config_lib
 from tests.training import condensed_runs as runs
 from tests.training.condensed_runs import GRU, LENET, MOBILENET
 
@@ -21,7 +30,9 @@ def both(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         runs.shorten(patch)
         for is_condensed in (False, True):
-            config = dataclasses.replace(runs.KINDS[request.param], condensed=is_condensed)
+            config = config_lib.changed(
+                runs.KINDS[request.param], {"method.condensed": is_condensed}
+            )
             workdir = tmp_path_factory.mktemp("run")
             result, _ = runs.train(config, workdir)
             prepared = setup.prepare(config)
@@ -33,7 +44,7 @@ def test_it_starts_from_the_same_network_exactly(both):
     (_, _, masked, _), (config, _, condensed, _) = both
     runs.assert_same_masks(condensed.initial, masked.initial)
     runs.assert_close(condensed.initial, masked.initial, rtol=0, atol=0)
-    found = methods.distribution(config)(condensed.shapes)
+    found = sparsity.distribution(config)(condensed.shapes)
     sparse = {path: s for path, s in found.items() if s}  # ERK leaves small layers whole
     assert state.topologies(condensed.initial).keys() == sparse.keys() and sparse
     shapes = {path: leaf.shape for path, leaf in runs.named(condensed.initial.params).items()}
@@ -48,7 +59,7 @@ def test_it_ends_with_the_same_masks_and_weights(both):
     runs.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
     start, end = runs.masks_of(both[0][2].initial), runs.masks_of(ends[0])
     changed = [path for path in end if (end[path] != start[path]).any()]
-    assert bool(changed) == methods.find(config).rewires
+    assert bool(changed) == methods.rewires(config)
     assert checks.counters(ends[1]) == (methods.rewirings_before(config, config.steps), 0)
     before, after = (runs.dense_of(x) for x in (both[0][2].initial, ends[0]))
     assert all((before[path] != after[path]).any() for path in state.topologies(ends[1]))
@@ -69,7 +80,7 @@ def test_its_records_say_the_same(both):
             else:
                 assert condensed[name] == value, (condensed["kind"], condensed["step"], name)
     kinds = {kind for _, kind, _ in told[1]}
-    assert ("rewiring" in kinds) == methods.find(both[1][0]).rewires
+    assert ("rewiring" in kinds) == methods.rewires(both[1][0])
 
 
 def test_its_result_says_the_same(both):
@@ -112,8 +123,13 @@ def test_blocks_at_the_edge_count_as_the_weights_they_have():
 
 @slow
 def test_a_cell_may_have_dense_gates_besides_condensed_ones():
-    config = dataclasses.replace(
-        GRU, dense_layers="embedding|recurrent/reset|input/update", hidden=(8,), sequence_length=5
+    config = config_lib.changed(
+        GRU,
+        {
+            "model.dense_layers": "embedding|recurrent/reset|input/update",
+            "model.hidden": (8,),
+            "data.sequence_length": 5,
+        },
     )
     prepared = {c: setup.prepare(c) for c in (config, runs.masked(config))}
     assert len(state.topologies(prepared[config].initial)) == 5
@@ -137,7 +153,7 @@ def test_after_a_skipped_step_both_forms_rewire_at_the_same_steps(tmp_path, monk
         return batch
 
     monkeypatch.setattr(batches, "training_batch", training_batch)
-    config = dataclasses.replace(LENET, on_nonfinite="skip", steps=60)
+    config = config_lib.changed(LENET, {"faults.on_nonfinite": "skip", "steps": 60})
     ends = {}
     for each in (config, runs.masked(config)):
         workdir = tmp_path / str(each.condensed)
@@ -156,34 +172,82 @@ def test_after_a_skipped_step_both_forms_rewire_at_the_same_steps(tmp_path, monk
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [
-        (LENET, {"method": "snfs"}, "method='snfs': methods of stored.*are static, set, rigl$"),
-        (LENET, {"method": "dense"}, "method='dense': methods of stored.*static, set, rigl$"),
-        (LENET, {"structure": ""}, r"structure='': must be blocks, as 'Block\(16, 16\)'"),
         (
             LENET,
-            {"structure": "{'layers/0': Block(4, 4)}"},
-            r"must be blocks for 'layers/1/kernel'.*not Unstructured\(\).*config.dense_layers",
+            {"method.name": "snfs"},
+            "method.name='snfs': methods of stored.*are static, set, rigl$",
         ),
-        (LENET, {"structure": "NM(1, 4)"}, r"must be blocks for 'layers/0/.*not NM\("),
-        (LENET, {"structure": "ConstantFanIn()"}, "blocks for 'layers/0/.*not ConstantFanIn"),
-        (LENET, {"structure": "Block(3, 4)"}, r"Block\(rows=3.*'layers/0/kernel' of 64 inputs"),
-        (LENET, {"structure": "{'dense': Block(4, 4)}"}, "'dense'"),
-        (LENET, {"sparsity": 0.0}, "config.sparsity=0.0: must leave some layer sparse with"),
-        (LENET, {"dense_layers": "layers"}, "nothing left to sparsify.*'layers/0/kernel'"),
-        (LENET, {"mesh_params": 2}, "mesh_params=2: must be 1 with config.condensed=True"),
-        (LENET, {"mesh_axes": "explicit"}, "mesh_axes='explicit': must be 'auto' with config.cond"),
         (
             LENET,
-            {"method_options": "accumulate=2"},
-            r"rigl of stored blocks \(config.condensed=True\) has no accumulate; it has .*min_fan",
+            {"method.name": "dense"},
+            "name='dense': methods of stored.*static, set, rigl$",
         ),
-        (LENET, {"method": "set", "method_options": "momentum=1"}, "set of stored.*no momentum"),
-        (LENET, {"method": "static", "method_options": "min_fan_in=1"}, "it has none"),
-        (LENET, {"method_options": "every=2"}, "every follow from config.rewire_every"),
-        (LENET, {"ticket": "somewhere"}, "rigl takes none"),
+        (
+            LENET,
+            {"method.structure": {"name": "unstructured"}},
+            "structure.name='unstructured': must be 'block' or 'measured' with",
+        ),
+        (
+            LENET,
+            {
+                "method.structure": {
+                    "name": "unstructured",
+                    "layers": (("layers/0", {"name": "block", "rows": 4, "cols": 4}),),
+                }
+            },
+            r"must be blocks for 'layers/1/kernel'.*not Unstructured.*config.model.dense_layers",
+        ),
+        (
+            LENET,
+            {"method.structure": {"name": "nm", "n": 1, "m": 4}},
+            r"must be blocks for 'layers/0/.*not NM\(",
+        ),
+        (
+            LENET,
+            {"method.structure": {"name": "constant_fan_in"}},
+            "blocks for 'layers/0/.*not ConstantFanIn",
+        ),
+        (
+            LENET,
+            {"method.structure": {"name": "block", "rows": 3, "cols": 4}},
+            r"Block\(rows=3.*'layers/0/kernel' of 64 inputs",
+        ),
+        (
+            LENET,
+            {
+                "method.structure": {
+                    "name": "unstructured",
+                    "layers": (("dense", {"name": "block", "rows": 4, "cols": 4}),),
+                }
+            },
+            "'dense'",
+        ),
+        (
+            LENET,
+            {"method.sparsity": 0.0},
+            "config.method.sparsity=0.0: must leave some layer sparse with",
+        ),
+        (LENET, {"model.dense_layers": "layers"}, "nothing left to sparsify.*'layers/0/kernel'"),
+        (LENET, {"mesh.params": 2}, "mesh.params=2: must be 1 with config.method.condensed=True"),
+        (LENET, {"mesh.axes": "explicit"}, "mesh.axes='explicit': must be 'auto' with"),
+        (
+            LENET,
+            {"method.accumulate": 2},
+            r"method.accumulate: .*for 'rigl \(condensed\)' min_fan",
+        ),
+        (LENET, {"method.name": "set", "method.momentum": 1}, "method.momentum: .*for 'set"),
+        (
+            LENET,
+            {"method.name": "static", "method.min_fan_in": 1},
+            r"\(condensed\)' none more",
+        ),
+        (LENET, {"method.ticket": "somewhere"}, "rigl takes none"),
         (
             MOBILENET,
-            {"dense_layers": "stem|blocks/1", "structure": "Block(2, 2, pad=True)"},
+            {
+                "model.dense_layers": "stem|blocks/1",
+                "method.structure": {"name": "block", "rows": 2, "cols": 2, "pad": True},
+            },
             "'blocks/0/depthwise/kernel', since its channels are in 8 groups; 'blocks/2/dep",
         ),
     ],
@@ -191,10 +255,54 @@ def test_after_a_skipped_step_both_forms_rewire_at_the_same_steps(tmp_path, monk
 def test_what_does_not_go_with_it_is_refused(config, changes, message, monkeypatch):
     runs.shorten(monkeypatch)
     with pytest.raises(ValueError, match=message):
-        setup.prepare(dataclasses.replace(config, **changes))
+        setup.prepare(config_lib.changed(config, changes))
 
 
 def test_layers_that_stay_dense_may_be_of_any_kind():
-    config = dataclasses.replace(GRU, dense_layers="embedding|layers")
+    config = config_lib.changed(GRU, {"model.dense_layers": "embedding|layers"})
     assert state.topologies(setup.prepare(config).initial).keys() == {"readout/0/kernel"}
     assert runs.advance(config, setup.prepare(config), 1).step == 1
+
+
+def test_layers_with_a_schedule_of_their_own_rewire_alike_and_are_told_alike(tmp_path):
+    layers = (
+        ("layers/0", {"name": "block", "rows": 4, "cols": 4}),
+        ("layers/1", {"name": "block", "rows": 4, "cols": 5}),
+    )
+    config = config_lib.changed(
+        LENET,
+        {
+            "method.overrides": (("layers/0", {"every": 5, "drop_fraction": 0.1}),),
+            "method.structure": {"layers": layers},
+            "steps": 20,
+        },
+    )
+    ends, told = [], []
+    for is_condensed in (False, True):
+        one, workdir = (
+            config_lib.changed(config, {"method.condensed": is_condensed}),
+            tmp_path / "masked",
+        )
+        if is_condensed:
+            workdir = tmp_path / "condensed"
+        result, _ = runs.train(one, workdir)
+        assert result["warnings"] == []
+        ends.append(runs.final(one, workdir))
+        records = metrics.read(workdir / metrics.FILE)
+        rewired = [r["step"] for r in records if r["kind"] == "rewiring"]
+        assert rewired == [1, 6, 11]  # at counts 0, 5 and 10; ends at 15
+        trained = [r for r in records if r["kind"] == "train"]
+        assert [r["rewirings"] for r in trained] == [2, 3]
+        # Cosines to 0 at count 15, of what each layer was given.
+        shares = [(r["drop_fraction/layers/0/kernel"], r["drop_fraction"]) for r in trained]
+        assert shares == [pytest.approx((0.025, 0.075)), (0, 0)]
+        assert "drop_fraction/layers/1/kernel" not in trained[0]
+        plan = files.read(workdir / loop.EXPLANATION_FILE, "", files.EXPLANATION)
+        told.append((plan["rewirings"], plan["replaced"], plan["active"], plan["training_ratio"]))
+        flops = result["flops"]
+        assert flops["training"] / flops["training_dense"] == pytest.approx(told[-1][-1])
+        dense, sparse = flops["inference_dense"], flops["inference"]
+        expected = config.batch_size * (17 * 3 * sparse + 3 * (2 * sparse + dense))
+        assert flops["training"] == pytest.approx(expected)
+    runs.assert_same_masks(ends[1], ends[0])
+    assert told[0] == told[1] and told[0][0] == 3

@@ -1,6 +1,5 @@
 """What a condensed run leaves behind: checkpoints, exports, pages, masks for others."""
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -72,11 +71,11 @@ def test_stopped_anywhere_and_started_again_it_ends_bit_for_bit_the_same(
 @needs_eight
 @pytest.mark.parametrize("devices", [pytest.param(4, marks=slow), 8])
 def test_a_checkpoint_goes_onto_another_number_of_devices(tmp_path, devices):
-    config = dataclasses.replace(LENET, batch_size=48, keep_checkpoints=5)
+    config = config_lib.changed(LENET, {"batch_size": 48, "checkpoint.keep": 5})
     whole, _ = runs.train(config, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "40")
-    across = dataclasses.replace(config, mesh_data=devices)
+    across = config_lib.changed(config, {"mesh.data": devices})
     result, printed = runs.train(across, tmp_path / "parts")
     assert "resumed at step 20 of 40" in printed
     for key in ("fingerprints", "active_weights", "coverage", "flops", "warnings"):
@@ -88,10 +87,10 @@ def test_a_checkpoint_goes_onto_another_number_of_devices(tmp_path, devices):
 
 @pytest.mark.parametrize("was", [True, pytest.param(False, marks=slow)])
 def test_a_run_of_the_other_form_is_refused_by_the_name_of_the_key(finished, tmp_path, was):
-    first = dataclasses.replace(LENET, condensed=was, steps=10)
+    first = config_lib.changed(LENET, {"method.condensed": was, "steps": 10})
     workdir = tmp_path
     runs.train(first, workdir)
-    other = dataclasses.replace(first, condensed=not was)
+    other = config_lib.changed(first, {"method.condensed": not was})
     for config_file in ("there", "deleted"):  # a checkpoint knows it itself
         if config_file == "deleted":
             (workdir / checkpoints.CONFIG_FILE).unlink()
@@ -100,7 +99,7 @@ def test_a_run_of_the_other_form_is_refused_by_the_name_of_the_key(finished, tmp
 
 
 def test_a_run_from_before_there_was_the_key_is_a_masked_one(tmp_path):
-    config = dataclasses.replace(runs.masked(LENET), steps=10)
+    config = config_lib.changed(runs.masked(LENET), {"steps": 10})
     runs.train(config, tmp_path)
     path = tmp_path / checkpoints.CONFIG_FILE
     saved = json.loads(path.read_text())
@@ -109,7 +108,7 @@ def test_a_run_from_before_there_was_the_key_is_a_masked_one(tmp_path):
     assert "resumed at step 10" in runs.train(config, tmp_path)[1]
     path.write_text(json.dumps(saved))
     with pytest.raises(ValueError, match="condensed: False -> True"):
-        runs.train(dataclasses.replace(config, condensed=True), tmp_path)
+        runs.train(config_lib.changed(config, {"method.condensed": True}), tmp_path)
 
 
 # ------------------------------------------------------------------------ for people and others
@@ -153,10 +152,11 @@ def test_its_page_shows_the_masks_of_weights(finished):
     }
 
 
-@pytest.mark.parametrize("mesh", [{}, pytest.param({"mesh_params": 5}, marks=[slow, needs_eight])])
+@pytest.mark.parametrize("mesh", [{}, pytest.param({"mesh.params": 5}, marks=[slow, needs_eight])])
 def test_its_masks_are_a_ticket(finished, tmp_path, mesh):
-    config = dataclasses.replace(
-        runs.masked(LENET), method="lottery", ticket=str(finished[0]), steps=10, **mesh
+    config = config_lib.changed(
+        runs.masked(LENET),
+        {"method.name": "lottery", "method.ticket": str(finished[0]), "steps": 10, **mesh},
     )
     ticket = runs.final(LENET, finished[0])
     runs.assert_same_masks(setup.prepare(config).initial, ticket)

@@ -1,6 +1,5 @@
 """The compiled steps of condensed runs: ordinary ones and rewirings, with nothing dense in them."""
 
-import dataclasses
 import math
 import re
 
@@ -8,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from rigl_optax.training import config as config_lib
 from rigl_optax.training import methods, setup, state, step
 from tests.training import condensed_runs as runs
 from tests.training.condensed_runs import GRU, LENET, MOBILENET, WIDE_RESNET
@@ -17,43 +17,56 @@ slow = pytest.mark.slow
 # One kernel of each is condensed, or one of each gate: larger than all activations, a tile of 256
 # pixels of them included, and than all other layers.
 LARGE = {
-    "lenet": dataclasses.replace(
+    "lenet": config_lib.changed(
         LENET,
-        hidden=(256, 208),
-        dense_layers="layers/[02]",
-        structure="Block(16, 16)",
-        batch_size=8,
-        sparsity=0.9,
+        {
+            "model.hidden": (256, 208),
+            "model.dense_layers": "layers/[02]",
+            "method.structure": {"name": "block", "rows": 16, "cols": 16},
+            "batch_size": 8,
+            "method.sparsity": 0.9,
+        },
     ),
-    "wide_resnet": dataclasses.replace(
+    "wide_resnet": config_lib.changed(
         WIDE_RESNET,
-        model_options="depth=10,k=2",
-        width=1.0,
-        dense_layers="^(?!blocks/2/conv2)",
-        structure="Block(8, 8)",
-        batch_size=2,
-        sparsity=0.9,
+        {
+            "model.depth": 10,
+            "model.k": 2,
+            "model.width": 1.0,
+            "model.dense_layers": "^(?!blocks/2/conv2)",
+            "method.structure": {"name": "block", "rows": 8, "cols": 8},
+            "batch_size": 2,
+            "method.sparsity": 0.9,
+        },
     ),
-    "mobilenet_v1": dataclasses.replace(
+    "mobilenet_v1": config_lib.changed(
         MOBILENET,
-        width=4.0,
-        dense_layers="^(?!blocks/2/pointwise/)",
-        structure="Block(16, 16)",
-        batch_size=2,
-        sparsity=0.9,
+        {
+            "model.width": 4.0,
+            "model.dense_layers": "^(?!blocks/2/pointwise/)",
+            "method.structure": {"name": "block", "rows": 16, "cols": 16},
+            "batch_size": 2,
+            "method.sparsity": 0.9,
+        },
     ),
-    "gru": dataclasses.replace(
+    "gru": config_lib.changed(
         GRU,
-        hidden=(256,),
-        model_options="embedding=32,readout=(32,),fused=False",
-        dense_layers="layers/0/input|readout",
-        structure="Block(16, 16)",
-        batch_size=2,
-        sparsity=0.9,
+        {
+            "model.hidden": (256,),
+            "model.embedding": 32,
+            "model.readout": (32,),
+            "model.fused": False,
+            "model.dense_layers": "layers/0/input|readout",
+            "method.structure": {"name": "block", "rows": 16, "cols": 16},
+            "batch_size": 2,
+            "method.sparsity": 0.9,
+        },
     ),
 }
 # Its gates are one kernel, of which no single one may be there either.
-LARGE["gru-fused"] = dataclasses.replace(LARGE["gru"], model_options="embedding=32,readout=(32,)")
+LARGE["gru-fused"] = config_lib.changed(
+    LARGE["gru"], {"model.embedding": 32, "model.readout": (32,)}
+)
 SHOWN = [pytest.param(kind, marks=() if kind == "lenet" else slow) for kind in LARGE]
 
 
@@ -94,7 +107,7 @@ def test_there_is_no_array_of_the_size_of_a_condensed_kernel(compiled):
 def test_a_masked_step_has_such_arrays():
     config = runs.masked(LARGE["lenet"])
     run = setup.prepare(config)
-    take = step.make_train_step(run, methods.growth_predicate(config), config.log_every)
+    take = step.make_train_step(run, methods.growth_predicate(config), config.log.every)
     program = take.lower(start(config, run), batch_of(config, run, 0)).compile()
     assert largest(program) == 256 * 208
 
@@ -120,7 +133,7 @@ def test_the_state_is_donated(compiled):
 )
 def test_each_compiles_once_and_moves_nothing_between_host_and_device(kind, monkeypatch):
     runs.shorten(monkeypatch)
-    config = dataclasses.replace(runs.KINDS[kind], rewire_every=3)
+    config = config_lib.changed(runs.KINDS[kind], {"method.every": 3})
     run = setup.prepare(config)
     takes, now = runs.programs(config, run), start(config, run)
     batches = [batch_of(config, run, at) for at in range(5)]
@@ -141,10 +154,12 @@ def test_the_loop_asks_nothing_of_the_device_between_records(tmp_path, monkeypat
     """How far the optimizer is behind is asked at the start, and where steps may be skipped."""
     asked, told = [], state.skipped
     monkeypatch.setattr(state, "skipped", lambda now: asked.append(int(now.step)) or told(now))
-    config = dataclasses.replace(LENET, steps=12, log_every=12, eval_every=12)
+    config = config_lib.changed(LENET, {"steps": 12, "log.every": 12, "eval.every": 12})
     runs.train(config, tmp_path / "stop")
     assert asked == [0]
-    runs.train(dataclasses.replace(config, on_nonfinite="skip", steps=3), tmp_path / "skip")
+    runs.train(
+        config_lib.changed(config, {"faults.on_nonfinite": "skip", "steps": 3}), tmp_path / "skip"
+    )
     assert asked == [0, 0, 1, 2, 3]
 
 
@@ -162,7 +177,7 @@ def test_both_lower_for_accelerators(kind, monkeypatch):
 
 
 def test_a_computation_in_bfloat16_keeps_float32_weights_and_scores():
-    config = dataclasses.replace(LENET, compute_dtype="bfloat16")
+    config = config_lib.changed(LENET, {"model.dtype": "bfloat16"})
     run = setup.prepare(config)
     now = runs.advance(config, run, 2)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves((now.params, now.opt_state))}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from rigl_optax.training import config as config_lib
 from rigl_optax.training import fingerprint, loop, mesh, setup, step
 
 needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -27,7 +28,7 @@ def by_hand(x):
 
 
 def placed(small, x, **keys):
-    placement = mesh.placement(dataclasses.replace(small, **keys))
+    placement = mesh.placement(config_lib.changed(small, keys))
     leaves = [jax.device_put(leaf, placement.of(leaf)) for leaf in x]
     return placement, leaves
 
@@ -75,7 +76,9 @@ def test_every_single_change_is_seen_and_so_is_every_swap():
 def test_it_does_not_depend_on_the_mesh(small, data, params, axes):
     rng = np.random.default_rng(1)
     x = [np.int32(17), *(rng.random(s) < 0.4 for s in [(7,), (16, 5), (3, 3, 4, 24)])]
-    placement, leaves = placed(small, x, mesh_data=data, mesh_params=params, mesh_axes=axes)
+    placement, leaves = placed(
+        small, x, **{"mesh.data": data, "mesh.params": params, "mesh.axes": axes}
+    )
     assert compared(placement, leaves) == [by_hand(leaf) for leaf in x]
 
 
@@ -95,7 +98,7 @@ def with_a_flip(leaf, device):
 def test_one_device_that_differs_is_named_with_the_leaf(small, bad):
     # Leaf 1 is whole on all eight devices; leaf 2 is cut in four and each part is there twice.
     x = [np.int32(17), np.ones((7,), bool), np.ones((16, 5), bool)]
-    placement, leaves = placed(small, x, mesh_data=2, mesh_params=4)
+    placement, leaves = placed(small, x, **{"mesh.data": 2, "mesh.params": 4})
     culprit = placement.mesh.devices[1, 2]
     leaves[bad] = with_a_flip(leaves[bad], culprit)
     with pytest.raises(fingerprint.DivergenceError, match=f"the mask of '{bad}'") as error:
@@ -125,7 +128,11 @@ def spoil_topology(state):
     [
         ({}, spoil_mask, "layers/2/kernel"),
         (
-            {"condensed": True, "structure": "Block(4, 4)", "dense_layers": "layers/[12]"},
+            {
+                "method.condensed": True,
+                "method.structure": {"name": "block", "rows": 4, "cols": 4},
+                "model.dense_layers": "layers/[12]",
+            },
             spoil_topology,
             "layers/0/kernel/rows",
         ),
@@ -136,8 +143,10 @@ def test_a_run_with_a_replica_that_differs_stops(
     small, tmp_path, monkeypatch, at_rewirings, saved, keys, spoil, culprit
 ):
     # Rewirings are updates 0, 7, 14; checkpoints come after 10 and 20 of them.
-    config = dataclasses.replace(small, mesh_data=2, steps=25, rewire_every=7, checkpoint_every=10)
-    config = dataclasses.replace(config, compare_at_rewirings=at_rewirings, **keys)
+    config = config_lib.changed(
+        small, {"mesh.data": 2, "steps": 25, "method.every": 7, "checkpoint.every": 10}
+    )
+    config = config_lib.changed(config, {"faults.compare_at_rewirings": at_rewirings, **keys})
     spoil_at = 3 if at_rewirings else 12
     make_train_step = step.make_train_step
 
@@ -159,7 +168,46 @@ def test_a_run_with_a_replica_that_differs_stops(
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("[0-9]*")) == saved
 
 
+def test_processes_with_different_configs_are_told_each_key(small, monkeypatch):
+    other = config_lib.changed(small, {"seed": 1, "checkpoint.every": 7, "data.dir": "elsewhere"})
+    texts = []
+
+    def all_say(text):
+        texts.append(text)
+        return texts
+
+    monkeypatch.setattr(fingerprint.hosts, "all_say", all_say)
+    fingerprint.compare_configs(small)
+    with pytest.raises(ValueError, match="must have the same config") as error:
+        fingerprint.compare_configs(other)
+    told = str(error.value)
+    assert "config.checkpoint.every is 20 on process 0 and 7 on 1; config.seed is 0" in told
+    assert "data.dir" not in told
+
+
+@needs_eight
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_weights_of_replicas_are_compared_and_not_returned(small, dtype):
+    run = setup.prepare(config_lib.changed(small, {"mesh.data": 2}))
+    params = jax.tree.map(lambda x: x.astype(dtype), run.initial.params)
+    sound = run.initial._replace(params=params)
+    compare = fingerprint.comparer(small, run.placement)
+    assert not any("weights" in path for path in compare(sound))
+    kernel = params["layers"][0]["kernel"]
+    parts = [np.array(shard.data) for shard in kernel.addressable_shards]
+    parts[1][0, 5] = 9
+    put = [
+        jax.device_put(p, s.device) for p, s in zip(parts, kernel.addressable_shards, strict=True)
+    ]
+    params["layers"][0]["kernel"] = jax.make_array_from_single_device_arrays(
+        kernel.shape, kernel.sharding, put
+    )
+    told = "the weights of 'layers/0/kernel' are not the same everywhere"
+    with pytest.raises(fingerprint.DivergenceError, match=told):
+        compare(sound._replace(params=params))
+
+
 def test_without_masks_the_step_is_compared(small):
-    config = dataclasses.replace(small, method="dense")
+    config = config_lib.changed(small, {"method.name": "dense"})
     run = setup.prepare(config)
     assert fingerprint.comparer(config, run.placement)(run.initial) == {"step": by_hand(0)}

@@ -1,12 +1,11 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import rigl_optax
-from rigl_optax.training import health, loop, methods, metrics, setup
+from rigl_optax.training import config as config_lib
+from rigl_optax.training import health, loop, methods, metrics, setup, sparsity
 
 SPARSE = ("layers/0/kernel", "layers/1/kernel", "layers/2/kernel")
 
@@ -22,7 +21,7 @@ def state_with(state, masks):
 def redrawn(small, seed):
     """Other masks with as many active weights."""
     return rigl_optax.get_masks(
-        setup.prepare(dataclasses.replace(small, seed=seed)).initial.opt_state
+        setup.prepare(config_lib.changed(small, {"seed": seed})).initial.opt_state
     )
 
 
@@ -32,7 +31,7 @@ def fraction(part, whole):
 
 def test_what_is_measured_is_what_numpy_counts(small):
     state = setup.prepare(small).initial
-    observe = health.observer(state, methods.distribution(small)(state.params))
+    observe = health.observer(state, sparsity.distribution(small)(state.params))
     seen = [health.masks_before(state)]
     first = kernels(seen[0])
     explored, grown = dict(first), None
@@ -67,7 +66,7 @@ def test_what_is_measured_is_what_numpy_counts(small):
 
 def test_a_rewiring_that_changes_nothing_has_no_churn_and_the_next_one_no_survival(small):
     state = setup.prepare(small).initial
-    observe = health.observer(state, methods.distribution(small)(state.params))
+    observe = health.observer(state, sparsity.distribution(small)(state.params))
     masks = health.masks_before(state)
     state, values = observe(masks, state)
     assert values["churn"] == 0 and values["overlap"] == 1
@@ -78,7 +77,7 @@ def test_a_rewiring_that_changes_nothing_has_no_churn_and_the_next_one_no_surviv
 
 def test_measuring_compiles_once(small):
     state = jax.tree.map(jnp.copy, setup.prepare(small).initial)
-    observe = health.observer(state, methods.distribution(small)(state.params))
+    observe = health.observer(state, sparsity.distribution(small)(state.params))
     before = health._measure._cache_size()
     for _ in range(3):
         state, _ = observe(health.masks_before(state), state)
@@ -87,7 +86,7 @@ def test_measuring_compiles_once(small):
 
 @pytest.mark.parametrize("method", ["dense", "static", "set"])
 def test_health_is_recorded_at_every_rewiring_and_nowhere_else(small, tmp_path, method, capsys):
-    config = dataclasses.replace(small, method=method, steps=40)
+    config = config_lib.changed(small, {"method.name": method, "steps": 40})
     assert (setup.prepare(config).initial.history is None) == (method != "set")
     loop.train(config, tmp_path)
     steps = [r["step"] for r in metrics.read(tmp_path / metrics.FILE) if r["kind"] == "rewiring"]

@@ -1,6 +1,5 @@
 """One run on one device, on eight, and on two real processes of four: the same answer."""
 
-import dataclasses
 import io
 import json
 import os
@@ -11,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -64,7 +64,8 @@ def together(commands, devices, meanwhile=None):
 def on_two_processes(config, workdir, devices=4, meanwhile=None):
     """`scripts/train.py` twice, four devices each."""
     port = free_port()
-    keys = dataclasses.asdict(config) | {"hidden": ",".join(map(str, config.hidden))}
+    keys = config_lib.flat(config_lib.to_json(config))
+    keys |= {"model.hidden": ",".join(map(str, config.model.hidden))}
     overrides = [f"--config.{key}={value}" for key, value in keys.items()]
     return together(
         [
@@ -86,9 +87,9 @@ def on_this_process(config, workdir):
 
 MESHES = {
     "1x1": {},
-    "8x1": {"mesh_data": 8},
-    "1x8 explicit": {"mesh_params": 8, "mesh_axes": "explicit"},
-    "two processes": {"mesh_data": 0, "mesh_params": 4},
+    "8x1": {"mesh.data": 8},
+    "1x8 explicit": {"mesh.params": 8, "mesh.axes": "explicit"},
+    "two processes": {"mesh.data": 0, "mesh.params": 4},
 }
 
 
@@ -97,7 +98,7 @@ def runs(tmp_path_factory):
     """Of the same run on each mesh: workdir, and the final state brought to one device."""
     found = {}
     for name, keys in MESHES.items():
-        config = dataclasses.replace(CONFIG, **({"mesh_data": 1} | keys))
+        config = config_lib.changed(CONFIG, {"mesh.data": 1} | keys)
         workdir = tmp_path_factory.mktemp(name.replace(" ", "_"))
         if name == "two processes":
             said = on_two_processes(config, workdir)
@@ -105,7 +106,7 @@ def runs(tmp_path_factory):
         else:
             on_this_process(config, workdir)
             said = None
-        here = dataclasses.replace(CONFIG, mesh_data=1)
+        here = config_lib.changed(CONFIG, {"mesh.data": 1})
         with checkpoints.read_checkpoints(workdir) as saved:
             state = checkpoints.restore_newest(saved, setup.prepare(here).initial, print)
         found[name] = (workdir, jax.device_get(state), said)
@@ -170,16 +171,18 @@ def test_only_the_first_process_prints_and_writes(runs):
     assert "test accuracy" in first and re.sub(greeting, "", second) == ""
     records = metrics.read(workdir / metrics.FILE)
     assert [r["step"] for r in records if r["kind"] == "validation"] == [20, 40, 60]
-    config = config_lib.from_saved(checkpoints.read_config(workdir))
-    assert config.mesh_params == 4
+    config = config_lib.from_mapping(checkpoints.read_config(workdir))
+    assert config.mesh.params == 4
 
 
 @pytest.mark.slow
 def test_a_condensed_run_on_two_processes_is_that_on_one(tmp_path):
-    config = dataclasses.replace(LENET, batch_size=48, mesh_data=0, compare_at_rewirings=True)
+    config = config_lib.changed(
+        LENET, {"batch_size": 48, "mesh.data": 0, "faults.compare_at_rewirings": True}
+    )
     said = on_two_processes(config, tmp_path / "two", devices=2)
     assert [code for code, _ in said] == [0, 0], said
-    on_this_process(dataclasses.replace(config, mesh_data=1), tmp_path / "one")
+    on_this_process(config_lib.changed(config, {"mesh.data": 1}), tmp_path / "one")
     two, one = (result_of(tmp_path / name) for name in ("two", "one"))
     assert len(two["devices"]) == 4
     for name in ("fingerprints", "active_weights", "coverage", "flops", "warnings"):
@@ -189,8 +192,9 @@ def test_a_condensed_run_on_two_processes_is_that_on_one(tmp_path):
 
 @pytest.mark.slow
 def test_when_one_process_is_asked_to_stop_all_save_the_same_step_and_stop(tmp_path):
-    config = dataclasses.replace(
-        CONFIG, mesh_data=0, mesh_params=1, steps=600, checkpoint_every=0, log_every=10
+    config = config_lib.changed(
+        CONFIG,
+        {"mesh.data": 0, "mesh.params": 1, "steps": 600, "checkpoint.every": 0, "log.every": 10},
     )
 
     def ask_the_second(started):
@@ -205,7 +209,7 @@ def test_when_one_process_is_asked_to_stop_all_save_the_same_step_and_stop(tmp_p
         (stopped,) = (checkpoint.step for checkpoint in saved.checkpoints)
     assert 0 < stopped < 600
     assert f"asked to stop: saved at step {stopped} of 600" in "".join(said[0][1])
-    here = dataclasses.replace(config, mesh_data=1)
+    here = config_lib.changed(config, {"mesh.data": 1})
     on_this_process(here, tmp_path / "asked")  # goes on, alone
     on_this_process(here, tmp_path / "whole")
     for name in ("fingerprints", "active_weights", "coverage"):
@@ -218,18 +222,68 @@ def test_what_goes_wrong_on_one_process_ends_both(tmp_path, what):
     port = free_port()
     module = ["-m", "tests.training.spoiled_host", what, f"localhost:{port}"]
     said = together([[*module, str(i), str(tmp_path)] for i in range(2)], devices=1)
-    assert [code for code, _ in said] == [1, 1], said
+    codes = [code for code, _ in said]
     errors = [error for _, (_, error) in said]
     if what == "flip":
         # Found at the rewiring after it, before the checkpoint at 40, on whichever process
-        # comes to tell first.
+        # comes to tell first; the other may hear of that before it has found it itself.
+        assert 1 in codes and set(codes) <= {1, hosts.LOST, -signal.SIGABRT}, said
         assert any("the mask of 'layers/1/kernel' is not the same everywhere" in e for e in errors)
         assert any("(process 0)" in e and "(process 1)" in e for e in errors)
     else:
+        assert codes == [hosts.LOST, 1], said
         assert "a disk of process 1 is broken" in errors[1]
+        assert "process 0 of 2: lost contact with process 1 (" in errors[0]
+        assert "Traceback" not in errors[0]
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").glob("[0-9]*"))
     assert steps == [20] and AT > 20
     assert not (tmp_path / checkpoints.RESULT_FILE).exists()
+
+
+APART = """
+import pathlib, sys
+from rigl_optax.training import hosts, mesh
+from tests.training.conftest import SMALL
+hosts.join(sys.argv[1], 2, int(sys.argv[2]))
+with hosts.failing_together():
+    assert hosts.first_tells(lambda: {"a": [1.5, "x"] * 20}) == {"a": [1.5, "x"] * 20}
+    hosts.check_shared(pathlib.Path(sys.argv[3]))
+    print("shared", flush=True)
+    hosts.check_shared(pathlib.Path(sys.argv[4]))
+"""
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_not_shared_is_found_at_once(tmp_path):
+    port = free_port()
+    for name in ("both", "own0", "own1"):
+        (tmp_path / name).mkdir()
+    commands = [
+        [
+            "-c",
+            APART,
+            f"localhost:{port}",
+            str(i),
+            str(tmp_path / "both"),
+            str(tmp_path / f"own{i}"),
+        ]
+        for i in range(2)
+    ]
+    said = together(commands, devices=1)
+    assert [code for code, _ in said] == [2, 2], said
+    for i, (_, (out, error)) in enumerate(said):
+        assert "shared" in out
+        assert f"own{i}: process 1 does not see there what process 0 has written" in error
+        assert "Traceback" not in error
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_processes_with_other_numbers_of_devices_are_refused(monkeypatch):
+    counts = {0: 4, 1: 2}
+    devices = [types.SimpleNamespace(process_index=i) for i in counts for _ in range(counts[i])]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(ValueError, match="as many devices each, but .* process 0: 4, process 1: 2"):
+        hosts.check_devices()
 
 
 @pytest.mark.parametrize(
@@ -264,6 +318,8 @@ def test_alone_nothing_is_joined(monkeypatch):
 
 def test_what_the_first_process_does_alone():
     assert hosts.is_first() and hosts.first_does(lambda: 3) == 3
+    assert hosts.first_tells(lambda: {"a": 3}) == {"a": 3}
+    hosts.check_devices()
     with pytest.raises(OSError, match="full"), hosts.first_enters(failing, elsewhere=None):
         pass
     with hosts.first_enters(lambda: io.StringIO("x"), elsewhere=None) as file:

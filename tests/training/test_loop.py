@@ -1,10 +1,11 @@
-import dataclasses
 import errno
 import io
 import itertools
 import json
 import os
+import re
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from rich.console import Console
 
 import rigl_optax
 from rigl_optax.data import batches
-from rigl_optax.training import checkpoints, checks, loop, methods, metrics, setup
+from rigl_optax.training import checkpoints, checks, loop, methods, metrics, setup, signals
+from rigl_optax.training import config as config_lib
 
 
 def train(config, workdir):
@@ -126,6 +128,74 @@ def test_a_run_stopped_anywhere_and_started_again_ends_bit_for_bit_the_same(
     assert metrics.read(tmp_path / metrics.FILE) == metrics.read(uninterrupted / metrics.FILE)
 
 
+def test_ctrl_c_finishes_the_step_saves_and_says_so(finished, tmp_path, monkeypatch):
+    config, _, result, _ = finished
+    real = batches.training_batch
+
+    def interrupting(*args, step, **keys):
+        if step == 32:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, step=step, **keys)
+
+    with monkeypatch.context() as patch, pytest.raises(signals.StoppedError) as told:
+        patch.setattr(batches, "training_batch", interrupting)
+        train(config, tmp_path)
+    saved = re.fullmatch(r"asked to stop: saved at step (\d+) of 60", str(told.value))[1]
+    assert told.value.status == 130
+    again, printed = train(config, tmp_path)
+    assert f"resumed at step {saved} of 60" in printed
+    assert again["fingerprints"] == result["fingerprints"] and again["test"] == result["test"]
+
+
+def test_one_state_is_on_the_device_in_training_and_after_a_resume(small, tmp_path, monkeypatch):
+    config = config_lib.changed(
+        small,
+        {
+            "model.hidden": (600, 304),
+            "steps": 25,
+            "method.sparsity": 0.5,
+            "checkpoint.every": 20,
+            "eval.every": 25,
+        },
+    )
+    others = jax.live_arrays()  # of other tests; kept, so that no new one has the place of one
+    known = set(map(id, others))
+    found = []
+
+    def check(state):
+        own = {id(x): x.nbytes for x in jax.live_arrays() if id(x) not in known}
+        sizes = [x.nbytes for x in jax.tree.leaves(state)]
+        masks = sum(x.nbytes for x in jax.tree.leaves(state.opt_state) if x.dtype != np.float32)
+        found.append((int(state.step), sum(own.values()) - sum(sizes), masks, sum(sizes)))
+
+    monkeypatch.setattr(loop.recovery, "check", check)
+    real = batches.training_batch
+
+    def stopping(*args, step, **keys):
+        if step == 22:
+            raise Stopped
+        return real(*args, step=step, **keys)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(batches, "training_batch", stopping)
+        train(config, tmp_path)
+    assert "resumed at step 20 of 25" in train(config, tmp_path)[1]
+    assert {step for step, *_ in found} == {10, 20, 25}
+    for _, beside, masks, whole in found:
+        # The first masks, for what is told of them; batches and sums.
+        assert beside <= masks + 100_000 < whole / 3
+
+
+def test_metrics_are_read_once_at_a_start(finished, tmp_path, monkeypatch):
+    config, workdir, *_ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    read, calls = metrics.read, []
+    monkeypatch.setattr(metrics, "read", lambda path: calls.append(path) or read(path))
+    train(config, tmp_path / "run")
+    # At the start, by the writer that drops what is recorded again, and for the curve at the end.
+    assert len(calls) == 3
+
+
 def test_a_finished_run_started_again_only_evaluates(finished):
     config, workdir, result, _ = finished
     before = final_state(config, workdir)
@@ -141,14 +211,14 @@ def test_a_finished_run_started_again_only_evaluates(finished):
 def test_another_config_in_the_same_workdir_is_refused(finished):
     config, workdir, *_ = finished
     with pytest.raises(ValueError, match=r"sparsity: 0\.8 -> 0\.7"):
-        train(dataclasses.replace(config, sparsity=0.7), workdir)
+        train(config_lib.changed(config, {"method.sparsity": 0.7}), workdir)
 
 
 @pytest.mark.parametrize("config_file", ["deleted", "replaced"])
 def test_a_checkpoint_knows_its_config_itself(finished, tmp_path, config_file):
     config, workdir, *_ = finished
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
-    other = dataclasses.replace(config, sparsity=0.7, momentum=0.5)
+    other = config_lib.changed(config, {"method.sparsity": 0.7, "optimizer.momentum": 0.5})
     if config_file == "replaced":
         checkpoints.claim(tmp_path, other)
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -162,7 +232,7 @@ def test_a_checkpoint_knows_its_config_itself(finished, tmp_path, config_file):
 
 
 def test_dense_trains_all_weights(small, tmp_path):
-    config = dataclasses.replace(small, method="dense", steps=20)
+    config = config_lib.changed(small, {"method.name": "dense", "steps": 20})
     result, printed = train(config, tmp_path)
     assert sum(result["active_weights"].values()) == result["weights"]
     assert result["flops"]["training"] == result["flops"]["training_dense"]
@@ -171,17 +241,17 @@ def test_dense_trains_all_weights(small, tmp_path):
 
 def test_methods_of_one_seed_start_from_the_same_weights_and_masks(small):
     static, rigl = (
-        setup.prepare(dataclasses.replace(small, method=name)).initial
+        setup.prepare(config_lib.changed(small, {"method.name": name})).initial
         for name in ("static", "rigl")
     )
     assert_same_state(static.params, rigl.params)
-    dense = setup.prepare(dataclasses.replace(small, method="dense")).initial
+    dense = setup.prepare(config_lib.changed(small, {"method.name": "dense"})).initial
     assert_same_state(rigl_optax.apply_masks(dense.params, rigl.opt_state), rigl.params)
 
 
 def test_masks_are_not_tied_to_the_initial_weights(small):
     # One key for both selected only large positive weights in a prototype.
-    run = setup.prepare(dataclasses.replace(small, hidden=(300, 100)))
+    run = setup.prepare(config_lib.changed(small, {"model.hidden": (300, 100)}))
     kernel = np.asarray(run.initial.params["layers"][0]["kernel"])
     active = kernel[kernel != 0]
     assert abs(active.mean()) < 0.05 * active.std() + 2 * active.std() / np.sqrt(active.size)
@@ -189,7 +259,7 @@ def test_masks_are_not_tied_to_the_initial_weights(small):
 
 def tampered(run, **changes):
     """The initial state with something in the optimizer's state changed."""
-    opt_state = run.initial.opt_state._replace(**changes)
+    opt_state = run.initial.opt_state._replace(**{"count": jnp.int32(1), **changes})
     sums = run.initial.sums._replace(examples=jnp.float32(1))
     return run.initial._replace(opt_state=opt_state, sums=sums, step=jnp.int32(1))
 
@@ -204,18 +274,67 @@ def test_what_goes_silently_wrong_is_warned_of(small):
     one, none = jnp.int32(1), jnp.int32(0)
     assert warnings(tampered(run, rewirings=one)) == {}
     assert warnings(tampered(run, rewirings=none)).keys() == {"rewirings"}
+    # The second rewiring is at count 10: a step that was skipped has put it off.
+    late = tampered(run, rewirings=one, count=jnp.int32(10))._replace(step=jnp.int32(11))
+    assert warnings(late) == {}
     assert warnings(tampered(run, rewirings=one, healed=one)).keys() == {"healed"}
     masks = jax.tree.map(jnp.ones_like, run.initial.opt_state.masks)
     assert warnings(tampered(run, rewirings=one, masks=masks)).keys() == {"active"}
-    cut = jax.tree.map(lambda m: m.at[..., 0].set(False) if m.ndim > 1 else m, masks)
-    assert "layers/1/kernel 0 -> 1" in warnings(tampered(run, rewirings=one, masks=cut))["dead"]
-    asked = dataclasses.replace(small, structure="{'layers/1': ConstantFanIn(min_salient=0.3)}")
+
+    def cut_off(share):
+        number = lambda m: max(1, int(m.shape[-1] * share))
+        cut = lambda m: m.at[..., : number(m)].set(False) if m.ndim > 1 else m
+        return jax.tree.map(cut, masks)
+
+    few = warnings(tampered(run, rewirings=one, masks=cut_off(0)))
+    assert "layers/0" not in few.get("dead", "")  # one of many
+    units = masks["layers"][1]["kernel"].shape[-1]
+    lost, cut = int(units * 0.2), cut_off(0.2)
+    found = warnings(tampered(run, rewirings=one, masks=cut))["dead"]
+    assert f"layers/1/kernel 0 -> {lost} of {units}" in found and "learning rate" in found
+    asked = config_lib.changed(
+        small,
+        {
+            "method.structure": {
+                "name": "unstructured",
+                "layers": (("layers/1", {"name": "constant_fan_in", "min_salient": 0.3}),),
+            }
+        },
+    )
     found = checks.training_record(asked, tampered(run, rewirings=one, masks=cut), start)[1]
-    assert "layers/1/kernel 0 -> 1; if" in found["ablated"]
+    assert f"layers/1/kernel 0 -> {lost}; if" in found["ablated"]
     assert "layers/0" in found["dead"] and "layers/1" not in found["dead"]
+    assert checks.stray(small, run.initial) == {}
+    whole = jax.tree.map(lambda x: x + 1, run.initial.params)
+    assert "1262 inactive" in checks.stray(small, run.initial._replace(params=whole))["stray"]
     state = tampered(run, rewirings=one)
     blind = state._replace(sums=state.sums._replace(blind=one))
     assert warnings(blind).keys() == {"blind"}
+
+
+def test_of_padded_blocks_their_number_is_watched(small):
+    block = rigl_optax.Block(5, 7, pad=True)
+    padded = config_lib.changed(
+        small, {"method.structure": {"name": "block", "rows": 5, "cols": 7, "pad": True}}
+    )
+    run = setup.prepare(padded)
+    start = checks.start_of(padded, run.initial)
+    masks = run.initial.opt_state.masks
+    mask = masks["layers"][0]["kernel"]
+    grid = np.asarray(block.groups(mask))
+
+    def warnings(grid):
+        new = jax.tree.map(lambda m: m, masks)
+        new["layers"][0]["kernel"] = block.expand(jnp.asarray(grid), mask.shape)
+        state = tampered(run, rewirings=jnp.int32(1), masks=new)
+        assert checks.active_weights(padded, state) != checks.active_weights(padded, run.initial)
+        return checks.training_record(padded, state, start)[1]
+
+    moved = grid.copy()
+    moved[:, -1], moved[:, 0] = grid[:, 0], grid[:, -1]
+    assert grid[:, 0].sum() != grid[:, -1].sum()
+    assert "active" not in warnings(moved)
+    assert "active groups" in warnings(np.ones_like(grid))["active"]
 
 
 def test_a_warning_is_printed_once_and_kept_in_the_result(small, tmp_path, monkeypatch):

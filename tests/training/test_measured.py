@@ -1,18 +1,23 @@
-"""`config.structure="measured"`: blocks chosen by a table, and dense where that is quicker."""
-
-import dataclasses
+"""The structure `measured`: blocks chosen by a table, and dense where that is quicker."""
 
 import pytest
 
 from rigl_optax import Block
 from rigl_optax.condensed import _choice
-from rigl_optax.training import methods, setup, state, structures
+from rigl_optax.training import config as config_lib
+from rigl_optax.training import setup, sparsity, state
 
 
 @pytest.fixture
 def config(small):
-    return dataclasses.replace(
-        small, hidden=(96, 40), condensed=True, structure=structures.MEASURED, sparsity=0.5
+    return config_lib.changed(
+        small,
+        {
+            "model.hidden": (96, 40),
+            "method.condensed": True,
+            "method.structure": {"name": "measured"},
+            "method.sparsity": 0.5,
+        },
     )
 
 
@@ -33,7 +38,7 @@ def test_layers_get_the_quickest_blocks_or_stay_dense(config, table):
     assert {path: t.block for path, t in found.items()} == {
         "layers/0/kernel": Block(16, 16, pad=True)
     }
-    dense = methods.distribution(config).dense
+    dense = sparsity.distribution(config).dense
     shapes = run.shapes["layers"]
     assert dense.reason("layers/0/kernel", shapes[0]["kernel"]) is None
     why = dense.reason("layers/1/kernel", shapes[1]["kernel"])
@@ -43,5 +48,5 @@ def test_layers_get_the_quickest_blocks_or_stay_dense(config, table):
 
 
 def test_the_masked_form_refuses_it(config):
-    with pytest.raises(ValueError, match="'measured': must be like.*config.condensed=True"):
-        setup.prepare(dataclasses.replace(config, condensed=False))
+    with pytest.raises(ValueError, match="name='measured': only with config.method.condensed=True"):
+        setup.prepare(config_lib.changed(config, {"method.condensed": False}))

@@ -1,4 +1,3 @@
-import dataclasses
 import math
 import re
 
@@ -13,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 import rigl_optax
 from rigl_optax.data import batches
+from rigl_optax.training import config as config_lib
 from rigl_optax.training import mesh, methods, setup, step
 
 needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -32,23 +32,23 @@ def test_the_largest_axis_that_divides_is_cut(shape, ways):
 
 def test_what_there_are_no_devices_for_is_refused(small):
     def placement(**keys):
-        return mesh.placement(dataclasses.replace(small, **keys))
+        return mesh.placement(config_lib.changed(small, keys))
 
     everything = jax.device_count()
-    assert placement(mesh_data=0).mesh.size == everything
-    for keys in ({"mesh_data": 99}, {"mesh_data": 0, "mesh_params": 3}, {"mesh_params": 99}):
+    assert placement(**{"mesh.data": 0}).mesh.size == everything
+    for keys in ({"mesh.data": 99}, {"mesh.data": 0, "mesh.params": 3}, {"mesh.params": 99}):
         with pytest.raises(ValueError, match=f"devices, but there are {everything} on 1 process"):
             placement(**keys)
-        here = mesh.fitting(dataclasses.replace(small, **keys))
-        assert (here.mesh_data, here.mesh_params) == (1, 1)
+        here = mesh.fitting(config_lib.changed(small, keys))
+        assert (here.mesh.data, here.mesh.params) == (1, 1)
     assert mesh.fitting(small) is small
-    with pytest.raises(ValueError, match="mesh_axes='manual': axes are auto, explicit"):
-        placement(mesh_axes="manual")
+    with pytest.raises(ValueError, match="mesh.axes='manual': must be one of auto, explicit"):
+        placement(**{"mesh.axes": "manual"})
 
 
 @needs_eight
 def test_a_batch_that_cannot_be_spread_is_refused(small):
-    placement = mesh.placement(dataclasses.replace(small, mesh_data=2, mesh_params=4))
+    placement = mesh.placement(config_lib.changed(small, {"mesh.data": 2, "mesh.params": 4}))
     with pytest.raises(ValueError, match=r"batch_size=50: must be a multiple of 8.*2 for data x 4"):
         placement.rows(50)
     assert placement.rows(48).tolist() == list(range(48)) and placement.padded(50) == 56
@@ -87,8 +87,8 @@ def captured(monkeypatch, config):
 @needs_eight
 @pytest.mark.parametrize("axes", AXES)
 def test_a_state_is_made_in_parts_and_equals_the_one_made_whole(small, monkeypatch, axes):
-    wide = dataclasses.replace(small, hidden=(320, 24))
-    config = dataclasses.replace(wide, mesh_params=8, mesh_axes=axes)
+    wide = config_lib.changed(small, {"model.hidden": (320, 24)})
+    config = config_lib.changed(wide, {"mesh.params": 8, "mesh.axes": axes})
     run, initial = captured(monkeypatch, config)
     for a, b in zip(
         jax.tree.leaves(run.initial), jax.tree.leaves(setup.prepare(wide).initial), strict=True
@@ -125,7 +125,7 @@ def step_and_batch(config):
 
     tx = optax.GradientTransformationExtraArgs(prepared.tx.init, update)
     run = prepared._replace(tx=tx)
-    train_step = step.make_train_step(run, methods.growth_predicate(config), config.log_every)
+    train_step = step.make_train_step(run, methods.growth_predicate(config), config.log.every)
     rows = run.placement.rows(config.batch_size)
     batch = run.placement.put(
         batches.training_batch(run.dataset.train, config.batch_size, seed=0, step=0, rows=rows)
@@ -136,7 +136,9 @@ def step_and_batch(config):
 @needs_eight
 @pytest.mark.parametrize("axes", AXES)
 def test_a_step_compiles_once_and_keeps_every_leaf_in_its_place(small, axes):
-    config = dataclasses.replace(small, batch_size=48, mesh_data=2, mesh_params=4, mesh_axes=axes)
+    config = config_lib.changed(
+        small, {"batch_size": 48, "mesh.data": 2, "mesh.params": 4, "mesh.axes": axes}
+    )
     run, train_step, batch, traced = step_and_batch(config)
     state = jax.tree.map(jnp.copy, run.initial._replace(history=None))
     for _ in range(3):
@@ -154,7 +156,9 @@ def test_a_step_compiles_once_and_keeps_every_leaf_in_its_place(small, axes):
 @needs_eight
 @pytest.mark.parametrize("axes", AXES)
 def test_a_sharded_train_step_lowers_for_tpu_and_cuda(small, axes):
-    config = dataclasses.replace(small, batch_size=48, mesh_data=2, mesh_params=4, mesh_axes=axes)
+    config = config_lib.changed(
+        small, {"batch_size": 48, "mesh.data": 2, "mesh.params": 4, "mesh.axes": axes}
+    )
     run, train_step, batch, _ = step_and_batch(config)
     state = run.initial._replace(history=None)
     exported = jax.export.export(train_step.__wrapped__, platforms=["tpu", "cuda"])(state, batch)

@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import json
 import re
@@ -9,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from rigl_optax.training import checkpoints, loop, metrics, page
+from rigl_optax.training import config as config_lib
 
 CURVES = ("loss", "accuracy", "churn", "coverage", "dead-inputs", "dead-outputs")
 
@@ -67,7 +67,7 @@ def test_a_run_that_has_only_just_started(tmp_path, small):
 
 @pytest.mark.parametrize("method", ["dense", "static"])
 def test_a_run_without_rewirings(tmp_path, small, method):
-    train(dataclasses.replace(small, method=method, steps=20), tmp_path)
+    train(config_lib.changed(small, {"method.name": method, "steps": 20}), tmp_path)
     text = page.render(tmp_path)
     assert figures(text)[:2] == ["loss", "accuracy"]
     assert "No rewiring is recorded." in text
@@ -90,7 +90,8 @@ def test_all_text_is_escaped(tmp_path, small):
     record = {"step": 1, "kind": "rewiring", f"dead_inputs/{evil}": 1.0, "training_flops": 1.0}
     (tmp_path / metrics.FILE).write_text(json.dumps(record) + "\n")
     layer = {"path": evil, "shape": [2], "dense_because": evil, "active": 1, "sparsity": 0.5}
-    explained = {"weights": 2, "active": 1, "layers": [{**layer, "flops_share": None}]}
+    layer |= {"active_at_end": 1, "flops_share": None}
+    explained = {"weights": 2, "active": 1, "active_at_end": 1, "layers": [layer]}
     explained |= {"inference_ratio": None, "training_ratio": 0.5}
     text = json.dumps({**explained, "warnings": [evil]})
     (tmp_path / loop.EXPLANATION_FILE).write_text(text)

@@ -1,6 +1,5 @@
 """From photos and their labels in files to a trained sparse network."""
 
-import dataclasses
 import io
 
 import jax
@@ -21,6 +20,7 @@ from rigl_optax.training import (
     step,
     tasks,
 )
+from rigl_optax.training import config as config_lib
 from tests.data import real_photos
 from tests.data.tfds_writer import write
 
@@ -39,24 +39,26 @@ def imagenet(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(small, imagenet):
-    return dataclasses.replace(
+    return config_lib.changed(
         small,
-        dataset="imagenet2012",
-        data_dir=str(imagenet),
-        image_size=16,
-        augment="resized_crop",
-        loader_threads=2,
-        model="mobilenet_v1",
-        hidden=(),
-        width=0.25,
-        rewire_every=5,
-        steps=20,
-        batch_size=16,
-        learning_rate=0.05,
-        log_every=5,
-        eval_every=10,
-        eval_batch_size=8,
-        checkpoint_every=10,
+        {
+            "data.name": "imagenet2012",
+            "data.dir": str(imagenet),
+            "data.image_size": 16,
+            "data.augment": "resized_crop",
+            "data.threads": 2,
+            "model.name": "mobilenet_v1",
+            "model.hidden": (),
+            "model.width": 0.25,
+            "method.every": 5,
+            "steps": 20,
+            "batch_size": 16,
+            "optimizer.learning_rate": 0.05,
+            "log.every": 5,
+            "eval.every": 10,
+            "eval.batch_size": 8,
+            "checkpoint.every": 10,
+        },
     )
 
 
@@ -82,7 +84,7 @@ def finished(config, tmp_path_factory):
 def test_a_network_of_the_paper_learns_from_jpeg_files(config, finished):
     workdir, result, printed = finished
     assert "rigl, mobilenet_v1 on imagenet2012: 20 steps" in printed and result["warnings"] == []
-    losses = list(metrics.recorded(workdir, "train", "loss").values())
+    losses = list(metrics.recorded(metrics.read(workdir / metrics.FILE), "train", "loss").values())
     assert losses[-1] < losses[0]
     run, state = setup.prepare(config), ended(config, workdir)
     masks = rigl_optax.get_masks(state.opt_state)
@@ -94,7 +96,7 @@ def test_a_network_of_the_paper_learns_from_jpeg_files(config, finished):
         assert not np.asarray(weight)[~np.asarray(mask)].any()
     assert sum(result["active_weights"].values()) < 0.4 * result["weights"]
     # Every test photo counts once, though the last batch is not full.
-    assert run.dataset.test.examples == TEST and TEST % config.eval_batch_size
+    assert run.dataset.test.examples == TEST and TEST % config.eval.batch_size
     assert result["test"]["accuracy"] * TEST == pytest.approx(
         round(result["test"]["accuracy"] * TEST), abs=1e-4
     )
@@ -105,7 +107,7 @@ def test_a_run_stopped_and_started_again_ends_bit_for_bit_the_same(
     config, finished, tmp_path, monkeypatch
 ):
     real = tasks.Images.training_batch
-    config = dataclasses.replace(config, loader_threads=3)  # the batches are the same
+    config = config_lib.changed(config, {"data.threads": 3})  # the batches are the same
 
     def stopping(self, config, step, rows=None):
         if step == 13:
@@ -135,10 +137,10 @@ def test_damaged_photos_are_told_of_and_do_not_count(config, tmp_path):
     data_dir, workdir = tmp_path / "data", tmp_path / "run"
     splits = {"train": photos[:TRAIN], "validation": photos[TRAIN:]}
     write(data_dir, "imagenet2012", splits, real_photos.CLASSES, shards=3)
-    config = dataclasses.replace(config, data_dir=str(data_dir))
+    config = config_lib.changed(config, {"data.dir": str(data_dir)})
     with pytest.raises(ValueError, match=r"record \d+ of .* cannot be read.*max_bad_records=0"):
         train(config, workdir)
-    config = dataclasses.replace(config, max_bad_records=3)
+    config = config_lib.changed(config, {"data.max_bad_records": 3})
     result, printed = train(config, workdir)
     (warning,) = result["warnings"]
     assert warning.startswith("3 records of the dataset could not be read and are left out")
@@ -156,15 +158,17 @@ def test_a_wide_resnet_learns_from_files_of_cifars_format(config, tmp_path, monk
         planes = images[16 * i : 16 * i + 16].transpose(0, 3, 1, 2).reshape(16, -1)
         raw = np.concatenate([labels[16 * i : 16 * i + 16, None].astype(np.uint8), planes], 1)
         (tmp_path / name).write_bytes(raw.tobytes())
-    config = dataclasses.replace(
+    config = config_lib.changed(
         config,
-        dataset="cifar10",
-        data_dir=str(tmp_path),
-        image_size=0,
-        augment="pad_crop",
-        model="wide_resnet",
-        model_options="depth=10",
-        width=1.0,
+        {
+            "data.name": "cifar10",
+            "data.dir": str(tmp_path),
+            "data.image_size": 0,
+            "data.augment": "pad_crop",
+            "model.name": "wide_resnet",
+            "model.depth": 10,
+            "model.width": 1.0,
+        },
     )
     run = setup.prepare(config)
     take = step.make_train_step(run, methods.growth_predicate(config), log_every=1)
@@ -182,16 +186,16 @@ def test_a_wide_resnet_learns_from_files_of_cifars_format(config, tmp_path, monk
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"image_size": 0}, "photos of imagenet2012 are of many sizes; give one, as 224"),
-        ({"augment": "pad_crop"}, "for imagenet2012 it is none or resized_crop"),
-        ({"batch_size": 60}, "batch_size=60: must be from 1 to 59"),
-        ({"dataset": "cifar100"}, "datasets are digits.*cifar10, imagenet2012, image_folder"),
-        ({"sequence_length": 3}, "images have none"),
+        ({"data.image_size": 0}, "photos of imagenet2012 are of many sizes; give one, as 224"),
+        ({"data.augment": "pad_crop"}, "for imagenet2012 it is none or resized_crop"),
+        ({"batch_size": 60}, "batch_size=60: must be from 1 to 54"),
+        ({"data.name": "cifar100"}, "must be one of digits.*cifar10, imagenet2012, image_folder"),
+        ({"data.sequence_length": 3}, "images have none"),
     ],
 )
 def test_what_does_not_fit_photos_is_refused_before_anything_is_read(config, changes, problem):
     with pytest.raises(ValueError, match=problem):
-        tasks.find(dataclasses.replace(config, **changes))
+        tasks.find(config_lib.changed(config, changes))
 
 
 def test_a_dataset_that_is_not_there_fails_with_the_command(config, tmp_path):
@@ -200,7 +204,7 @@ def test_a_dataset_that_is_not_there_fails_with_the_command(config, tmp_path):
         ("image_folder", "tar -xf"),
         ("cifar10", "tfds build cifar10"),
     ):
-        changed = dataclasses.replace(config, dataset=dataset, data_dir=str(tmp_path))
+        changed = config_lib.changed(config, {"data.name": dataset, "data.dir": str(tmp_path)})
         with pytest.raises(FileNotFoundError, match=command):
             train(changed, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,5 @@
 """Losses that are not finite, and what the config says to do about them."""
 
-import dataclasses
 import io
 import json
 
@@ -11,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from rigl_optax.data import batches
-from rigl_optax.training import checkpoints, loop, metrics, recovery, setup
+from rigl_optax.training import checkpoints, evaluation, files, loop, metrics, recovery, setup
+from rigl_optax.training import config as config_lib
 from tests.training.test_checkpoints import damage, given_up
 
 BAD = 33  # between two checkpoints, and not a rewiring step
@@ -54,7 +54,7 @@ def test_stop(small, tmp_path, spoiled):
 def test_skip_and_rollback_end_alike_without_that_step(small, tmp_path, spoiled):
     ends = []
     for policy in ("skip", "rollback"):
-        config = dataclasses.replace(small, on_nonfinite=policy)
+        config = config_lib.changed(small, {"faults.on_nonfinite": policy})
         result, printed = train(config, tmp_path / policy)
         assert any("1 steps up to step 40 were skipped" in w for w in result["warnings"])
         ends.append(final(config, tmp_path / policy))
@@ -74,7 +74,7 @@ def test_skip_and_rollback_end_alike_without_that_step(small, tmp_path, spoiled)
 def test_going_back_passes_over_what_is_damaged_or_from_after_the_bad_step(
     small, tmp_path, spoiled, monkeypatch, settled
 ):
-    config = dataclasses.replace(small, on_nonfinite="rollback", keep_checkpoints=5)
+    config = config_lib.changed(small, {"faults.on_nonfinite": "rollback", "checkpoint.keep": 5})
     with monkeypatch.context() as patch:
         patch.setattr(batches, "training_batch", spoiled)
         train(config, tmp_path)
@@ -91,15 +91,87 @@ def test_going_back_passes_over_what_is_damaged_or_from_after_the_bad_step(
 
 
 def test_going_back_in_vain_ends_the_run(small, tmp_path):
-    config = dataclasses.replace(small, on_nonfinite="rollback", learning_rate=1e38)
-    with pytest.raises(recovery.NonFiniteError, match="after going back for it from step 10"):
+    config = config_lib.changed(
+        small, {"faults.on_nonfinite": "rollback", "optimizer.learning_rate": 1e38}
+    )
+    with pytest.raises(recovery.NonFiniteError, match="the validation loss is nan after step 20"):
         train(config, tmp_path)
+
+
+def with_bad_batches(monkeypatch, is_bad):
+    sound = batches.training_batch
+
+    def training_batch(*args, step, **keys):
+        batch = sound(*args, step=step, **keys)
+        if is_bad(step):
+            batch["labels"] = np.full_like(batch["labels"], 1000)
+        return batch
+
+    monkeypatch.setattr(batches, "training_batch", training_batch)
+
+
+def test_a_run_goes_back_again_and_ends_as_if_killed_in_between(small, tmp_path, monkeypatch):
+    with_bad_batches(monkeypatch, lambda step: step in (13, 33, 53))
+    config = config_lib.changed(small, {"faults.on_nonfinite": "rollback", "checkpoint.keep": 5})
+    with pytest.raises(
+        recovery.NonFiniteError, match="step 60, after going back 2 times, the last time from st"
+    ):
+        train(config_lib.changed(config, {"faults.max_rollbacks": 2}), tmp_path / "killed")
+    _, printed = train(config, tmp_path / "killed")
+    assert "resumed at step 40" in printed
+    train(config, tmp_path / "whole")
+    for name in ("killed", "whole"):
+        records = metrics.read(tmp_path / name / metrics.FILE)
+        notes = [(r["step"], r["from"], r["times"]) for r in records if r["kind"] == "rollback"]
+        assert notes == [(0, 20.0, 1), (20, 40.0, 2), (40, 60.0, 3)]
+    ends = [final(config, tmp_path / name) for name in ("killed", "whole")]
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(ends[0].opt_state.count) == small.steps - 3
+
+
+def test_steps_skipped_are_counted_over_the_whole_run(small, tmp_path, monkeypatch):
+    with_bad_batches(monkeypatch, lambda step: step in (3, 13) or 30 <= step < 40)
+    result, printed = train(config_lib.changed(small, {"faults.on_nonfinite": "skip"}), tmp_path)
+    assert any("12 steps up to step 40 were skipped" in w for w in result["warnings"])
+    records = [r for r in metrics.read(tmp_path / metrics.FILE) if r["kind"] == "train"]
+    assert [r.get("skipped", 0) for r in records] == [1, 1, 0, 10, 0, 0]
+    assert [r["step"] for r in records if "loss" not in r] == [40]  # of no step there is none
+
+
+def test_nothing_but_skipped_steps_ends_a_run(small, tmp_path, monkeypatch):
+    with_bad_batches(monkeypatch, lambda step: step >= 5)
+    config = config_lib.changed(small, {"faults.on_nonfinite": "skip"})
+    with pytest.raises(recovery.NonFiniteError, match="last 50 steps up to step 60 were all skip"):
+        train(config, tmp_path)
+    all_of = {10: 5.0, 20: 10.0, 25: 5.0}  # the last record is not on a multiple
+    recovery.check_skipped(all_of, 25, 10)
+    with pytest.raises(recovery.NonFiniteError, match="last 55 steps"):
+        recovery.check_skipped(all_of | {10: 10.0, 20: 40.0}, 25, 10)
+
+
+@pytest.mark.parametrize(("split", "at"), [("validation", 20), ("test", 60)])
+def test_an_evaluation_that_is_not_finite_ends_a_run(small, tmp_path, monkeypatch, split, at):
+    make = evaluation.evaluator
+
+    def evaluator(config, run):
+        evaluate = make(config, run)
+        bad = getattr(run.dataset, split)
+        return lambda state, part: evaluate(state, part) | ({"loss": np.nan} if part is bad else {})
+
+    monkeypatch.setattr(evaluation, "evaluator", evaluator)
+    config = config_lib.changed(small, {"faults.on_nonfinite": "rollback", "checkpoint.every": 0})
+    with pytest.raises(recovery.NonFiniteError, match=f"the {split} loss is nan after step {at}"):
+        train(config, tmp_path)
+    assert not (tmp_path / checkpoints.RESULT_FILE).exists()
+    for line in (tmp_path / metrics.FILE).read_text().splitlines():
+        files.parse(line, files.RECORD)
 
 
 def test_a_healthy_run_is_the_same_under_every_policy(small, tmp_path):
     ends = []
     for policy in recovery.POLICIES:
-        config = dataclasses.replace(small, on_nonfinite=policy)
+        config = config_lib.changed(small, {"faults.on_nonfinite": policy})
         train(config, tmp_path / policy)
         ends.append(final(config, tmp_path / policy))
     for end in ends[1:]:
@@ -107,10 +179,9 @@ def test_a_healthy_run_is_the_same_under_every_policy(small, tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
-def test_an_unknown_policy_is_refused(small, tmp_path):
-    config = dataclasses.replace(small, on_nonfinite="ignore")
+def test_an_unknown_policy_is_refused(small):
     with pytest.raises(ValueError, match="on_nonfinite='ignore'.*stop, skip, rollback"):
-        train(config, tmp_path)
+        config_lib.changed(small, {"faults.on_nonfinite": "ignore"})
 
 
 def test_a_loss_that_leaps_is_told_of():
@@ -134,12 +205,12 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path, small):
 
 
 def test_a_checkpoint_goes_onto_another_number_of_devices(small, tmp_path):
-    whole, _ = train(dataclasses.replace(small, checkpoint_every=0), tmp_path / "whole")
+    whole, _ = train(config_lib.changed(small, {"checkpoint.every": 0}), tmp_path / "whole")
     train(small, tmp_path / "parts")
     with checkpoints.open_checkpoints(tmp_path / "parts", 5) as saved:
         for checkpoint in saved.checkpoints[1:]:
             saved.delete(checkpoint.step)
-    eight = dataclasses.replace(small, mesh_data=1, mesh_params=5)
+    eight = config_lib.changed(small, {"mesh.data": 1, "mesh.params": 5})
     result, printed = train(eight, tmp_path / "parts")
     assert "resumed at step" in printed
     assert result["active_weights"] == whole["active_weights"]
@@ -158,7 +229,7 @@ def test_a_leap_in_training_is_recorded_and_warned_of(small, tmp_path, monkeypat
 
     monkeypatch.setattr(batches, "training_batch", training_batch)
     monkeypatch.setattr(recovery, "SPIKE", 1.3)  # so early there is little to lose: 2.3, then 3.3
-    config = dataclasses.replace(small, log_every=2, steps=40)
+    config = config_lib.changed(small, {"log.every": 2, "steps": 40})
     result, printed = train(config, tmp_path)
     assert "warning: step 38: the training loss leapt to" in printed
     assert any("leapt" in warning for warning in result["warnings"])

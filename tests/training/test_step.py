@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ from flax import nnx
 
 from rigl_optax.data import batches
 from rigl_optax.training import architectures, evaluation, methods, setup, step
+from rigl_optax.training import config as config_lib
 
 
 def batch(config, run, at):
@@ -16,7 +15,7 @@ def batch(config, run, at):
 
 
 def compiled(config, run):
-    return step.make_train_step(run, methods.growth_predicate(config), config.log_every)
+    return step.make_train_step(run, methods.growth_predicate(config), config.log.every)
 
 
 def loss_by_hand(params, images, labels):
@@ -30,7 +29,7 @@ def loss_by_hand(params, images, labels):
 
 @pytest.mark.parametrize("method", ["dense", "rigl"])
 def test_steps_are_the_transformation_applied_to_the_gradients_of_the_loss(small, method):
-    config = dataclasses.replace(small, method=method)
+    config = config_lib.changed(small, {"method.name": method})
     run = setup.prepare(config)
     state = jax.tree.map(jnp.copy, run.initial._replace(history=None))
     train_step = compiled(config, run)

@@ -1,6 +1,5 @@
 """Language models over bytes, through the same loop as everything else."""
 
-import dataclasses
 import io
 import itertools
 import json
@@ -26,6 +25,7 @@ from rigl_optax.training import (
     step,
     tasks,
 )
+from rigl_optax.training import config as config_lib
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +35,37 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     (folder / "a.txt").write_bytes(b"the quick brown fox jumps over the lazy dog. " * 60)
     (folder / "b.txt").write_bytes(b"pack my box with five dozen liquor jugs. " * 60)
-    return dataclasses.replace(
+    return config_lib.changed(
         SMALL,
-        dataset="text",
-        data_dir=str(folder),
-        model="gru",
-        hidden=(24,),
-        model_options="embedding=16,readout=(16,)",
-        sequence_length=20,
-        batch_size=8,
-        eval_batch_size=4,
-        optimizer="adam",
-        learning_rate=1e-2,
-        schedule="constant",
-        gradient_clip=10.0,
-        distribution="uniform",
-        sparsity=0.5,
-        steps=60,
-        rewire_every=7,
+        {
+            "data.name": "text",
+            "data.dir": str(folder),
+            "model.name": "gru",
+            "model.hidden": (24,),
+            "model.embedding": 16,
+            "model.readout": (16,),
+            "data.sequence_length": 20,
+            "batch_size": 8,
+            "eval.batch_size": 4,
+            "optimizer.name": "adam",
+            "optimizer.learning_rate": 1e-2,
+            "optimizer.schedule": "constant",
+            "optimizer.gradient_clip": 10.0,
+            "method.distribution": {"name": "uniform"},
+            "method.sparsity": 0.5,
+            "steps": 60,
+            "method.every": 7,
+        },
     )
+
+
+LSTM = {
+    "name": "lstm",
+    "hidden": (24,),
+    "embedding": 16,
+    "readout": (16,),
+    "fused": False,
+}
 
 
 def train(config, workdir):
@@ -128,15 +140,14 @@ def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(config, trained,
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "small_dense", "snip", "snfs", "str"])
 def test_other_methods_train_it_too(config, name, tmp_path):
-    short = dataclasses.replace(config, method=name, steps=12, checkpoint_every=0)
+    short = config_lib.changed(config, {"method.name": name, "steps": 12, "checkpoint.every": 0})
     result = train(short, tmp_path)
     assert np.isfinite(result["test"]["loss"])
     assert name in methods.METHODS
 
 
 def test_an_lstm_with_separate_gates_has_a_mask_for_each(config, tmp_path):
-    options = "embedding=16,readout=(16,),fused=False"
-    lstm = dataclasses.replace(config, model="lstm", model_options=options, steps=8)
+    lstm = config_lib.changed(config, {"model": LSTM, "steps": 8})
     train(lstm, tmp_path)
     masks = rigl_optax.get_masks(final(lstm, tmp_path).opt_state)
     for gate in ("input", "forget", "cell", "output"):
@@ -144,9 +155,14 @@ def test_an_lstm_with_separate_gates_has_a_mask_for_each(config, tmp_path):
 
 
 def test_gates_may_have_sparsities_of_their_own(config):
-    options = "embedding=16,readout=(16,),fused=False"
-    uniform = "uniform(overrides={'recurrent/reset': 0.25, 'input/candidate': 0.75})"
-    own = dataclasses.replace(config, model_options=options, distribution=uniform)
+    overrides = (("recurrent/reset", 0.25), ("input/candidate", 0.75))
+    own = config_lib.changed(
+        config,
+        {
+            "model": LSTM | {"name": "gru"},
+            "method.distribution": {"name": "uniform", "overrides": overrides},
+        },
+    )
     masks = rigl_optax.get_masks(setup.prepare(own).initial.opt_state)["layers"][0]
     density = {
         (kind, gate): float(np.asarray(masks[kind][gate]["kernel"]).mean())
@@ -160,8 +176,8 @@ def test_gates_may_have_sparsities_of_their_own(config):
 
 @pytest.mark.parametrize("model", ["gru", "lstm"])
 def test_a_step_is_compiled_once_and_moves_nothing_between_host_and_device(config, model):
-    run = setup.prepare(dataclasses.replace(config, model=model))
-    take = step.make_train_step(run, methods.growth_predicate(config), config.log_every)
+    run = setup.prepare(config_lib.changed(config, {"model.name": model}))
+    take = step.make_train_step(run, methods.growth_predicate(config), config.log.every)
     state = jax.tree.map(lambda x: x.copy(), run.initial)._replace(history=None)
     everywhere = jax.sharding.NamedSharding(run.placement.mesh, jax.sharding.PartitionSpec())
     batches = [jax.device_put(run.task.training_batch(config, n), everywhere) for n in range(9)]
@@ -175,8 +191,8 @@ def test_a_step_is_compiled_once_and_moves_nothing_between_host_and_device(confi
 
 @pytest.mark.parametrize("model", ["gru", "lstm"])
 def test_a_step_lowers_for_accelerators(config, model):
-    run = setup.prepare(dataclasses.replace(config, model=model))
-    take = step.make_train_step(run, methods.growth_predicate(config), config.log_every)
+    run = setup.prepare(config_lib.changed(config, {"model.name": model}))
+    take = step.make_train_step(run, methods.growth_predicate(config), config.log.every)
     batch = run.placement.put(run.task.training_batch(config, 0))
     exported = jax.export.export(take, platforms=["tpu", "cuda"])(
         run.initial._replace(history=None), batch
@@ -214,29 +230,33 @@ def test_what_it_goes_on_with_is_a_function_of_the_seed(config, trained):
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"model": "lenet"}, "models for text are gru, lstm"),
+        ({"model.name": "lenet"}, "models for text are gru, lstm"),
         (
-            {"dataset": "digits", "data_dir": "", "sequence_length": 0},
+            {"data.name": "digits", "data.dir": "", "data.sequence_length": 0},
             "models for digits are lenet, ",
         ),
-        ({"sequence_length": 0}, "sequence of 0"),
-        ({"sequence_length": 10_000}, "too few for a sequence of 10000"),
-        ({"model_options": "embedding"}, "must be like 'embedding=64"),
-        ({"model_options": "lanes=3"}, "lanes"),
-        ({"model_options": "width=3"}, "width"),
-        ({"compute_dtype": "bfloat16"}, "recurrent models are for 'float32' alone"),
-        ({"augment": "pad_crop"}, "recurrent models are for 'none' alone"),
-        ({"optimizer": "lbfgs"}, "optimizers are sgd, heavy_ball, adam"),
-        ({"distribution": "uniform(power=2.0)"}, "uniform has no power; it has overrides, stacked"),
-        ({"distribution": "uniform(overrides={"}, "distributions are erk"),
-        ({"distribution": "erk)"}, "distributions are erk"),
-        ({"method": "synflow"}, "synflow': not for text"),
-        ({"mesh_axes": "explicit"}, "recurrent models are for 'auto' alone"),
+        ({"data.sequence_length": 0}, "sequence of 0"),
+        ({"data.sequence_length": 10_000}, "too few for a sequence of 10000"),
+        ({"model.lanes": 3}, "lanes"),
+        ({"model.heads": 3}, "config.model.heads: .*for 'gru' embedding, "),
+        ({"model.dtype": "bfloat16"}, "recurrent models are for 'float32' alone"),
+        ({"data.augment": "pad_crop"}, "recurrent models are for 'none' alone"),
+        ({"optimizer.name": "scale"}, "must be an optimizer of optax or optax.contrib"),
+        (
+            {"method.distribution": {"name": "uniform", "power": 2.0}},
+            "distribution.power: .*for 'uniform' .*overrides, stacked",
+        ),
+        (
+            {"method.distribution": {"name": "erk", "overrides": 3}},
+            "distribution.overrides=3: must be pairs",
+        ),
+        ({"method.name": "synflow"}, "synflow': not for text"),
+        ({"mesh.axes": "explicit"}, "recurrent models are for 'auto' alone"),
     ],
 )
 def test_what_makes_no_sense_is_refused(config, keys, told):
     with pytest.raises(ValueError, match=told):
-        setup.prepare(dataclasses.replace(config, **keys))
+        setup.prepare(config_lib.changed(config, keys))
 
 
 def test_a_split_over_devices_is_the_same_text(config):
@@ -249,7 +269,7 @@ def test_a_split_over_devices_is_the_same_text(config):
 
 @pytest.mark.slow
 def test_eight_devices_have_the_same_masks(config, trained, tmp_path):
-    across = dataclasses.replace(config, mesh_data=4, mesh_params=2)
+    across = config_lib.changed(config, {"mesh.data": 4, "mesh.params": 2})
     result = train(across, tmp_path)
     assert result["fingerprints"] == trained[1]["fingerprints"]
     assert json.loads((tmp_path / "result.json").read_text())["test"]["loss"] == pytest.approx(

@@ -1,6 +1,5 @@
 """Convolutional networks in the training loop: schedules, losses, dense layers, compilation."""
 
-import dataclasses
 import functools
 import importlib.util
 import io
@@ -29,7 +28,9 @@ from rigl_optax.training import (
     loop,
     losses,
     methods,
+    optimizers,
     setup,
+    sparsity,
     step,
     tasks,
 )
@@ -43,24 +44,28 @@ def recipe(name, **changes):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = config_lib.from_mapping(module.get_config().to_dict())
-    return dataclasses.replace(found, **changes)
+    return config_lib.changed(found, changes)
 
 
 @pytest.fixture(scope="module")
 def vision(small):
     """A wide ResNet as small as one can be, on digits."""
-    return dataclasses.replace(
+    return config_lib.changed(
         small,
-        model="wide_resnet",
-        model_options="depth=10,k=1,dropout=0.1",
-        hidden=(),
-        width=0.25,
-        augment="pad_crop",
-        batch_size=20,
-        steps=20,
-        rewire_every=5,
-        sparsity=0.7,
-        label_smoothing=0.1,
+        {
+            "model.name": "wide_resnet",
+            "model.depth": 10,
+            "model.k": 1,
+            "model.dropout": 0.1,
+            "model.hidden": (),
+            "model.width": 0.25,
+            "data.augment": "pad_crop",
+            "batch_size": 20,
+            "steps": 20,
+            "method.every": 5,
+            "method.sparsity": 0.7,
+            "loss.label_smoothing": 0.1,
+        },
     )
 
 
@@ -81,7 +86,7 @@ def final(config, workdir):
 
 def test_the_imagenet_schedule_is_that_of_the_fact_sheet():
     config = recipe("imagenet_resnet50")
-    rate = methods.learning_rate(config)
+    rate = optimizers.learning_rate(config)
     # Section 4.1: peak at step 1,564, a tenth of it from 9,384, 21,895 and 28,151 on.
     expected = {0: 0, 782: 0.8, 1_564: 1.6, 9_383: 1.6, 9_384: 0.16, 21_894: 0.16, 21_895: 0.016}
     expected |= {28_150: 0.016, 28_151: 0.0016, 31_999: 0.0016}
@@ -89,16 +94,16 @@ def test_the_imagenet_schedule_is_that_of_the_fact_sheet():
         assert float(rate(at)) == pytest.approx(value, rel=1e-5, abs=1e-9), at
     assert (
         config.rewire_end == 25_000
-        and methods.METHODS["gmp"].begin(
-            dataclasses.replace(config, method="gmp", rewire_every=1_000)
-        )
+        and methods.plan(
+            config_lib.changed(config, {"method.name": "gmp", "method.every": 1_000})
+        ).default.schedule.begin
         == 10_000
     )
 
 
 def test_the_cifar_schedule_is_that_of_the_fact_sheet():
     config = recipe("cifar10_wrn22_2")
-    rate = methods.learning_rate(config)
+    rate = optimizers.learning_rate(config)
     for at, value in {0: 0.1, 29_999: 0.1, 30_000: 0.02, 60_000: 0.004, 90_000: 0.0008}.items():
         assert float(rate(at)) == pytest.approx(value, rel=1e-5), at
     assert config.rewire_end == 75_000 and config.steps == 97_656
@@ -107,32 +112,46 @@ def test_the_cifar_schedule_is_that_of_the_fact_sheet():
 @pytest.mark.parametrize("name", ["imagenet_resnet50", "cifar10_wrn22_2"])
 def test_training_m_times_as_long_scales_rates_and_t_end_and_nothing_else(name):
     once = recipe(name)
-    five = dataclasses.replace(once, steps=5 * once.steps)
-    rates = methods.learning_rate(once), methods.learning_rate(five)
+    five = config_lib.changed(once, {"steps": 5 * once.steps})
+    rates = optimizers.learning_rate(once), optimizers.learning_rate(five)
     for at in range(0, once.steps, 997):
         assert float(rates[1](5 * at)) == pytest.approx(float(rates[0](at)), rel=1e-3, abs=1e-4)
     assert five.rewire_end == 5 * once.rewire_end
-    assert (five.rewire_every, five.drop_fraction) == (once.rewire_every, once.drop_fraction)
-    assert float(methods.drop_fraction(five)(five.rewire_end // 2)) == pytest.approx(0.15)
-    pruning = [dataclasses.replace(c, method="gmp", rewire_every=1_000) for c in (once, five)]
-    begins = [methods.METHODS["gmp"].begin(config) for config in pruning]
+    assert five.method == once.method
+    assert methods.drop_fractions(five, five.rewire_end // 2, [])["drop_fraction"] == pytest.approx(
+        0.15
+    )
+    pruning = [
+        config_lib.changed(c, {"method.name": "gmp", "method.every": 1_000}) for c in (once, five)
+    ]
+    begins = [methods.plan(config).default.schedule.begin for config in pruning]
     assert begins[1] == pytest.approx(5 * begins[0], abs=1_000)
 
 
 def test_a_cosine_rises_first_and_ends_at_zero(small):
-    config = dataclasses.replace(small, steps=100, warmup=0.1, learning_rate=0.4)
-    rate = methods.learning_rate(config)
+    config = config_lib.changed(
+        small, {"steps": 100, "optimizer.warmup": 0.1, "optimizer.learning_rate": 0.4}
+    )
+    rate = optimizers.learning_rate(config)
     assert [float(rate(t)) for t in (0, 5, 10)] == pytest.approx([0, 0.2, 0.4])
     assert float(rate(55)) == pytest.approx(0.2) and float(rate(100)) == pytest.approx(0, abs=1e-8)
-    constant = methods.learning_rate(dataclasses.replace(config, schedule="constant", warmup=0.0))
+    constant = optimizers.learning_rate(
+        config_lib.changed(config, {"optimizer.schedule": "constant", "optimizer.warmup": 0.0})
+    )
     assert float(constant(0)) == float(constant(99)) == pytest.approx(0.4)
 
 
 def test_two_drops_in_one_step_of_a_short_run_are_both_taken(small):
-    config = dataclasses.replace(
-        small, steps=4, schedule="step", decay_at=(0.5, 0.55), decay_factor=0.1
+    config = config_lib.changed(
+        small,
+        {
+            "steps": 4,
+            "optimizer.schedule": "step",
+            "optimizer.decay_at": (0.5, 0.55),
+            "optimizer.decay_factor": 0.1,
+        },
     )
-    rates = [float(methods.learning_rate(config)(t)) for t in range(4)]
+    rates = [float(optimizers.learning_rate(config)(t)) for t in range(4)]
     assert rates == pytest.approx([0.1, 0.1, 0.001, 0.001])
 
 
@@ -158,27 +177,29 @@ def test_smoothed_labels_are_a_mixture_with_the_even_distribution():
         ("all", {"conv/kernel", "depthwise/kernel", "norm/scale"}),
     ],
 )
-@pytest.mark.parametrize("optimizer", ["sgd", "heavy_ball"])
-def test_what_decays(small, covered, expected, optimizer):
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_what_decays(small, covered, expected, nesterov):
     params = {
         "conv": {"kernel": jnp.ones((1, 1, 2, 2))},
         "depthwise": {"kernel": jnp.ones((3, 3, 1, 2))},
         "norm": {"scale": jnp.ones(2)},
     }
-    config = dataclasses.replace(
+    config = config_lib.changed(
         small,
-        method="dense",
-        optimizer=optimizer,
-        schedule="constant",
-        weight_decay=0.5,
-        weight_decay_on=covered,
+        {
+            "method.name": "dense",
+            "optimizer.nesterov": nesterov,
+            "optimizer.schedule": "constant",
+            "optimizer.weight_decay": 0.5,
+            "optimizer.weight_decay_on": covered,
+        },
     )
     tx = methods.build(config)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     moved = {path for path, u in _paths.flatten_with_paths(updates) if np.any(u)}
     assert moved == expected
     # Nesterov's first step looks one step ahead: 1 + momentum times the plain one.
-    size = 0.1 * 0.5 * (1.9 if optimizer == "sgd" else 1)
+    size = 0.1 * 0.5 * (1.9 if nesterov else 1)
     assert float(updates["conv"]["kernel"][0, 0, 0, 0]) == pytest.approx(-size)
 
 
@@ -187,8 +208,9 @@ def test_what_decays(small, covered, expected, optimizer):
 
 def test_a_model_brings_its_dense_layers_and_says_why(vision, monkeypatch):
     monkeypatch.setitem(resnet.DEPTHS, 18, ((1, 1, 1, 1), False))
-    config = dataclasses.replace(
-        vision, model="resnet18", model_options="", width=0.1, distribution="uniform"
+    config = config_lib.changed(
+        vision,
+        {"model.name": "resnet18", "model.width": 0.1, "method.distribution": {"name": "uniform"}},
     )
     run = setup.prepare(config)
     why = {layer.path: layer.dense_because for layer in costs.explain(config, run).layers}
@@ -196,18 +218,19 @@ def test_a_model_brings_its_dense_layers_and_says_why(vision, monkeypatch):
     kernels = {path: reason for path, reason in why.items() if path.endswith("kernel") and reason}
     assert kernels == {"stem/kernel": "the first convolution, dense with a uniform distribution"}
 
-    def left_out(**keys):
-        layers = methods.distribution(dataclasses.replace(config, **keys))
+    def left_out(key, value):
+        layers = sparsity.distribution(config_lib.changed(config, {key: value}))
         return kernels_of(run.initial.params) - layers(run.initial.params).keys()
 
-    assert left_out(distribution="erk") == left_out(dense_layers="none") == set()
-    assert left_out(dense_layers="^classifier") == {"classifier/kernel"}
-    wide = dataclasses.replace(config, model="wide_resnet")
-    assert methods.distribution(wide).dense.reason(
+    assert left_out("method.distribution.name", "erk") == set()
+    assert left_out("model.dense_layers", "none") == set()
+    assert left_out("model.dense_layers", "^classifier") == {"classifier/kernel"}
+    wide = config_lib.changed(config, {"model.name": "wide_resnet"})
+    assert sparsity.distribution(wide).dense.reason(
         "stem/kernel", run.initial.params["stem"]["kernel"]
     )
     with pytest.raises(ValueError, match="dense_layers='conv1'.*'stem/kernel'"):
-        setup.prepare(dataclasses.replace(config, dense_layers="conv1"))
+        setup.prepare(config_lib.changed(config, {"model.dense_layers": "conv1"}))
 
 
 def kernels_of(params):
@@ -215,15 +238,15 @@ def kernels_of(params):
 
 
 def test_small_dense_is_as_small_as_the_sparse_network(vision):
-    config = dataclasses.replace(vision, model="mobilenet_v1", model_options="", width=1.0)
-    config = dataclasses.replace(config, method="small_dense", sparsity=0.9)
+    config = config_lib.changed(vision, {"model.name": "mobilenet_v1", "model.width": 1.0})
+    config = config_lib.changed(config, {"method.name": "small_dense", "method.sparsity": 0.9})
     task = tasks.find(config)
     width = first_masks.width(config, lambda w: task.model(config, w))
     shapes = lambda w: nnx.to_pure_dict(
         nnx.state(nnx.eval_shape(lambda: task.model(config, w)), nnx.Param)
     )
     size = lambda tree: sum(leaf.size for _, leaf in _paths.flatten_with_paths(tree))
-    full, sparse = shapes(1.0), methods.distribution(config)(shapes(1.0))
+    full, sparse = shapes(1.0), sparsity.distribution(config)(shapes(1.0))
     sizes = {path: leaf.size for path, leaf in _paths.flatten_with_paths(full)}
     active = sum(n - int(sparse.get(path, 0) * n) for path, n in sizes.items())
     bits = sum(sizes[path] for path in sparse)
@@ -234,15 +257,21 @@ def test_small_dense_is_as_small_as_the_sparse_network(vision):
 
 def test_hidden_widths_and_options_fit_the_model(vision, small):
     for keys, told in (
-        ({"hidden": (3,)}, "has its own widths"),
-        ({"model": "lenet", "model_options": ""}, "needs its hidden widths"),
-        ({"model_options": "depth=10,heads=2"}, "has no heads; it has depth, k, dropout"),
-        ({"model": "resnet18", "model_options": "depth=50"}, "has no depth; it has none"),
-        ({"model": "resnet19"}, "models are lenet, resnet18, resnet34"),
+        ({"model.hidden": (3,)}, "has its own widths"),
+        ({"model.name": "lenet"}, "needs its hidden widths"),
+        (
+            {"model.depth": 10, "model.heads": 2},
+            "config.model.heads: .*for 'wide_resnet' depth, dropout, k",
+        ),
+        (
+            {"model.name": "resnet18", "model.depth": 50},
+            "config.model.depth: .*for 'resnet18' none more",
+        ),
+        ({"model.name": "resnet19"}, "models are lenet, resnet18, resnet34"),
     ):
         with pytest.raises(ValueError, match=told):
-            setup.prepare(dataclasses.replace(vision, **keys))
-    twice = dataclasses.replace(small, width=2.0)
+            setup.prepare(config_lib.changed(vision, keys))
+    twice = config_lib.changed(small, {"model.width": 2.0})
     model = architectures.build(twice, (8, 8), 10, 2.0)
     assert [layer.kernel.shape for layer in model.layers] == [(64, 40), (40, 20), (20, 10)]
 
@@ -250,13 +279,14 @@ def test_hidden_widths_and_options_fit_the_model(vision, small):
 @pytest.mark.parametrize("method", ["snip", "synflow"])
 def test_saliency_sees_into_residual_branches_that_start_closed(vision, method, monkeypatch):
     monkeypatch.setitem(resnet.DEPTHS, 18, ((1, 1, 1, 1), False))
-    config = dataclasses.replace(
+    config = config_lib.changed(
         vision,
-        model="resnet18",
-        model_options="",
-        width=1 / 16,
-        method=method,
-        distribution="uniform",
+        {
+            "model.name": "resnet18",
+            "model.width": 1 / 16,
+            "method.name": method,
+            "method.distribution": {"name": "uniform"},
+        },
     )
     run = setup.prepare(config)
     masks = rigl_optax.get_masks(run.initial.opt_state)
@@ -274,10 +304,10 @@ def test_a_run_learns_keeps_its_counts_and_is_resumed(vision, trained):
     result = trained[1]
     assert result["warnings"] == [] and np.isfinite(result["test"]["loss"])
     run, state = final(vision, trained[0])
-    sparse = methods.distribution(vision)(run.initial.params)
+    sparse = sparsity.distribution(vision)(run.initial.params)
     masks = dict(_paths.flatten_with_paths(rigl_optax.get_masks(state.opt_state)))
-    for path, sparsity in sparse.items():
-        assert int(masks[path].sum()) == masks[path].size - int(sparsity * masks[path].size)
+    for path, part in sparse.items():
+        assert int(masks[path].sum()) == masks[path].size - int(part * masks[path].size)
     calls = [x for x in jax.tree.leaves(state.model_state) if x.dtype == jnp.int32]
     assert [int(x) for x in calls] == [vision.steps] * 3
 
@@ -287,9 +317,11 @@ def test_an_export_is_the_network_and_its_masks(vision, trained, tmp_path):
     path = tmp_path / "network.npz"
     export.write(path, vision, run, state)
     found = export.read(path)
+    with pytest.raises(ValueError, match=r"it unpacks to [\d,]+ bytes, more than max_bytes=9,000"):
+        export.read(path, max_bytes=9000)
     assert config_lib.from_mapping(found.config) == vision
     masks = dict(_paths.flatten_with_paths(found.masks))
-    assert masks.keys() == methods.distribution(vision)(state.params).keys()
+    assert masks.keys() == sparsity.distribution(vision)(state.params).keys()
     weights = dict(_paths.flatten_with_paths(found.params))
     for name, mask in masks.items():
         assert mask.dtype == bool and not weights[name][~mask].any()
@@ -322,7 +354,7 @@ def test_the_script_evaluates_and_exports(vision, trained, tmp_path):
     assert export.read(path).config["seed"] == vision.seed
     command[-1] = "--export=weights.pkl"
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and "must end in .npz" in done.stderr
+    assert done.returncode == 2 and "must end in .npz" in done.stderr
 
 
 # Compilation
@@ -334,20 +366,21 @@ def accelerated(request, vision):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.DEPTHS, 18, ((1, 1, 1, 1), False))
         patch.setattr(mobilenet_v1, "BLOCKS", mobilenet_v1.BLOCKS[:3])
-        config = dataclasses.replace(
+        config = config_lib.changed(
             vision,
-            model=request.param,
-            model_options="",
-            width=1 / 8,
-            rewire_every=2,
-            distribution="uniform",
+            {
+                "model.name": request.param,
+                "model.width": 1 / 8,
+                "method.every": 2,
+                "method.distribution": {"name": "uniform"},
+            },
         )
         run = setup.prepare(config)
         take = step.make_train_step(
             run,
             methods.growth_predicate(config),
-            config.log_every,
-            label_smoothing=config.label_smoothing,
+            config.log.every,
+            label_smoothing=config.loss.label_smoothing,
         )
         yield config, run, take
 
@@ -383,11 +416,11 @@ def after(vision):
 
     @functools.cache
     def found(**mesh):
-        config = dataclasses.replace(
-            vision, batch_size=16, learning_rate=1e-3, rewire_every=2, **mesh
+        config = config_lib.changed(
+            vision, {"batch_size": 16, "optimizer.learning_rate": 1e-3, "method.every": 2, **mesh}
         )
         run = setup.prepare(config)
-        take = step.make_train_step(run, methods.growth_predicate(config), config.log_every)
+        take = step.make_train_step(run, methods.growth_predicate(config), config.log.every)
         state = jax.tree.map(lambda x: x.copy(), run.initial)._replace(history=None)
         rows = run.placement.rows(16)
         for i in range(3):
@@ -404,7 +437,7 @@ def after(vision):
 def test_the_same_network_on_a_mesh(after, axes):
     """Batch statistics are those of the whole batch, wherever its parts are."""
     masks, values = after()
-    other_masks, other = after(mesh_data=2, mesh_params=2, mesh_axes=axes)
+    other_masks, other = after(**{"mesh.data": 2, "mesh.params": 2, "mesh.axes": axes})
     for mine, theirs in zip(*map(jax.tree.leaves, (masks, other_masks)), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     for mine, theirs in zip(*map(jax.tree.leaves, (values, other)), strict=True):
@@ -412,12 +445,12 @@ def test_the_same_network_on_a_mesh(after, axes):
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32(vision):
-    config = dataclasses.replace(vision, compute_dtype="bfloat16", method="dense")
+    config = config_lib.changed(vision, {"model.dtype": "bfloat16", "method.name": "dense"})
     run = setup.prepare(config)
     floats = (run.initial.params, run.initial.model_state, run.initial.opt_state)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves(floats)}
     assert kinds == {"float32", "int32", "uint32"}
-    take = step.make_train_step(run, None, config.log_every)
+    take = step.make_train_step(run, None, config.log.every)
     batch = run.placement.put(run.task.training_batch(config, 0))
     text = str(jax.make_jaxpr(take)(run.initial._replace(history=None), batch))
     found = [line for line in text.splitlines() if "conv_general_dilated[" in line]

@@ -1,0 +1,1 @@
+"""Kernels whose stored blocks are multiplied: products, convolutions, recurrences."""

@@ -1,0 +1,209 @@
+"""Products of stored blocks with activations [batch, features]: `_product` with features last.
+
+No array is transposed, which takes as long as the products where there are many rows. On the CPU
+it is a loop over the blocks here too, each a small product of columns.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rigl_optax.condensed import _devices
+from rigl_optax.condensed.blocks import _features_first
+from rigl_optax.condensed.blocks._features_first import Score, accumulator, dot
+
+# So many rows of activations at a time for a gradient of kernels: their columns stay in the cache.
+ROWS = 2048
+
+
+def forward(
+    values: jax.Array, rows: jax.Array, cols: jax.Array, x: jax.Array, features: int
+) -> jax.Array:
+    """Sums of activations times blocks.
+
+    Args:
+      values: [blocks, r, c].
+      rows: int32 [blocks]: input block of each.
+      cols: int32 [blocks]: output block of each, ascending.
+      x: [batch, inputs].
+      features: Number of outputs; the last block may reach beyond them.
+
+    Returns:
+      [batch, features], of at least float32.
+    """
+    return _multiply(1, features, values, rows, cols, x)
+
+
+def backward_input(
+    values: jax.Array, rows: jax.Array, cols: jax.Array, dy: jax.Array, features: int
+) -> jax.Array:
+    """From the gradient of the outputs [batch, outputs] to that of the inputs."""
+    return _multiply(2, features, values, cols, rows, dy)
+
+
+def backward_values(
+    rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array, block: tuple[int, int]
+) -> jax.Array:
+    """The gradient of the stored values alone, [blocks, r, c], of at least float32."""
+    if not rows.size:
+        return _devices.zeros((0, *block), accumulator(x, dy), x, dy)
+    gathered = rows.shape[0] * x.shape[0] * sum(block) * x.dtype.itemsize
+    is_small = _features_first.at_most(gathered, _features_first.GATHERED, otherwise=False)
+    return lax.platform_dependent(
+        rows,
+        cols,
+        x,
+        dy,
+        cpu=functools.partial(_values_gathered if is_small else _values_loop, block),
+        default=functools.partial(_values_gathered, block),
+    )
+
+
+def scores(
+    x: jax.Array,
+    dy: jax.Array,
+    sizes: jax.Array,
+    block: tuple[int, int],
+    score: Score,
+    probe: jax.Array,
+) -> jax.Array:
+    """Scores of all blocks of the dense gradient, a row of blocks at a time.
+
+    Args:
+      x: [batch, inputs].
+      dy: [batch, outputs].
+      sizes: [input blocks, output blocks]: number of weights in each block.
+      block: r and c.
+      score: From a row of blocks [r, output blocks, c] and their sizes to [output blocks].
+      probe: What the scores are the gradient of.
+
+    Returns:
+      [input blocks, output blocks].
+    """
+    (inputs, outputs), (r, c) = sizes.shape, block
+    x, dy = _padded(x, inputs * r), _padded(dy, outputs * c)
+
+    def row(each: tuple[jax.Array, jax.Array]) -> jax.Array:
+        index, sizes_O = each
+        product = _devices.summed(_gradient(_columns(x, index, r), dy), probe)
+        return score(product.reshape(r, outputs, c), sizes_O)
+
+    return lax.map(row, (jnp.arange(inputs), sizes))
+
+
+def _multiply(
+    axis: int,
+    features: int,
+    values: jax.Array,
+    sources: jax.Array,
+    targets: jax.Array,
+    x: jax.Array,
+) -> jax.Array:
+    """Activations times the axis `axis` of blocks, from their sources added up at their targets."""
+    if not values.shape[0]:
+        return _devices.zeros((x.shape[0], features), accumulator(values, x), values, x)
+    gathered = values.shape[0] * x.shape[0] * values.shape[axis] * x.dtype.itemsize
+    is_small = _features_first.at_most(gathered, _features_first.GATHERED, otherwise=False)
+    y = lax.platform_dependent(
+        values,
+        sources,
+        targets,
+        x,
+        cpu=functools.partial(_gathered if is_small else _loop, axis, features),
+        default=functools.partial(_gathered, axis, features),
+    )
+    return y[:, :features]
+
+
+def _loop(
+    axis: int,
+    features: int,
+    values: jax.Array,
+    sources: jax.Array,
+    targets: jax.Array,
+    x: jax.Array,
+) -> jax.Array:
+    size, other = values.shape[axis], values.shape[3 - axis]
+    x, dtype = _padded(x, -(-x.shape[1] // size) * size), accumulator(values, x)
+    contracted = (((1,), (axis - 1,)), ((), ()))
+
+    def add(k: jax.Array, y: jax.Array) -> jax.Array:
+        below = _columns(x, sources[k], size)
+        part = dot(below, values[k], contracted)
+        total = _columns(y, targets[k], other) + part
+        return lax.dynamic_update_slice_in_dim(y, total, targets[k] * other, 1)
+
+    y = _devices.zeros((x.shape[0], -(-features // other) * other), dtype, values, x)
+    return lax.fori_loop(0, values.shape[0], add, y)
+
+
+def _gathered(
+    axis: int,
+    features: int,
+    values: jax.Array,
+    sources: jax.Array,
+    targets: jax.Array,
+    x: jax.Array,
+) -> jax.Array:
+    # [blocks, batch, size]: one batched product.
+    parts = dot(_blocked(x, values.shape[axis])[sources], values, (((2,), (axis,)), ((0,), (0,))))
+    outputs = -(-features // parts.shape[2])
+    # Blocks are in the order of their columns.
+    y = jax.ops.segment_sum(parts, targets, outputs, indices_are_sorted=axis == 1)
+    return y.swapaxes(0, 1).reshape(x.shape[0], outputs * parts.shape[2])
+
+
+def _values_loop(
+    block: tuple[int, int], rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array
+) -> jax.Array:
+    (r, c), sizes = block, (x.shape[1], dy.shape[1])
+    x, dy = (_padded(a, -(-n // s) * s) for a, n, s in zip((x, dy), sizes, block, strict=True))
+
+    def one(place: tuple[jax.Array, jax.Array]) -> jax.Array:
+        row, col = place
+        return _gradient(_columns(x, row, r), _columns(dy, col, c))
+
+    return lax.map(one, (rows, cols))
+
+
+def _values_gathered(
+    block: tuple[int, int], rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array
+) -> jax.Array:
+    contracted = (((1,), (1,)), ((0,), (0,)))
+    return dot(_blocked(x, block[0])[rows], _blocked(dy, block[1])[cols], contracted)
+
+
+def _gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """`x.T @ dy`, some rows at a time."""
+    batch = x.shape[0]
+
+    def product(x: jax.Array, dy: jax.Array) -> jax.Array:
+        return dot(x, dy, (((0,), (0,)), ((), ())))
+
+    if _features_first.at_most(batch, 2 * ROWS, otherwise=True):
+        return product(x, dy)
+
+    def add(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
+        parts = (lax.dynamic_slice_in_dim(a, first, ROWS) for a in (x, dy))
+        return total + product(*parts), None
+
+    whole = batch // ROWS * ROWS
+    total = product(x[whole:], dy[whole:])
+    return lax.scan(add, total, jnp.arange(0, whole, ROWS))[0]
+
+
+def _columns(x: jax.Array, block: jax.Array, size: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(x, block * size, size, 1)
+
+
+def _blocked(x: jax.Array, size: int) -> jax.Array:
+    """[batch, features] as [blocks, batch, size], with zeros beyond the edge."""
+    blocks = -(-x.shape[1] // size)
+    return _padded(x, blocks * size).reshape(x.shape[0], blocks, size).swapaxes(0, 1)
+
+
+def _padded(x: jax.Array, features: int) -> jax.Array:
+    missing = features - x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, missing))) if missing else x

@@ -1,0 +1,1 @@
+"""Kernels whose single weights are stored in compressed sparse rows (CSR)."""

@@ -1,0 +1,308 @@
+"""Single weights in compressed sparse rows (CSR), where the backend has a kernel for them.
+
+The CPU has one, through `jax.experimental.sparse`, which is frozen upstream: nothing else here
+uses it. Elsewhere a product makes its kernel dense for as long as it takes.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from rigl_optax._ranking import _top_k
+from rigl_optax.condensed import _devices
+from rigl_optax.condensed.blocks._features_first import accumulator, dot
+from rigl_optax.condensed.blocks._kernel import common_dtype, from_left
+from rigl_optax.condensed.single import _candidates
+from rigl_optax.condensed.single._csr_topology import CSRTopology
+
+# Entries of the dense gradient that are there at once: what stays in the second cache level.
+_AT_ONCE = 1 << 19
+# Below this density the stored entries of a gradient are computed one by one, above it all are
+# and most are thrown away. Of 2048x2048 weights and 256 examples one by one took twice as long at
+# a density of .05, and two thirds of the time at .02.
+_SPARSE = 0.03
+_MATMUL = (((1,), (0,)), ((), ()))
+
+
+class Probe(NamedTuple):
+    """Zeros that change nothing, whose gradients are *defined* to be what growth needs to know.
+
+    The gradients with respect to
+
+    Attributes:
+      stored: float32 [n]: magnitudes of the gradient of each stored weight, by input and output.
+      scores: float32 [k]: magnitudes of the dense gradient where there is no weight, the k largest
+        of them, k the number of weights, or of free places if there are fewer.
+      rows: float32 [k]: input of each, in the same order.
+      cols: float32 [k]: output of each.
+      checksum: float32 scalar, of rows and cols.
+
+    That float32 holds rows and cols exactly is checked at `init`. Gradients are added up where a
+    kernel is used several times. No candidates of the sum come of that, and the checksum says so.
+    """
+
+    stored: jax.Array
+    scores: jax.Array
+    rows: jax.Array
+    cols: jax.Array
+    checksum: jax.Array
+
+
+def probe(topology: CSRTopology) -> Probe:
+    """The zeros for a kernel."""
+    number = topology.replaceable
+    shapes = (topology.number,), (number,), (number,), (number,), ()
+    return Probe(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
+
+
+def checksum(rows: jax.Array, cols: jax.Array) -> jax.Array:
+    """A float32 integer that sums and averages of lists of places have not got, but by chance."""
+    mixed = jnp.uint32(0x9E3779B1) * rows.astype(jnp.uint32) ^ cols.astype(jnp.uint32)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA77)
+    total = jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32) ^ jnp.uint32(0xC2B2AE3D)
+    return (total >> 8).astype(jnp.float32)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "topology", "probe"],
+    meta_fields=["is_portable"],
+)
+@dataclasses.dataclass(frozen=True)
+class CSR:
+    """Single weights and where they are: `x @ kernel` is a product with the dense kernel.
+
+    Gradients with respect to `values` are those of the stored weights alone. Those with respect to
+    `probe` are the largest entries of the dense gradient where there is none: it is computed for
+    some inputs at a time, on rewiring steps alone. They are there for a kernel that is used once,
+    not in a scan or under `vmap`.
+
+    Attributes:
+      values: Floating, [n].
+      topology: Where they are.
+      probe: Zeros, or None to leave them out.
+      is_portable: Whether products are made without the kernel of the CPU (`portable`).
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from rigl_optax.condensed import CSR, csr_topology
+      >>> topology = csr_topology(np.eye(4, 3, dtype=bool))
+      >>> kernel = CSR(jnp.arange(1.0, 4.0), topology)
+      >>> (jnp.ones((2, 4)) @ kernel).tolist(), int(topology.mask().sum())
+      ([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], 3)
+    """
+
+    values: jax.Array
+    topology: CSRTopology
+    probe: Probe | None = None
+    is_portable: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense kernel."""
+        return self.topology.shape
+
+    def dense(self) -> jax.Array:
+        """The dense kernel, zero where there is no weight."""
+        zeros = jnp.zeros(self.shape, self.values.dtype)
+        return zeros.at[self.topology.rows, self.topology.cols].set(self.values)
+
+    def astype(self, dtype: jax.typing.DTypeLike) -> "CSR":
+        """The same with values of another dtype."""
+        return dataclasses.replace(self, values=self.values.astype(dtype))
+
+    def portable(self) -> "CSR":
+        """The same for `jax.export`, which does not serialize calls of the kernel of the CPU.
+
+        Each product makes its kernel dense for as long as it takes, as on accelerators: right,
+        and no faster than a dense one. What is stored of the weights stays small.
+        """
+        return dataclasses.replace(self, is_portable=True)
+
+    @property
+    def T(self) -> "CSR":
+        """The transposed kernel, of the same values: they are copied in another order."""
+        if self.probe is not None:
+            raise ValueError(
+                "a transposed CSR kernel gives no scores for growth: leave the probe out "
+                "(value_and_grad in place of value_grad_and_scores)"
+            )
+        values, topology = self.values[self.topology.order], self.topology.transposed()
+        return CSR(values, topology, None, self.is_portable)
+
+    # NumPy arrays are to leave the product to us.
+    __array_priority__ = 1000
+
+    def __matmul__(self, x: jax.Array) -> jax.Array:
+        return from_left(self, x)
+
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        """[..., in] to [..., out]."""
+        x, (inputs, outputs) = jnp.asarray(x), self.shape
+        if x.ndim < 1 or x.shape[-1] != inputs:
+            raise ValueError(f"activations of shape {x.shape} do not fit a kernel of {self.shape}")
+
+        def product(x: jax.Array, kernel: CSR) -> jax.Array:
+            dtype = common_dtype(x, kernel.values)
+            x_BxI = x.astype(dtype).reshape(math.prod(x.shape[:-1]), inputs)
+            values = kernel.values.astype(dtype)
+            y_BxO = _multiply(kernel.is_portable, values, kernel.topology, x_BxI, kernel.probe)
+            return y_BxO.reshape(*x.shape[:-1], outputs)
+
+        cut = _devices.examples(x, x.ndim - 1)
+        if cut is not None:
+            product = _devices.by_parts(product, (cut, PartitionSpec()), cut)
+        return product(x, self)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _multiply(
+    is_portable: bool,
+    values: jax.Array,
+    topology: CSRTopology,
+    x_BxI: jax.Array,
+    probe: Probe | None,
+) -> jax.Array:
+    return _forward(is_portable, values, topology, x_BxI, probe)[0]
+
+
+def _forward(
+    is_portable: bool,
+    values: jax.Array,
+    topology: CSRTopology,
+    x_BxI: jax.Array,
+    probe: Probe | None,
+) -> tuple[jax.Array, Any]:
+    t, (inputs, outputs) = topology, topology.shape
+    by_output = values, t.rows, t.starts, t.cols
+    y_BxO = _product(is_portable, (outputs, inputs), *by_output, x_BxI.T).T
+    return y_BxO, (values, topology, x_BxI, probe)
+
+
+def _backward(is_portable: bool, saved: Any, dy_BxO: jax.Array) -> tuple[Any, ...]:
+    (values, t, x_BxI, probe), dy_OxB = saved, dy_BxO.T
+    by_input = values[t.order], t.ordered_cols, t.row_starts, t.rows[t.order]
+    dx = _product(is_portable, t.shape, *by_input, dy_OxB).T
+    sampled = _one_by_one if t.density < _SPARSE else _by_chunks
+    dvalues = sampled(t, x_BxI, dy_OxB)
+    dprobe = None
+    if probe is not None:
+        stored = _devices.summed(dvalues, probe.stored)
+        dprobe = _seen(t, jnp.abs(stored[t.order]).astype(jnp.float32), x_BxI, dy_BxO, probe)
+    dvalues = _devices.summed(dvalues.astype(values.dtype), values)
+    return dvalues, None, _devices.summed(dx, x_BxI), dprobe
+
+
+_multiply.defvjp(_forward, _backward)
+
+
+def _product(
+    is_portable: bool,
+    shape: tuple[int, int],
+    values: jax.Array,
+    indices: jax.Array,
+    starts: jax.Array,
+    lines: jax.Array,
+    x: jax.Array,
+) -> jax.Array:
+    """A sparse matrix [m, n], its column `indices` sorted by `lines`, times x [n, batch]."""
+    dtype = accumulator(values, x)
+    values, wide = values.astype(dtype), x.astype(dtype)
+
+    def made_dense(
+        values: jax.Array, indices: jax.Array, starts: jax.Array, lines: jax.Array, x: jax.Array
+    ) -> jax.Array:
+        return jnp.zeros(shape, values.dtype).at[lines, indices].set(values) @ x
+
+    def by_kernel(
+        values: jax.Array, indices: jax.Array, starts: jax.Array, lines: jax.Array, x: jax.Array
+    ) -> jax.Array:
+        matrix = None if is_portable else _upstream()
+        if matrix is None:
+            return made_dense(values, indices, starts, lines, x)
+        # Its result has forgotten that it differs from device to device.
+        return _devices.differing(matrix((values, indices, starts), shape=shape) @ x, values, x)
+
+    # The kernel knows no batch of matrices: a loop over it.
+    chosen = jax.custom_batching.sequential_vmap(
+        lambda *args: lax.platform_dependent(*args, cpu=by_kernel, default=made_dense)
+    )
+    return chosen(values, indices, starts, lines, wide).astype(x.dtype)
+
+
+def _upstream() -> Any:
+    """JAX's class of CSR matrices; None once it is gone. Slow to import, and seldom needed."""
+    try:
+        from jax.experimental.sparse import BCSR
+    except ImportError:
+        return None
+    return BCSR
+
+
+def _one_by_one(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
+    """The stored entries of the dense gradient, [n]."""
+    dtype, (number,), x_IxB = accumulator(x_BxI, dy_OxB), t.values_shape, x_BxI.T
+    size = min(max(1, 2 * _AT_ONCE // max(1, x_IxB.shape[1])), max(1, number))
+
+    def some(places: tuple[jax.Array, jax.Array]) -> jax.Array:
+        rows, cols = places
+        return jnp.sum(x_IxB[rows].astype(dtype) * dy_OxB[cols].astype(dtype), 1)
+
+    places = tuple(jnp.pad(a, (0, -number % size)).reshape(-1, size) for a in (t.rows, t.cols))
+    return lax.map(some, places).reshape(-1)[:number]
+
+
+def _by_chunks(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
+    """The same, out of the dense gradient of some outputs at a time."""
+    dtype, (inputs, outputs), (number,) = accumulator(x_BxI, dy_OxB), t.shape, t.values_shape
+    size = max(1, min(outputs, _AT_ONCE // max(1, inputs)))
+    dy = jnp.pad(dy_OxB, ((0, -outputs % size), (0, 0)))
+    dy = dy.reshape(-(-outputs // size), size, dy_OxB.shape[1])
+    firsts = jnp.arange(dy.shape[0], dtype=jnp.int32) * size
+    # What a piece has beyond the weights of its chunk is written again by the next one.
+    rows, cols = (jnp.pad(a, (0, t.piece)) for a in (t.rows, t.cols))
+
+    def chunk(found: jax.Array, each: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        dy_CxB, first = each
+        dense_CxI = dot(dy_CxB, x_BxI, _MATMUL)
+
+        def take(found: jax.Array, at: jax.Array) -> jax.Array:
+            own_rows, own_cols = (lax.dynamic_slice_in_dim(a, at, t.piece) for a in (rows, cols))
+            part = dense_CxI.at[own_cols - first, own_rows].get(mode="clip")
+            return lax.dynamic_update_slice_in_dim(found, part, at, 0)
+
+        stop = t.starts[jnp.minimum(first + size, outputs)]
+        return t.by_pieces(t.starts[first], stop, take, found), None
+
+    nothing = _devices.zeros((number + t.piece,), dtype, x_BxI, dy_OxB)
+    return lax.scan(chunk, nothing, (dy, firsts))[0][:number]
+
+
+def _seen(
+    t: CSRTopology, stored: jax.Array, x_BxI: jax.Array, dy_BxO: jax.Array, probe: Probe
+) -> Probe:
+    """What growth needs to know of the dense gradient, out of that of some inputs at a time."""
+    inputs, outputs = t.shape
+
+    def score(size: int) -> Callable[[jax.Array], jax.Array]:
+        x_IxB = jnp.pad(x_BxI.T, ((0, -inputs % size), (0, 0)))
+
+        def of_inputs(first: jax.Array) -> jax.Array:
+            own_CxB = lax.dynamic_slice_in_dim(x_IxB, first, size)
+            dense_CxO = dot(own_CxB, dy_BxO, _MATMUL)
+            return _top_k.magnitude_scores(_devices.summed(dense_CxO, probe.scores))
+
+        return of_inputs
+
+    found = _candidates.best(t.shape, probe.scores.shape[0], score, t, probe.scores)
+    scores = lax.bitcast_convert_type(found.scores, jnp.float32)
+    rows, cols = jnp.divmod(found.places, outputs)
+    places = rows.astype(jnp.float32), cols.astype(jnp.float32)
+    return Probe(stored, scores, *places, checksum(rows, cols))

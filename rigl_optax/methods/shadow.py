@@ -1,0 +1,221 @@
+"""Methods whose inactive weights go on learning out of sight: DNW and Top-KAST."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rigl_optax import _layout, _numbers, _plan
+from rigl_optax._ranking import _random, _top_k
+from rigl_optax._ranking._packing import Packing
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Shadow, ShadowView, Started
+from rigl_optax._xla import _blend
+
+
+def dnw(
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity | None,
+    *,
+    end: int | None = None,
+    every: int = 1,
+    begin: int = 0,
+    structure: Structures = UNSTRUCTURED,
+    initial_masks: PyTree | None = None,
+    seed: Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Discovering neural wirings (DNW): all weights learn, the largest of each layer show.
+
+    With shadow weights :math:`w` and what the forward pass sees, :math:`\theta`,
+
+    .. math::
+        w_{t+1} &= w_t + \mathrm{inner}(\nabla_\theta L(\theta_t)) \\
+        \theta_{t+1} &= w_{t+1} \odot [\,|w_{t+1}| \text{ among the } n_l
+            \text{ largest of its layer}\,]
+
+    The gradient goes straight through to all weights, so it is dense at every step, and so are
+    the optimizer's state and the shadow. Masks before the first step are random, or given.
+
+    Args:
+      inner: As in `rigl`; it moves the shadow weights, its decay decays them.
+      sparsity: As in `rigl`.
+      end: The masks are no longer renewed at `count >= end`; None for never.
+      every: Steps between renewals; 1 in the paper.
+      begin: Count of the first renewal.
+      structure: As in `rigl`.
+      initial_masks: As in `rigl`; `magnitude_masks(params, s)` starts as it goes on.
+      seed: As in `rigl`.
+
+    Returns:
+      A transformation whose state is a `SparseState` with `shadow`. A renewal does not
+      replace the gradient step: it follows it.
+
+    Raises:
+      ValueError: As `rigl` does.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> params = {"kernel": jnp.arange(1.0, 9.0).reshape(4, 2)}
+      >>> tx = rigl_optax.dnw(optax.sgd(0.1), 0.5)
+      >>> updates, _ = tx.update({"kernel": jnp.ones((4, 2))}, tx.init(params), params)
+      >>> (optax.apply_updates(params, updates)["kernel"] != 0).sum(1).tolist()
+      [0, 0, 2, 2]
+
+    References:
+      Wortsman, Farhadi and Rastegari, `Discovering neural wirings
+      <https://arxiv.org/abs/1906.00586>`_, 2019.
+    """
+
+    def rule(inputs: RewiringInputs) -> Outcome:
+        scores = [_top_k.magnitude_scores(w) for w in inputs.weights]
+        number = _top_k.counts_for(inputs.packing, inputs.masks)
+        return Outcome(_top_k.top_k(scores, inputs.packing.rows, number))
+
+    method = Method(
+        _plan.rewiring_plan(begin=begin, end=_last(end), every=every),
+        rule,
+        shadow=Shadow(lambda view: view.gradients, _settled, _shown),
+    )
+    return _transform.sparse_transform(
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
+    )
+
+
+def top_kast(
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity,
+    *,
+    backward_sparsity: Sparsity,
+    end: int | None = None,
+    every: int = 100,
+    begin: int = 0,
+    exploration: float = 1e-4,
+    structure: Structures = UNSTRUCTURED,
+    initial_masks: PyTree | None = None,
+    seed: Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Top-KAST: a sparse forward pass, a larger set that learns, nothing dense in between.
+
+    With shadow weights w, of each layer the :math:`n_l` largest form the forward set A and the
+    :math:`m_l \ge n_l` largest the backward set B; D is the density of A in the layer.
+
+    .. math::
+        g_i &= \begin{cases}
+            \nabla_{\theta_i} L + \lambda w_i & i \in A \\
+            \nabla_{\theta_i} L + \lambda w_i / D & i \in B \setminus A \\
+            0 & \text{else} \end{cases} \\
+        w_{t+1} &= w_t + \mathrm{inner}(g), \qquad \theta = w \odot [i \in A]
+
+    Both sets are renewed every `every` steps, after the gradient step. What is in B but not in A
+    decays faster, so that it has to prove itself.
+
+    Args:
+      inner: As in `rigl`; it moves the shadow weights.
+      sparsity: Of the forward set, as in `rigl`.
+      backward_sparsity: Of the backward set, at most `sparsity`: a number, laid out as
+        `sparsity` is, or a distribution. Gradients of these weights only are needed.
+      end: The sets are no longer renewed at `count >= end`; None for never.
+      every: Steps between renewals; the paper sees no loss at 100.
+      begin: Count of the first renewal.
+      exploration: :math:`\lambda`, a penalty :math:`\lambda w^2 / 2` in the loss.
+      structure: As in `rigl`.
+      initial_masks: The forward set at the start, as in `rigl`.
+      seed: As in `rigl`.
+
+    Returns:
+      A transformation whose state is a `SparseState` with `shadow`; `memory.marks` is B.
+
+    Raises:
+      ValueError: As `rigl` does; if `backward_sparsity` is above `sparsity`, or
+        `exploration` below 0.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> tx = rigl_optax.top_kast(optax.sgd(0.1), 0.9, backward_sparsity=0.5)
+      >>> state = tx.init({"kernel": jnp.ones((10, 10))})
+      >>> int(state.masks["kernel"].sum()), int(state.memory.marks["kernel"].sum())
+      (10, 50)
+
+    References:
+      Jayakumar et al., `Top-KAST: Top-K always sparse training
+      <https://arxiv.org/abs/2106.03517>`_, 2020.
+    """
+    exploration = _numbers.real("exploration", exploration)
+    if not exploration >= 0:
+        raise ValueError(f"exploration={exploration}: must be at least 0")
+    if sparsity is None:
+        raise ValueError("sparsity=None: top_kast needs a number in [0, 1) or a distribution")
+    wider = _layout.at_start(backward_sparsity, sparsity, "backward_sparsity")
+
+    def backward_layout(layout: _layout.Layout) -> _layout.Layout:
+        params = layout.treedef.unflatten(layout.leaves)
+        found = _layout.layout(params, wider, masked=False, structure=structure)
+        _layout.check_same_leaves(layout, found)
+        return found
+
+    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
+        backward = backward_layout(layout)
+        zeros = np.repeat([leaf.zeros for leaf in backward.sparse], packing.layers)
+        scores = _random.random_scores(
+            seed,
+            _random.Purpose.INITIAL_MASK,
+            [leaf.position for leaf in layout.sparse],
+            packing,
+        )
+        active = packing.pack(masks, False)
+        first = jnp.int32(np.iinfo(np.int32).max)
+        scores = [jnp.where(m, first, s) for m, s in zip(active, scores, strict=True)]
+        k = jnp.asarray(packing.sizes() - zeros.astype(np.int32))
+        k = jnp.maximum(k, _top_k.counts(active, packing.rows))
+        marks = packing.unpack(_top_k.top_k(scores, packing.rows, packing.per_row(k)))
+        sizes = jnp.asarray(packing.sizes(), jnp.float32)
+        return Started(marks, _top_k.counts(active, packing.rows) / sizes)
+
+    def backward(view: ShadowView) -> Arrays:
+        numbers = [leaf.rankings for leaf in view.leaves]
+        densities = jnp.split(view.carry, np.cumsum(numbers)[:-1])
+        gradients = []
+        for i, gradient in enumerate(view.gradients):
+            shadow, mask, mark = view.shadow[i], view.masks[i], view.marks[i]
+            of_layers = densities[i].reshape(view.leaves[i].layers, -1).mean(1)
+            density = of_layers.reshape(-1, *(1,) * (gradient.ndim - 1))
+            if gradient.ndim == 0 or not view.leaves[i].stacked:
+                density = of_layers.reshape((1,) * gradient.ndim)
+            penalty = jnp.float32(exploration) * jnp.where(mask, 1, 1 / density)
+            total = gradient + (penalty * shadow.astype(jnp.float32)).astype(gradient.dtype)
+            gradients.append(_blend.masked(mark, total))
+        return gradients
+
+    def rule(inputs: RewiringInputs) -> Outcome:
+        packing = inputs.packing
+        scores = [_top_k.magnitude_scores(w) for w in inputs.weights]
+        masks, marks = (
+            _top_k.top_k(scores, packing.rows, _top_k.counts_for(packing, current))
+            for current in (inputs.masks, inputs.marks)
+        )
+        return Outcome(masks, marks)
+
+    method = Method(
+        _plan.rewiring_plan(begin=begin, end=_last(end), every=every),
+        rule,
+        start=start,
+        shadow=Shadow(backward, _settled, _shown),
+        wider=backward_layout,
+    )
+    return _transform.sparse_transform(
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
+    )
+
+
+def _settled(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:
+    return moved, view.carry
+
+
+def _shown(shadow: Arrays, masks: Arrays, carry: PyTree) -> Arrays:
+    del carry
+    return [_blend.masked(m, w) for m, w in zip(masks, shadow, strict=True)]
+
+
+def _last(end: int | None) -> int:
+    return int(np.iinfo(np.int32).max) if end is None else end

@@ -1,0 +1,42 @@
+"""What `import rigl_optax` brings: quick, and all that it names."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+import rigl_optax
+
+PROGRAM = """
+import sys
+import rigl_optax
+for name in ("flax", "orbax", "rigl_optax.condensed", "rigl_optax.training", "rigl_optax.export"):
+    assert name not in sys.modules, name
+rigl_optax.condensed.CSR, rigl_optax.analysis.churn, rigl_optax.accounting.explain
+rigl_optax.export.read
+assert "flax" not in sys.modules
+"""
+
+
+def test_import_needs_jax_and_optax_only():
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True)
+
+
+def test_all_is_complete():
+    for name in rigl_optax.__all__:
+        assert hasattr(rigl_optax, name)
+    own = {n for n, x in vars(rigl_optax).items() if n[0] != "_" and callable(x)}
+    assert own <= {*rigl_optax.__all__}
+    assert {"condensed", "export"} <= {*dir(rigl_optax)} and rigl_optax.__version__[0].isdigit()
+
+
+def test_masks_of_an_export_fit_condensed_weights(tmp_path):
+    mask = np.eye(4, 3, dtype=bool)
+    arrays = {"params/w": mask.astype(np.float32), "params/b": np.ones(3), "masks/w": mask}
+    path = tmp_path / "out.npz"
+    np.savez(path, config=np.frombuffer(b"{}", np.uint8), **arrays)
+    found = rigl_optax.export.read(str(path))
+    weights, topologies = rigl_optax.condensed.condense_csr(found.params, found.masks)
+    kernels = rigl_optax.condensed.bind(weights, topologies)
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(x @ kernels["w"], x @ found.params["w"])
