@@ -3,6 +3,8 @@
 import importlib as _importlib
 from types import ModuleType as _ModuleType
 
+from rigl_optax._adam import adamw as adamw
+from rigl_optax._adam import scale_by_adam as scale_by_adam
 from rigl_optax._axes import KernelAxes as KernelAxes
 from rigl_optax._axes import default_axes as default_axes
 from rigl_optax._axes import equinox_axes as equinox_axes
@@ -22,10 +24,10 @@ from rigl_optax._schedules import cosine_drop_fraction as cosine_drop_fraction
 from rigl_optax._schedules import inverse_power_drop_fraction as inverse_power_drop_fraction
 from rigl_optax._schedules import linear_drop_fraction as linear_drop_fraction
 from rigl_optax._state import SparseState as SparseState
-from rigl_optax._structures import NM as NM
-from rigl_optax._structures import Block as Block
-from rigl_optax._structures import ConstantFanIn as ConstantFanIn
-from rigl_optax._structures import Unstructured as Unstructured
+from rigl_optax._structuress import NM as NM
+from rigl_optax._structuress import Block as Block
+from rigl_optax._structuress import ConstantFanIn as ConstantFanIn
+from rigl_optax._structuress import Unstructured as Unstructured
 from rigl_optax._wrapper._newborn import Grown as Grown
 from rigl_optax.accounting.explanation import explain as explain
 from rigl_optax.accounting.small_dense import small_dense_width as small_dense_width
@@ -66,6 +68,7 @@ __all__ = [
     "SparseState",
     "Unstructured",
     "accounting",
+    "adamw",
     "analysis",
     "apply_masks",
     "check",
@@ -92,6 +95,7 @@ __all__ = [
     "lottery_ticket",
     "magnitude_masks",
     "rigl",
+    "scale_by_adam",
     "small_dense_width",
     "snip_masks",
     "soft_thresholding",

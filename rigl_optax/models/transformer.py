@@ -154,7 +154,8 @@ class GPT(nnx.Module):
     kernels of attention and MLP are sparse.
 
     Args:
-      width: Width of the residual stream; a multiple of `heads`.
+      width: Multiplies `embedding`, to the nearest multiple of twice the heads.
+      embedding: Width of the residual stream; a multiple of twice the heads.
       depth: Number of blocks.
       heads: Number of heads.
       vocabulary: Number of symbols: 256 for bytes.
@@ -168,12 +169,13 @@ class GPT(nnx.Module):
       rngs: Random keys (stream `params`).
 
     Raises:
-      ValueError: If a number is below 1, `heads` does not divide `width`, or a name does not exist.
+      ValueError: If a number is below 1, twice the heads do not divide `embedding`, or a name
+        does not exist.
 
     Example:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
-      >>> model = GPT(width=32, depth=2, heads=4, rngs=nnx.Rngs(0))
+      >>> model = GPT(embedding=32, depth=2, heads=4, rngs=nnx.Rngs(0))
       >>> model(jnp.zeros((2, 10), jnp.uint8)).shape
       (2, 10, 256)
 
@@ -185,10 +187,11 @@ class GPT(nnx.Module):
 
     def __init__(
         self,
-        width: int = 256,
+        width: float = 1.0,
+        *,
+        embedding: int = 256,
         depth: int = 4,
         heads: int = 4,
-        *,
         vocabulary: int = 256,
         context: int = 1_024,
         mlp: Mlp = "gelu",
@@ -198,23 +201,26 @@ class GPT(nnx.Module):
         dtype: Any = None,
         rngs: nnx.Rngs,
     ) -> None:
-        hidden = _checked(width, depth, heads, hidden, mlp)
+        embedding = scaled(embedding, width, heads)
+        hidden = _checked(embedding, depth, heads, hidden, mlp)
         if min(vocabulary, context) < 1:
             raise ValueError(f"vocabulary={vocabulary}, context={context}: must be at least 1")
         if positions not in get_args(Positions):
             raise ValueError(
                 f"positions={positions!r}: must be one of {', '.join(get_args(Positions))}"
             )
-        self.context, self.tied = context, tied
+        self.context, self.tied, self.vocabulary = context, tied, vocabulary
         embed = nnx.initializers.normal(_INIT)
-        self.embedding = nnx.Embed(vocabulary, width, embedding_init=embed, dtype=dtype, rngs=rngs)
+        self.embedding = nnx.Embed(
+            vocabulary, embedding, embedding_init=embed, dtype=dtype, rngs=rngs
+        )
         learned = positions == "learned"
         self.positions = (
-            nnx.Param(embed(rngs.params(), (context, width), jnp.float32)) if learned else None
+            nnx.Param(embed(rngs.params(), (context, embedding), jnp.float32)) if learned else None
         )
         self.blocks = nnx.List(
             Block(
-                width,
+                embedding,
                 heads,
                 hidden,
                 mlp,
@@ -226,8 +232,8 @@ class GPT(nnx.Module):
             )
             for _ in range(depth)
         )
-        self.norm = _norm(width, dtype, rngs)
-        self.head = None if tied else _linear(width, vocabulary, _INIT, dtype, rngs)
+        self.norm = _norm(embedding, dtype, rngs)
+        self.head = None if tied else _linear(embedding, vocabulary, _INIT, dtype, rngs)
 
     def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
         """Returns float32 logits (batch, time, vocabulary) of the token after each token.
@@ -260,9 +266,9 @@ class ViT(nnx.Module):
     Args:
       image_shape: (height, width) or (height, width, channels) of an image.
       classes: Number of logits.
-      width: Multiplies `embedding`, to the nearest multiple of the heads.
+      width: Multiplies `embedding`, to the nearest multiple of twice the heads.
       patch: Pixels a side of a patch; divides height and width.
-      embedding: Width of the residual stream; a multiple of `heads`.
+      embedding: Width of the residual stream; a multiple of twice the heads.
       depth: Number of blocks.
       heads: Number of heads.
       mlp: `gelu` or `swiglu`.
@@ -300,7 +306,7 @@ class ViT(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         channels = image_shape[2] if len(image_shape) == 3 else 1
-        embedding = heads * max(1, round(embedding * width / heads))
+        embedding = scaled(embedding, width, heads)
         hidden = _checked(embedding, depth, heads, 0, mlp)
         if patch < 1 or image_shape[0] % patch or image_shape[1] % patch:
             raise ValueError(
@@ -343,6 +349,13 @@ class ViT(nnx.Module):
         x_BxTxD = self.norm(x_BxTxD)
         x_BxD = x_BxTxD.mean(axis=1) if self.pooled else x_BxTxD[:, 0]
         return self.head(x_BxD).astype(jnp.float32)
+
+
+def scaled(embedding: int, width: float, heads: int) -> int:
+    """Multiplies a width, to the nearest multiple of twice the heads; leaves it at 1.0 as it is."""
+    if width == 1 or heads < 1:
+        return embedding
+    return 2 * heads * max(1, round(embedding * width / (2 * heads)))
 
 
 def rotate(x_BxTxHxK: jax.Array, base: float = 10_000.0) -> jax.Array:
