@@ -24,10 +24,10 @@ from rigl_optax._schedules import cosine_drop_fraction as cosine_drop_fraction
 from rigl_optax._schedules import inverse_power_drop_fraction as inverse_power_drop_fraction
 from rigl_optax._schedules import linear_drop_fraction as linear_drop_fraction
 from rigl_optax._state import SparseState as SparseState
-from rigl_optax._structuress import NM as NM
-from rigl_optax._structuress import Block as Block
-from rigl_optax._structuress import ConstantFanIn as ConstantFanIn
-from rigl_optax._structuress import Unstructured as Unstructured
+from rigl_optax._structures import NM as NM
+from rigl_optax._structures import Block as Block
+from rigl_optax._structures import ConstantFanIn as ConstantFanIn
+from rigl_optax._structures import Unstructured as Unstructured
 from rigl_optax._wrapper._newborn import Grown as Grown
 from rigl_optax.accounting.explanation import explain as explain
 from rigl_optax.accounting.small_dense import small_dense_width as small_dense_width

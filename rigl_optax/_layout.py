@@ -12,7 +12,7 @@ from rigl_optax import _axes, _distributions, _paths, _structures
 from rigl_optax._axes import KernelAxes
 from rigl_optax._ranking import _packing
 from rigl_optax._ranking._packing import Packing, Rows
-from rigl_optax._structuress import Structure, Structures
+from rigl_optax._structures import Structure, Structures
 from rigl_optax._types import LayerSparsities, PyTree, Sparsity
 
 
