@@ -3,6 +3,8 @@
 import importlib as _importlib
 from types import ModuleType as _ModuleType
 
+from rigl_optax._adam import adamw as adamw
+from rigl_optax._adam import scale_by_adam as scale_by_adam
 from rigl_optax._axes import KernelAxes as KernelAxes
 from rigl_optax._axes import default_axes as default_axes
 from rigl_optax._axes import equinox_axes as equinox_axes
@@ -66,6 +68,7 @@ __all__ = [
     "SparseState",
     "Unstructured",
     "accounting",
+    "adamw",
     "analysis",
     "apply_masks",
     "check",
@@ -92,6 +95,7 @@ __all__ = [
     "lottery_ticket",
     "magnitude_masks",
     "rigl",
+    "scale_by_adam",
     "small_dense_width",
     "snip_masks",
     "soft_thresholding",

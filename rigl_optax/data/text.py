@@ -37,7 +37,7 @@ class Part(NamedTuple):
     """One split.
 
     Attributes:
-      tokens: uint8 (bytes,); may be a memory map.
+      tokens: uint8 (bytes,), or uint16 (tokens,); may be a memory map.
       starts: int64 (texts,), ascending: where a text begins that has nothing to do with what is
         before it. The first is 0.
     """
@@ -153,6 +153,31 @@ def raw(data_dir: str) -> Text:
         return in_order(*_mapped(stack.enter_context(path.open("rb")) for path in paths))
 
 
+def token_files(data_dir: str) -> Text:
+    """Reads nanoGPT's token files: a folder with `train.bin` and `val.bin`, uint16, memory-mapped.
+
+    The first half of `val.bin` is the validation split, the second the test split.
+
+    Raises:
+      FileNotFoundError: If a file is not there.
+      ValueError: If a file has an odd number of bytes, or too few.
+    """
+    folder, parts = pathlib.Path(data_dir), []
+    for name in ("train.bin", "val.bin"):
+        path = folder / name
+        if not data_dir or not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: no such file. config.data.name='tokens' needs train.bin and val.bin in "
+                "config.data.dir, tokens as uint16, as nanoGPT's prepare.py writes them"
+            )
+        if path.stat().st_size % 2 or path.stat().st_size < 8:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes; must be 2 a token, 4 or more")
+        parts.append(np.memmap(path, np.uint16, "r"))
+    train, held_out = parts
+    half = len(held_out) // 2
+    return Text(whole(train), whole(held_out[:half]), whole(held_out[half:]))
+
+
 def in_order(tokens: bytes | np.ndarray, starts: np.ndarray | None = None) -> Text:
     """The first 90 % for training, then 5 % for validation, 5 % for test.
 
@@ -255,7 +280,7 @@ def evaluation_batches(
             resets[:, 0] = True
         here = np.where(is_inside, places, 0)
         yield {
-            "tokens": np.where(is_inside, part.tokens[here], 0).astype(np.uint8),
+            "tokens": np.where(is_inside, part.tokens[here], 0).astype(part.tokens.dtype),
             "labels": np.where(is_inside, part.tokens[here + 1], 0).astype(np.int32),
             "resets": resets,
             "weights": is_inside.astype(np.float32),

@@ -9,7 +9,15 @@ from flax import nnx
 
 import rigl_optax
 from rigl_optax._distributions import DensePredicate
-from rigl_optax.models import lenet, mobilenet_v1, mobilenet_v2, resnet, vgg, wide_resnet
+from rigl_optax.models import (
+    lenet,
+    mobilenet_v1,
+    mobilenet_v2,
+    resnet,
+    transformer,
+    vgg,
+    wide_resnet,
+)
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
 
@@ -42,7 +50,11 @@ ARCHITECTURES = {
     "mobilenet_v2": Architecture(mobilenet_v2.MobileNetV2, mobilenet_v2.dense_layers),
     "vgg16": Architecture(vgg.VGG, vgg.dense_layers, fixed={"depth": 16}),
     "wide_resnet": Architecture(wide_resnet.WideResNet, wide_resnet.dense_layers),
+    "vit": Architecture(transformer.ViT, transformer.dense_layers),
 }
+# Of texts; recurrent models keep `rigl_optax.default_dense`.
+CELLS = ("gru", "lstm")
+GPT = "gpt"
 
 
 def build(config: Config, image_shape: Sequence[int], classes: int, width: float) -> nnx.Module:
@@ -85,6 +97,8 @@ def dense_layers(config: Config) -> DensePredicate:
         return rigl_optax.DenseLayers(
             {config.model.dense_layers: "config.model.dense_layers says so"}
         )
+    if config.model.name == GPT:
+        return rigl_optax.DenseLayers(transformer.dense_layers(config.method.distribution.name))
     found = ARCHITECTURES.get(config.model.name)
     if found is None or found.dense is None:
         return rigl_optax.default_dense

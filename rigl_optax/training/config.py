@@ -34,7 +34,7 @@ BOOKKEEPING = frozenset(
 )
 
 # Datasets that are what `data.dir` holds: elsewhere it only says where the same data are.
-FROM_FOLDER = ("text", "image_folder")
+FROM_FOLDER = ("text", "tokens", "image_folder")
 PHOTOS = ("imagenet2012", "image_folder")
 _MOST = 2**31  # integers stay below
 
@@ -55,7 +55,8 @@ class Data:
 
     Attributes:
       name: Images: `digits`, `fashion_mnist`, `cifar10`, `imagenet2012`, or `image_folder` for a
-        tree of photos. Texts: `wikitext103`, `tdavid`, `topics`, or `text` for files of a folder.
+        tree of photos. Texts: `wikitext103`, `tdavid`, `topics`, `text` for files of a folder, or
+        `tokens` for nanoGPT's token files.
       dir: Directory of the dataset; empty for its usual place.
       validation: The fraction of the training photos (`imagenet2012`, `image_folder`) held out for
         validation; 0 for 1 %, and of small trees at least 500 or a tenth, whichever is less.
@@ -84,7 +85,8 @@ class Model:
     """The network. Other keys are arguments of the model: `config.model.depth = 22`.
 
     Attributes:
-      name: A name in `rigl_optax.training.architectures.ARCHITECTURES`; for texts `gru` or `lstm`.
+      name: A name in `rigl_optax.training.architectures.ARCHITECTURES`; for texts `gru`, `lstm` or
+        `gpt`.
       hidden: Widths of the hidden layers, for models that leave them open; else empty.
       width: Multiplies all hidden widths. `small_dense` chooses a smaller one itself.
       dtype: Of activations and products: `float32` or `bfloat16`. Parameters, batch statistics and
@@ -180,7 +182,8 @@ class Optimizer:
     """The inner optimizer and its learning rate. Other keys are its arguments: `momentum`, `b2`.
 
     Attributes:
-      name: Any optimizer of `optax` or `optax.contrib` that takes a learning rate: `sgd`, `adamw`.
+      name: Any optimizer of `optax` or `optax.contrib` that takes a learning rate: `sgd`, `adamw`;
+        or `adamw_by_age`, `rigl_optax.adamw` with a step count per weight.
       learning_rate: The highest learning rate of the schedule.
       schedule: Of the learning rate: `cosine` to 0 at the last step, `constant`, or `step`.
       warmup: The fraction of the training steps in which the rate rises linearly from 0.

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+import rigl_optax
 from rigl_optax import _paths
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
@@ -75,7 +76,7 @@ def find(name: str) -> Callable[..., optax.GradientTransformation]:
 
 
 def names() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    """Returns the optimizers of `optax` and `optax.contrib` by name: what takes a learning rate."""
+    """Returns the optimizers by name: those of Optax that take a learning rate, and our AdamW."""
     found: dict[str, Callable[..., optax.GradientTransformation]] = {}
     for module in (optax.contrib, optax):
         for name in sorted(vars(module)):
@@ -85,6 +86,7 @@ def names() -> dict[str, Callable[..., optax.GradientTransformation]]:
             parameters = list(inspect.signature(make).parameters.values())
             if parameters and parameters[0].name == "learning_rate":
                 found[name] = make
+    found["adamw_by_age"] = rigl_optax.adamw
     return found
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from rigl_optax.training.setup import Run
 from rigl_optax.training.state import TrainState, kernels
-from rigl_optax.training.tasks import Bytes
+from rigl_optax.training.tasks import Bytes, Windows
 
 
 def sample(
@@ -38,6 +38,22 @@ def sample(
             f"length={length}, prompt={prompt!r}, temperature={temperature}: must be at least 1, "
             "one byte, 0"
         )
+    if isinstance(run.task, Windows):
+        model = nnx.merge(run.graphdef, kernels(state), state.model_state)
+        if model.vocabulary > 256:
+            raise ValueError(
+                "only models over bytes can be sampled: these tokens have no text here"
+            )
+        window = jnp.frombuffer(prompt[-model.context :], jnp.uint8)
+        drawn = _draw_by_windows(
+            run.graphdef,
+            (kernels(state), state.model_state),
+            jnp.zeros((1, model.context), jnp.uint8).at[0, : len(window)].set(window),
+            jnp.int32(len(window)),
+            jax.random.split(jax.random.key(seed), length),
+            temperature,
+        )
+        return bytes(jax.device_get(drawn).tolist())
     rest = run.task.at_rest(state.model_state, 1)
     read = jnp.frombuffer(prompt, jnp.uint8)[None]
     logits, rest = _read(run.graphdef, kernels(state), rest, read)
@@ -67,11 +83,43 @@ def _draw(
 ) -> jax.Array:
     def advance(before: tuple[jax.Array, Any], key: jax.Array) -> tuple[Any, jax.Array]:
         logits, rest = before
-        if temperature == 0:
-            token = jnp.argmax(logits).astype(jnp.uint8)
-        else:
-            token = jax.random.categorical(key, logits / temperature).astype(jnp.uint8)
+        token = _chosen(key, logits, temperature)
         logits, rest = _read(graphdef, weights, rest, token[None, None])
         return (logits[0, -1], rest), token
 
     return jax.lax.scan(advance, (logits, rest), jax.random.split(key, length))[1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _draw_by_windows(
+    graphdef: nnx.GraphDef,
+    variables: tuple[Any, Any],
+    window_1xT: jax.Array,
+    known: jax.Array,
+    keys: jax.Array,
+    temperature: float,
+) -> jax.Array:
+    """Draws a token for each key from a model that reads the last T tokens anew each time.
+
+    `known` tokens of the window are those of the prompt. What comes after them does not matter: a
+    position sees only those before it.
+    """
+    context = window_1xT.shape[1]
+
+    def advance(before: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[Any, jax.Array]:
+        window, known = before
+        logits = nnx.merge(graphdef, *variables)(window)[0, known - 1]
+        token = _chosen(key, logits, temperature)
+        is_full = known == context
+        window = jnp.where(is_full, jnp.roll(window, -1, axis=1), window)
+        window = window.at[0, jnp.where(is_full, context - 1, known)].set(token)
+        return (window, jnp.minimum(known + 1, context)), token
+
+    return jax.lax.scan(advance, (window_1xT, known), keys)[1]
+
+
+def _chosen(key: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
+    """The likeliest byte at temperature 0, else one drawn from the distribution."""
+    if temperature == 0:
+        return jnp.argmax(logits).astype(jnp.uint8)
+    return jax.random.categorical(key, logits / temperature).astype(jnp.uint8)

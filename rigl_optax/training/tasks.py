@@ -18,7 +18,7 @@ from rigl_optax.data import (
     imagenet,
     text,
 )
-from rigl_optax.models import recurrent
+from rigl_optax.models import recurrent, transformer
 from rigl_optax.training import architectures, score
 from rigl_optax.training.config import Config
 
@@ -39,8 +39,8 @@ TEXTS: dict[str, Callable[[str], text.Text]] = {
     "topics": text.python_topics,
     "wikitext103": text.wikitext,
     "text": text.raw,
+    "tokens": text.token_files,
 }
-CELLS = ("gru", "lstm")
 
 
 class Images(NamedTuple):
@@ -174,6 +174,41 @@ class Bytes(NamedTuple):
         return jax.tree.map(lambda x: np.zeros((size, *x.shape[1:]), x.dtype), model_state)
 
 
+class Windows(Bytes):
+    """A text of bytes or tokens, read in windows that know nothing of each other: for transformers.
+
+    A window is a sequence of `config.data.sequence_length`, which is the model's context.
+    """
+
+    def model(self, config: Config, width: float) -> nnx.Module:
+        """Makes a freshly initialised transformer, from the config's seed."""
+        if config.model.hidden:
+            raise ValueError(
+                f"config.model.hidden={config.model.hidden}: {config.model.name} has widths of its "
+                "own, `embedding`, `depth` and `heads`: leave it empty"
+            )
+        options = architectures.model_options(config, transformer.GPT)
+        return transformer.GPT(
+            width,
+            **{"context": config.data.sequence_length} | options,
+            dtype=jnp.dtype(config.model.dtype),
+            rngs=nnx.Rngs(config.seed),
+        )
+
+    def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+        """Returns what the model is called with."""
+        return (batch["tokens"],)
+
+    def example(self, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Returns the shape of one sequence, as FLOPs are counted by the example."""
+        return (jax.ShapeDtypeStruct((1, config.data.sequence_length), jnp.uint8),)
+
+    def at_rest(self, model_state: PyTree, size: int) -> PyTree:
+        """Returns the model's state before a split is read: it has none of its own."""
+        del size
+        return model_state
+
+
 Task: TypeAlias = Images | Bytes
 
 
@@ -185,7 +220,9 @@ def find(config: Config) -> Task:
         are too few examples for a batch.
       FileNotFoundError: If the dataset is not there.
     """
-    datasets, models = [*IMAGES, *PHOTOS, *TEXTS], [*architectures.ARCHITECTURES, *CELLS]
+    datasets = [*IMAGES, *PHOTOS, *TEXTS]
+    for_texts = (*architectures.CELLS, architectures.GPT)
+    models = [*architectures.ARCHITECTURES, *for_texts]
     for key, name, existing in (
         ("data", config.data.name, datasets),
         ("model", config.model.name, models),
@@ -193,7 +230,7 @@ def find(config: Config) -> Task:
         if name not in existing:
             raise ValueError(f"config.{key}.name={name!r}: must be one of {', '.join(existing)}")
     is_text = config.data.name in TEXTS
-    fitting = CELLS if is_text else architectures.ARCHITECTURES
+    fitting = for_texts if is_text else architectures.ARCHITECTURES
     if config.model.name not in fitting:
         raise ValueError(
             f"config.model.name={config.model.name!r}: models for {config.data.name} are "
@@ -207,17 +244,24 @@ def find(config: Config) -> Task:
         images = _images(config)
         batches.steps_per_epoch(images.train.examples, config.batch_size)
         return Images(images)
-    for key, value, only in (
-        ("mesh.axes", config.mesh.axes, "auto"),
-        ("model.dtype", config.model.dtype, "float32"),
-        ("data.augment", config.data.augment, "none"),
-        ("data.image_size", config.data.image_size, 0),
+    is_recurrent = config.model.name in architectures.CELLS
+    for key, value, only, is_meant in (
+        ("mesh.axes", config.mesh.axes, "auto", is_recurrent),
+        ("model.dtype", config.model.dtype, "float32", is_recurrent),
+        ("data.augment", config.data.augment, "none", True),
+        ("data.image_size", config.data.image_size, 0, True),
     ):
-        if value != only:
-            raise ValueError(f"config.{key}={value!r}: recurrent models are for {only!r} alone")
+        if is_meant and value != only:
+            of = "recurrent models" if key.startswith("m") else "texts"
+            raise ValueError(f"config.{key}={value!r}: {of} are for {only!r} alone")
+    if config.data.name == "tokens" and is_recurrent:
+        raise ValueError(
+            f"config.data.name='tokens': {config.model.name} reads bytes; tokens are for "
+            f"{architectures.GPT}"
+        )
     found = TEXTS[config.data.name](config.data.dir)
     text.steps_per_epoch(len(found.train.tokens), config.batch_size, config.data.sequence_length)
-    return Bytes(found)
+    return Bytes(found) if is_recurrent else Windows(found)
 
 
 def _images(config: Config) -> batches.Dataset:

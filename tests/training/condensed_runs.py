@@ -89,6 +89,13 @@ GRU = config_lib.changed(
         "method.structure": {"name": "block", "rows": 4, "cols": 8},
     },
 )
+GPT = config_lib.changed(
+    GRU,
+    {
+        "model": {"name": "gpt", "embedding": 16, "depth": 1, "heads": 2},
+        "optimizer.name": "adamw",
+    },
+)
 KINDS = {
     "lenet": LENET,
     "lenet-set": config_lib.changed(LENET, {"method.name": "set"}),
@@ -96,6 +103,7 @@ KINDS = {
     "wide_resnet": WIDE_RESNET,
     "mobilenet_v1": MOBILENET,
     "gru": GRU,
+    "gpt": GPT,
     "gru-fused": config_lib.changed(GRU, {"model.fused": True}),
     "lstm": config_lib.changed(
         GRU, {"model.name": "lstm", **{f"model.{k}": v for k, v in GRU.model.options.items()}}

@@ -1,0 +1,148 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import rigl_optax
+from rigl_optax import _paths, accounting
+from rigl_optax.models import transformer
+from rigl_optax.models.transformer import GPT, ViT
+
+
+def gpt(**keys):
+    return GPT(**{"embedding": 16, "depth": 2, "heads": 2, "context": 12} | keys, rngs=nnx.Rngs(0))
+
+
+def params_of(model):
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+TOKENS = jnp.arange(20).reshape(2, 10) * 7 % 256
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_depend_on_the_tokens_up_to_theirs_alone(mlp, positions, tied):
+    model = gpt(mlp=mlp, positions=positions, tied=tied)
+    before = model(TOKENS)
+    assert before.shape == (2, 10, 256) and before.dtype == jnp.float32
+    moved = np.abs(np.asarray(model(TOKENS.at[0, 6].set(99)) - before)).max(-1)
+    assert (moved[0, :6] == 0).all() and (moved[0, 6:] > 0).all() and (moved[1] == 0).all()
+
+
+def test_attention_is_softmax_of_scaled_products_head_by_head():
+    model = transformer.Attention(
+        8, 2, is_causal=False, rotary=False, init=0.5, dtype=None, rngs=nnx.Rngs(1)
+    )
+    x = np.random.default_rng(0).standard_normal((1, 5, 8)).astype(np.float32)
+    qkv = x[0] @ np.asarray(model.qkv.kernel[...])
+    out = []
+    for head in range(2):
+        q, k, v = (qkv[:, 8 * i + 4 * head : 8 * i + 4 * head + 4] for i in range(3))
+        scores = np.exp(q @ k.T / 2)  # the root of 4
+        out.append(scores / scores.sum(-1, keepdims=True) @ v)
+    expected = np.concatenate(out, -1) @ np.asarray(model.out.kernel[...])
+    np.testing.assert_allclose(model(jnp.asarray(x))[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rotations_keep_lengths_and_depend_on_distances_alone():
+    q, k = (np.random.default_rng(i).standard_normal(6).astype(np.float32) for i in (0, 1))
+    same = jnp.broadcast_to(jnp.asarray(np.stack([q, k]))[None, None], (1, 9, 2, 6))
+    turned = np.asarray(transformer.rotate(same))[0]
+    np.testing.assert_allclose(
+        np.linalg.norm(turned, axis=-1), np.linalg.norm(np.asarray(same)[0], axis=-1), rtol=1e-5
+    )
+    products = turned[:, 0] @ turned[:, 1].T
+    for distance in range(4):
+        diagonal = np.diagonal(products, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4, atol=1e-5)
+    assert abs(products[0, 0] - products[0, 3]) > 1e-2
+
+
+def test_what_stays_dense_and_why():
+    for model, dense in (
+        (gpt(tied=False, positions="learned"), {"embedding/embedding", "head/kernel", "positions"}),
+        (ViT((8, 8), 3, patch=4, embedding=16, depth=1, heads=2, rngs=nnx.Rngs(0)), None),
+    ):
+        params = params_of(model)
+        layers = rigl_optax.erk(0.8, dense=rigl_optax.DenseLayers(transformer.dense_layers("erk")))
+        kernels = {p for p, x in _paths.flatten_with_paths(params) if x.ndim >= 2}
+        left = kernels - layers(params).keys()
+        assert left == (dense or {"patches/kernel", "head/kernel", "positions", "class_token"})
+        assert all("blocks" in path for path in layers(params))
+
+
+@pytest.mark.parametrize("structure", [rigl_optax.Block(8, 8), rigl_optax.ConstantFanIn()])
+def test_kernels_take_structures(structure):
+    dense = rigl_optax.DenseLayers(transformer.dense_layers("uniform"))
+    tx = rigl_optax.static_sparse(
+        rigl_optax.adamw(1e-3), rigl_optax.uniform(0.5, dense=dense), structure=structure
+    )
+    masks = jax.eval_shape(tx.init, params_of(gpt())).masks
+    assert masks["blocks"][0]["attention"]["qkv"]["kernel"].shape == (16, 48)
+
+
+def test_flops_of_attention_scores_are_counted_as_dense():
+    model = gpt(context=10)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    run = lambda params, tokens: nnx.merge(graphdef, params, rest)(tokens)
+    shapes = jax.eval_shape(lambda: nnx.to_pure_dict(params))
+    cost = accounting.count_flops(run, shapes, jax.ShapeDtypeStruct((1, 10), jnp.uint8))
+    of_kernel = {path: 2 * 10 * leaf.size for path, leaf in _paths.flatten_with_paths(shapes)}
+    for path, flops in cost.by_parameter.items():
+        assert flops == (of_kernel[path] if path.endswith("kernel") else 0), path
+    scores = 2 * 2 * 2 * 10 * 10 * 16  # of 2 blocks: queries by keys, and weights by values
+    assert cost.total == sum(cost.by_parameter.values()) + scores
+
+
+def test_images_are_cut_into_patches_row_by_row():
+    image = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    patches = transformer.cut(image, 2)
+    assert patches.shape == (2, 6, 12)
+    np.testing.assert_array_equal(patches[1, 4], image[1, 2:4, 2:4].reshape(-1))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_vit_classifies_images(pooled):
+    model = ViT((8, 8), 3, patch=4, embedding=16, depth=1, heads=2, pooled=pooled, rngs=nnx.Rngs(0))
+    images = jnp.asarray(np.random.default_rng(0).random((5, 8, 8)), jnp.float32)
+    logits = model(images)
+    assert logits.shape == (5, 3) and len(np.unique(np.asarray(logits)[:, 0])) == 5
+    assert model.positions.shape == (4 + (not pooled), 16)
+
+
+def test_the_width_multiplies_the_embedding():
+    assert gpt(width=0.5, embedding=32).embedding.embedding.shape == (256, 16)
+    assert gpt(width=0.01).embedding.embedding.shape == (256, 4)
+    assert gpt(mlp="swiglu").blocks[0].mlp.up.kernel.shape == (16, 64)
+
+
+def test_bfloat16_is_of_the_computation_alone():
+    model = gpt(dtype=jnp.bfloat16)
+    assert model(TOKENS).dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(params_of(model))} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(model(TOKENS), gpt()(TOKENS), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"embedding": 18}, "width=18: must be a multiple of twice the 2 heads"),
+        ({"depth": 0}, "depth=0, heads=2"),
+        ({"mlp": "relu"}, "mlp='relu': must be one of gelu, swiglu"),
+        ({"positions": "none"}, "positions='none': must be one of rotary, learned"),
+        ({"vocabulary": 0}, "vocabulary=0, context=12: must be at least 1"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(keys, told):
+    with pytest.raises(ValueError, match=told):
+        gpt(**keys)
+
+
+def test_what_is_too_long_is_refused():
+    with pytest.raises(ValueError, match="13 tokens: the model has a context of 12"):
+        gpt()(jnp.zeros((1, 13), jnp.uint8))
+    with pytest.raises(ValueError, match="patch=3: must divide the 8x8 pixels"):
+        ViT((8, 8), 3, patch=3, embedding=16, depth=1, heads=2, rngs=nnx.Rngs(0))
