@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rigl_optax.training.setup import Run
-from rigl_optax.training.state import TrainState, kernels
+from rigl_optax.training.state import TrainState
 from rigl_optax.training.tasks import Bytes
 
 
 def sample(
     run: Run, state: TrainState, length: int, *, prompt: bytes, temperature: float, seed: int
 ) -> bytes:
-    """What the model goes on with after a prompt.
+    """Draws the bytes that the model goes on with after a prompt.
 
     Args:
       run: Of a text.
@@ -40,9 +40,10 @@ def sample(
         )
     rest = run.task.at_rest(state.model_state, 1)
     read = jnp.frombuffer(prompt, jnp.uint8)[None]
-    logits, rest = _read(run.graphdef, kernels(state), rest, read)
+    kernels = run.representation.kernels(state)
+    logits, rest = _read(run.graphdef, kernels, rest, read)
     key = jax.random.key(seed)
-    drawn = _draw(run.graphdef, kernels(state), rest, logits[0, -1], key, length, temperature)
+    drawn = _draw(run.graphdef, kernels, rest, logits[0, -1], key, length, temperature)
     return bytes(jax.device_get(drawn).tolist())
 
 
