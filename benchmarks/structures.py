@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from rigl_optax.training import config as config_lib
-from rigl_optax.training import files, methods, setup, step
+from rigl_optax.training import files, setup, step
 
 FILE = "seconds.json"
 STEPS = 4  # of a form at a time
@@ -41,18 +41,16 @@ class Form(NamedTuple):
 def form(config: config_lib.Config) -> Form:
     """What is timed of a run."""
     run = setup.prepare(config)
-    make = functools.partial(
-        step.make_train_step, run, methods.growth_predicate(config), config.log.every
-    )
+    make = functools.partial(step.make_train_step, run)
     rows = run.placement.rows(config.batch_size)
     batches = [run.placement.put(run.task.training_batch(config, at, rows)) for at in range(STEPS)]
     ordinary = make()
     return Form(
         ordinary,
-        make(rewires=True) if config.method.condensed and methods.rewires(config) else ordinary,
+        make(rewires=True) if config.method.condensed and run.rewirings.happen else ordinary,
         run.initial._replace(history=None),
         batches,
-        methods.rewirings_before(config, config.steps) / config.steps,
+        run.rewirings.before(config.steps) / config.steps,
     )
 
 

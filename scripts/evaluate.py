@@ -12,16 +12,8 @@ import pathlib
 
 from absl import flags, logging
 
-from rigl_optax.training import (
-    checkpoints,
-    command_line,
-    evaluation,
-    export,
-    mesh,
-    score,
-    setup,
-)
-from rigl_optax.training import config as config_lib
+from rigl_optax import training
+from rigl_optax.training import command_line, evaluation, export, score
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "What to evaluate on.")
@@ -34,21 +26,17 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
     command_line.use_cpu()
-    workdir = pathlib.Path(_WORKDIR.value)
-    config = config_lib.from_mapping(checkpoints.read_config(workdir))
     if _EXPORT.value and pathlib.Path(_EXPORT.value).suffix != ".npz":
         command_line.refuse(f"--export={_EXPORT.value}: must end in .npz")
-    config = mesh.fitting(config)
-    run = setup.prepare(config)
-    state = evaluation.restore(workdir, config, run, _STEP.value)
-    found = evaluation.evaluator(config, run)(state, getattr(run.dataset, _SPLIT.value))
+    run, state = training.load(_WORKDIR.value, _STEP.value)
+    found = evaluation.evaluator(run)(state, getattr(run.dataset, _SPLIT.value))
     print(
         f"step {int(state.step)}  {_SPLIT.value}  loss {found['loss']:.4f}  "
         f"accuracy {100 * found['accuracy']:.2f} %"
         + (f"  {score.BITS.text(found)}" if score.BITS.key in found else "")
     )
     if _EXPORT.value:
-        export.write(pathlib.Path(_EXPORT.value), config, run, state)
+        export.write(pathlib.Path(_EXPORT.value), run, state)
         print(f"wrote {_EXPORT.value}")
 
 

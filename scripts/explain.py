@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     command_line.use_cpu()
     recipe = mesh.fitting(command_line.checked())
-    report = costs.explain(recipe, setup.prepare(recipe))
+    report = costs.explain(setup.prepare(recipe))
     if report is None:
         command_line.refuse(f"method {recipe.method.name!r} cannot be explained")
     print(json.dumps(report.to_dict(), indent=2) if _JSON.value else report.to_text())

@@ -1,4 +1,4 @@
-"""Prints text from a checkpoint of a run on a text.
+"""Prints text from a checkpoint of a run on a text; the text itself is not needed.
 
 python scripts/sample.py --workdir=runs/tdavid --length=500 --prompt="The Lord" [--step=best]
 
@@ -6,12 +6,10 @@ On the CPU, so that a run that is training keeps its accelerator; JAX_PLATFORMS=
 environment uses one.
 """
 
-import pathlib
-
 from absl import flags, logging
 
-from rigl_optax.training import checkpoints, command_line, evaluation, mesh, sampling, setup
-from rigl_optax.training import config as config_lib
+from rigl_optax import training
+from rigl_optax.training import command_line, sampling
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's.", required=True)
 _STEP = command_line.define_step()
@@ -26,10 +24,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
     command_line.use_cpu()
-    workdir = pathlib.Path(_WORKDIR.value)
-    config = config_lib.from_mapping(checkpoints.read_config(workdir))
-    run = setup.prepare(mesh.fitting(config))
-    state = evaluation.restore(workdir, config, run, _STEP.value)
+    run, state = training.load(_WORKDIR.value, _STEP.value)
     drawn = sampling.sample(
         run,
         state,

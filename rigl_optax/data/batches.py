@@ -120,7 +120,7 @@ class Dataset(NamedTuple):
     deviation: tuple[float, ...] = ()
 
 
-def normalised(batch: dict[str, Any], dataset: Dataset) -> jax.Array:
+def normalised(batch: dict[str, Any], dataset: Any) -> jax.Array:
     """The images of a batch as float32 numbers, same shape; runs on the device."""
     if "mean" in batch:
         over = (-1, *[1] * (batch["images"].ndim - 1))

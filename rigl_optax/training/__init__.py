@@ -1,1 +1,17 @@
-"""Training from a config: state, step, loop, checkpoints, metrics. Needs the `train` extra."""
+"""Training runs from configs: the loop, its checkpoints, and everything that looks at a run."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rigl_optax.training.loading import load as load
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Only when it is asked for: it takes Flax and Orbax, which most modules here do without.
+    if name == "load":
+        from rigl_optax.training.loading import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -334,7 +334,7 @@ def _check_data(checkpoints: Checkpoints, step: int, data: Mapping[str, str]) ->
 
 
 @contextlib.contextmanager
-def told_of_failures(workdir: pathlib.Path) -> Iterator[None]:
+def explaining_failures(workdir: pathlib.Path) -> Iterator[None]:
     """Says in one sentence that a file could not be written, as on a full disk.
 
     Raises:
@@ -350,12 +350,12 @@ def told_of_failures(workdir: pathlib.Path) -> Iterator[None]:
         while cause is not None and not (isinstance(cause, OSError) and cause.errno in _FULL):
             cause = cause.__cause__ or cause.__context__
         words = [os.strerror(number) for number in _FULL]
-        told = [str(cause)] if cause is not None else [w for w in words if w in str(error)]
-        if not told:
+        reasons = [str(cause)] if cause is not None else [w for w in words if w in str(error)]
+        if not reasons:
             raise
         time.sleep(_ECHOES)
         raise RuntimeError(
-            f"{workdir}: a file could not be written ({told[0].splitlines()[0][:200]}); "
+            f"{workdir}: a file could not be written ({reasons[0].splitlines()[0][:200]}); "
             "checkpoints before it are intact, and the same command goes on from the newest"
         ) from error
     finally:
@@ -430,9 +430,9 @@ def restore_newest(
             # The run that trains there has deleted it, and has newer ones.
             checkpoints.reload()
             return restore_newest(checkpoints, like, say, config, until, data)
-        number, told = next(item for item in enumerate(reasons) if item[1])
+        number, first = next(item for item in enumerate(reasons) if item[1])
         where = f" by process {number}" if len(reasons) > 1 else ""
-        say(f"warning: checkpoint {step} cannot be read{where}, skipped: {told}")
+        say(f"warning: checkpoint {step} cannot be read{where}, skipped: {first}")
         passed.append(step)
     if passed:
         raise ValueError(

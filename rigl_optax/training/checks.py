@@ -1,36 +1,25 @@
-"""What a training record says, and what can go silently wrong with sparse training."""
+"""Makes training records, and warns of what can go silently wrong with sparse training."""
 
-import functools
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from rigl_optax import Block, Unstructured, _axes, _paths, analysis
 from rigl_optax._structures import by_path
-from rigl_optax.training import methods, optimizers, sparsity
+from rigl_optax.training import optimizers, sparsity
 from rigl_optax.training.config import Config
-from rigl_optax.training.state import (
-    Entries,
-    TrainState,
-    count,
-    entries,
-    masks,
-    sizes,
-    topologies,
-)
-
-PyTree = Any
-
+from rigl_optax.training.representation import Entries
+from rigl_optax.training.setup import Run
+from rigl_optax.training.state import TrainState, count
 
 DEAD_SHARE = 0.1  # of the units of a layer: fewer are lost in most runs at 95 %
 
 
 class Start(NamedTuple):
-    """What a run is compared with.
+    """Counts at the start of a run, which later ones are compared with.
 
     Attributes:
       groups: `{path: active groups}`: weights, or blocks.
@@ -43,19 +32,19 @@ class Start(NamedTuple):
     units: dict[str, int]
 
 
-def start_of(config: Config, initial: TrainState) -> Start:
-    """What a run is compared with, from its initial state."""
-    dead = dead_units(config, initial)
-    return Start(active_groups(config, initial), dead, _units(initial, dead))
+def start_of(run: Run, initial: TrainState) -> Start:
+    """Counts what a run is compared with, in its initial state."""
+    dead = dead_units(run, initial)
+    return Start(active_groups(run, initial), dead, _units(run, initial, dead))
 
 
 def training_record(
-    config: Config, state: TrainState, start: Start
+    run: Run, state: TrainState, start: Start
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """What to log about the steps since the last record, and what is wrong.
+    """Returns what to log about the steps since the last record, and what is wrong.
 
     Args:
-      config: The run's.
+      run: The run.
       state: As it is now.
       start: From `start_of`.
 
@@ -71,84 +60,82 @@ def training_record(
     if sums.examples:
         values["loss"] = float(sums.loss / sums.examples)
         values["accuracy"] = float(sums.correct / sums.examples)
-    values["learning_rate"] = float(optimizers.learning_rate(config)(step - 1))
+    values["learning_rate"] = float(optimizers.learning_rate(run.config)(step - 1))
     warnings = {}
     if sums.skipped:
         values["skipped"] = float(sums.skipped)
         warnings["skipped"] = skipped({int(step): float(sums.skipped)})
-    if not methods.find(config).masked:
+    if not run.method.masked:
         return values, warnings
-    active = active_weights(config, state)
+    active = active_weights(run, state)
     rewirings, healed = counters(state)
     # The schedule goes by the steps that the optimizer has seen, which skipped ones are not.
     seen = int(jax.device_get(state.opt_state.count))
-    values["density"] = sum(active.values()) / sum(sizes(state).values())
+    values["density"] = sum(active.values()) / sum(run.representation.sizes(state).values())
     values["rewirings"] = float(rewirings)
-    values |= methods.drop_fractions(config, int(step), list(active))
-    if methods.rewires(config):
-        warnings |= _dead(config, start, dead_units(config, state))
-    groups = active_groups(config, state)
+    values |= run.rewirings.drop_fractions(int(step), list(active))
+    if run.rewirings.happen:
+        warnings |= _dead(run.config, start, dead_units(run, state))
+    groups = active_groups(run, state)
     return values, warnings | _warnings(
-        config, int(step), seen, rewirings, healed, int(sums.blind), groups, start.groups
+        run, int(step), seen, rewirings, healed, int(sums.unseeing), groups, start.groups
     )
 
 
-def skipped(left: Mapping[int, float]) -> str:
-    """What is said of steps left out.
+def skipped(counts: Mapping[int, float]) -> str:
+    """Says how many steps were skipped.
 
     Args:
-      left: How many, by the step of the record that counts them.
+      counts: How many, by the step of the record that counts them.
     """
     return (
-        f"{int(sum(left.values()))} steps up to step {max(left)} were skipped: their loss or "
+        f"{int(sum(counts.values()))} steps up to step {max(counts)} were skipped: their loss or "
         "gradients were not finite"
     )
 
 
-def active_weights(config: Config, state: TrainState) -> dict[str, int]:
-    """`{path: active weights}` for all leaves, dense ones in full; exact integers."""
-    if not methods.find(config).masked:
-        return sizes(state)
-    named = dict(_paths.flatten_with_paths(masks(state)))
-    counts = jax.device_get(_active(named, entries(state)))
+def active_weights(run: Run, state: TrainState) -> dict[str, int]:
+    """Counts the active weights of all leaves by path, dense ones in full: exact integers."""
+    found = run.representation
+    if not run.method.masked:
+        return found.sizes(state)
+    named = dict(_paths.flatten_with_paths(found.masks(state)))
+    counts = jax.device_get(_active(named, found.entries(state)))
     return {path: int(counts[path]) for path in named}
 
 
-def active_groups(config: Config, state: TrainState) -> dict[str, int]:
-    """`{path: active groups}`: as many as weights, but of layers whose blocks differ in size.
+def active_groups(run: Run, state: TrainState) -> dict[str, int]:
+    """Counts the active groups of all leaves by path.
 
-    Of those the number of blocks is what a rewiring keeps.
+    A group is a weight, but in layers whose blocks differ in size a block: of those a rewiring
+    keeps the number, and of weights it does not.
     """
-    if not methods.find(config).masked:
-        return sizes(state)
-    named = dict(_paths.flatten_with_paths(masks(state)))
-    padded: dict[str, tuple[Block, bool]] = {}
-    if not topologies(state):
-        layers = sparsity.distribution(config)
-        paths, stacked = list(layers(state.params)), layers.stacked_paths(state.params)
-        for path, one in by_path(sparsity.structures(config), paths).items():
-            if isinstance(one, Block) and one.pad:
-                padded[path] = one, path in stacked
-    counts = jax.device_get(_groups(named, tuple(padded.items())))
-    return {path: int(counts[path]) for path in named}
+    if not run.method.masked:
+        return run.representation.sizes(state)
+
+    def padded() -> dict[str, tuple[Block, bool]]:
+        layers = sparsity.distribution(run.config)
+        paths, stacked = list(layers(run.shapes)), layers.stacked_paths(run.shapes)
+        each = by_path(sparsity.structures(run.config), paths)
+        blocks = {path: one for path, one in each.items() if isinstance(one, Block) and one.pad}
+        return {path: (block, path in stacked) for path, block in blocks.items()}
+
+    return run.representation.groups(state, padded)
 
 
 def counters(state: TrainState) -> tuple[int, int]:
-    """`(rewirings, healed)` from the optimizer's state, wherever it holds them.
+    """Returns `(rewirings, healed)` from the optimizer's state, wherever it holds them.
 
-    Of stored blocks nothing can be written elsewhere, and nothing healed.
+    An optimizer of stored blocks has nothing to heal: then it is 0.
     """
     found = [optax.tree.get(state.opt_state, name, 0) for name in ("rewirings", "healed")]
     rewirings, healed = jax.device_get(found)
     return int(rewirings), int(healed)
 
 
-def stray(config: Config, state: TrainState) -> dict[str, str]:
-    """A warning if inactive weights are not zero, as when something writes them past the mask."""
-    if not methods.find(config).masked or topologies(state):
-        return {}
-    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(masks(state)), strict=True)
-    found = int(_stray(list(pairs)))
+def stray(run: Run, state: TrainState) -> dict[str, str]:
+    """Warns if inactive weights are not zero, as when something writes them past the mask."""
+    found = run.representation.stray(state)
     if not found:
         return {}
     return {
@@ -157,21 +144,22 @@ def stray(config: Config, state: TrainState) -> dict[str, str]:
     }
 
 
-def dead_units(config: Config, state: TrainState) -> dict[str, int]:
-    """`{path: output units that no active weight leads to}` of layers with units."""
-    if not methods.find(config).masked:
+def dead_units(run: Run, state: TrainState) -> dict[str, int]:
+    """Counts the output units that no active weight leads to, by path of layers with units."""
+    if not run.method.masked:
         return {}
-    named = {path: m for path, m in _paths.flatten_with_paths(masks(state)) if m.ndim >= 2}
-    counts = jax.device_get(_dead_outputs(named, entries(state)))
+    masks = run.representation.masks(state)
+    named = {path: m for path, m in _paths.flatten_with_paths(masks) if m.ndim >= 2}
+    counts = jax.device_get(_dead_outputs(named, run.representation.entries(state)))
     return {path: int(counts[path]) for path in named}
 
 
-def _units(state: TrainState, paths: Collection[str]) -> dict[str, int]:
+def _units(run: Run, state: TrainState, paths: Collection[str]) -> dict[str, int]:
     """Counts the output units of layers, dead or not."""
     if not paths:
         return {}
-    named, of = dict(_paths.flatten_with_paths(masks(state))), entries(state)
-    found = {}
+    named = dict(_paths.flatten_with_paths(run.representation.masks(state)))
+    of, found = run.representation.entries(state), {}
     for path in paths:
         shape = named[path].shape
         entries_of_units = [shape[a] for a in _axes.default_axes(path, named[path]).outputs]
@@ -203,17 +191,17 @@ def _dead(config: Config, start: Start, now: dict[str, int]) -> dict[str, str]:
 
 
 def _warnings(
-    config: Config,
+    run: Run,
     step: int,
     count: int,
     rewirings: int,
     healed: int,
-    blind: int,
+    unseeing: int,
     groups: dict[str, int],
     expected: dict[str, int],
 ) -> dict[str, str]:
     warnings = {}
-    scheduled = methods.rewirings_before(config, count)
+    scheduled = run.rewirings.before(count)
     if rewirings != scheduled:
         warnings["rewirings"] = (
             f"{rewirings} rewirings by step {step}, where {scheduled} were scheduled: gradients "
@@ -224,17 +212,17 @@ def _warnings(
             f"{healed} inactive weights were not zero at rewirings: something other than the "
             "optimizer writes into the parameters"
         )
-    if groups != expected and methods.find(config).keeps_counts:
+    if groups != expected and run.method.keeps_counts:
         changed = [
             f"{p} {expected[p]} -> {groups[p]}" for p in expected if groups[p] != expected[p]
         ]
-        is_single = sparsity.structures(config) == Unstructured()
+        is_single = sparsity.structures(run.config) == Unstructured()
         what = "active weights" if is_single else "active groups, weights or blocks,"
         warnings["active"] = f"the number of {what} changed: {', '.join(changed)}"
-    if blind:
-        warnings["blind"] = (
-            f"{blind} rewirings saw no gradient outside the masks and grew blindly: does the model "
-            "multiply by the masks itself?"
+    if unseeing:
+        warnings["unseeing"] = (
+            f"{unseeing} rewirings saw no gradient outside the masks and grew blindly: does the "
+            "model multiply by the masks itself?"
         )
     return warnings
 
@@ -242,22 +230,6 @@ def _warnings(
 @jax.jit
 def _active(named: dict[str, jax.Array], of: dict[str, Entries]) -> dict[str, jax.Array]:
     return {path: count(mask, of[path].weights) for path, mask in named.items()}
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _groups(
-    named: dict[str, jax.Array], padded: tuple[tuple[str, tuple[Block, bool]], ...]
-) -> dict[str, jax.Array]:
-    found = dict(named)
-    for path, (block, is_stacked) in padded:
-        groups = jax.vmap(block.groups) if is_stacked else block.groups
-        found[path] = groups(named[path])
-    return {path: count(mask, 1) for path, mask in found.items()}
-
-
-@jax.jit
-def _stray(pairs: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    return jnp.stack([jnp.sum((x != 0) & ~mask, dtype=jnp.int32) for x, mask in pairs]).sum()
 
 
 @jax.jit

@@ -73,7 +73,7 @@ def define_config(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def define_step() -> flags.FlagHolder[str]:
-    """The flag `--step` of the scripts that look at a checkpoint, for `evaluation.restore`."""
+    """Defines `--step`, of the scripts that look at a checkpoint, for `training.load`."""
     return flags.DEFINE_string(
         "step", "newest", "Which checkpoint: newest, best (on the validation split), or its step."
     )

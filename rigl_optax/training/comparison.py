@@ -23,7 +23,6 @@ from rigl_optax.training import (
     sparsity,
 )
 from rigl_optax.training import config as config_lib
-from rigl_optax.training.state import weight_masks
 
 LOG_FILE = "log.txt"
 FAILED_FILE = "failed.json"
@@ -338,7 +337,7 @@ def connections(
             )
             continue
         before, after = (
-            _input_connections(weight_masks(state), run.task.image_shape)
+            _input_connections(run.representation.weight_masks(state), run.task.image_shape)
             for state in (run.initial, final)
         )
         panels.setdefault(arm.sparsity, []).append(figures.Connections(arm.method, before, after))

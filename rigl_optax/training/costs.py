@@ -1,4 +1,4 @@
-"""What a run will be and cost: explained before its first step, and added up on the way."""
+"""Explains what a run will cost before its first step, and adds it up on the way."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,7 +12,6 @@ from rigl_optax import _paths, accounting
 from rigl_optax.accounting import explanation
 from rigl_optax.training import checkpoints, checks, files, methods, setup
 from rigl_optax.training import config as config_lib
-from rigl_optax.training import state as state_lib
 from rigl_optax.training.config import Config
 from rigl_optax.training.setup import Run
 from rigl_optax.training.state import TrainState
@@ -36,9 +35,13 @@ class Flops(NamedTuple):
     training_dense: float
 
 
-def explain(config: Config, run: Run) -> accounting.Explanation | None:
-    """What will be sparse, and what it saves; None for a network made small, which has no masks."""
-    if methods.find(config).narrow:
+def explain(run: Run) -> accounting.Explanation | None:
+    """Explains what will be sparse, and what it saves.
+
+    None for a network made small, which has no masks.
+    """
+    config = run.config
+    if run.method.narrow:
         return None
     about: dict[str, Any] = {
         "steps": config.steps,
@@ -54,75 +57,77 @@ def explain(config: Config, run: Run) -> accounting.Explanation | None:
     )
 
 
-class Tally:
-    """Training FLOPs as they are spent, at the masks of the moment.
+class TrainingFlops:
+    """Counts training FLOPs as they are spent, at the masks of the moment.
 
-    Between two looks at the masks their cost is taken to be what it was at the first: exact where
-    they only change at rewirings.
+    Between two records the cost of a forward pass is taken to be that of the first: exact where
+    masks only change at rewirings.
     """
 
-    def __init__(self, config: Config, run: Run, looks: Sequence[tuple[int, float]] = ()) -> None:
-        """Counts FLOPs from the model's jaxpr; nothing is computed.
+    def __init__(
+        self, run: Run, initial: TrainState, recorded: Sequence[tuple[int, float]] = ()
+    ) -> None:
+        """Counts the FLOPs of a forward pass from the model's jaxpr; nothing is computed.
 
         Args:
-          config: The run's.
           run: The run.
-          looks: Of a run that is resumed: updates done, and `forward_flops` then.
+          initial: The state at step 0; masks, and shapes of the rest, are enough.
+          recorded: Of a run that is resumed: pairs of updates done and `forward_flops` then.
         """
-        method = methods.find(config)
-        self._config = config
+        config, method = run.config, run.method
+        self._run = run
         self._flops = accounting.count_flops(_forward(run), run.shapes, *run.task.example(config))
         dense = first = float(self._flops.total)
         wider = None
         if method.masked:
-            first = self._of_masks(run.initial)
+            first = self._at(initial)
             if method.cost.ordinary.is_wider:
-                wider = self._of_marks(run.initial.opt_state.memory.marks)
+                wider = self._at_second_masks(initial.opt_state.memory.marks)
         self._counter = accounting.FlopsCounter(
             method.cost,
-            methods.plan(config),
+            run.rewirings.plan,
             dense,
             first,
             batch_size=config.batch_size,
             f_wider=wider,
         )
-        for done, forward in looks:
+        for done, forward in recorded:
             self._counter.note(done, forward)
         self._ticket = _cost_of_ticket(config)
         # A network that is not the config's has another dense cost to be compared with.
-        self.dense = dense
-        self.reference = _reference(config) if method.narrow else dense
+        self._reference = _reference(run) if method.narrow else dense
 
-    def look(self, done: int, state: TrainState) -> float:
-        """Notes what a forward pass costs after so many updates, and returns it."""
-        forward = self._of_masks(state)
+    def record(self, done: int, state: TrainState) -> float:
+        """Records what a forward pass costs after so many updates, and returns it."""
+        forward = self._at(state)
         self._counter.note(done, forward)
         return forward
 
     def spent(self, steps: int) -> float:
-        """Training FLOPs after so many steps, from the beginning."""
+        """Returns the training FLOPs after so many steps, from the beginning."""
         return self._ticket + self._counter.spent(steps)
 
-    def flops(self) -> Flops:
-        """Of the whole run, with the masks of the last look."""
-        dense_step = accounting.METHODS["dense"].ordinary.flops(self.reference, self.reference)
-        steps = self._config.steps
+    def total(self) -> Flops:
+        """Returns the FLOPs of the whole run, with the masks of the last record."""
+        dense_step = accounting.METHODS["dense"].ordinary.flops(self._reference, self._reference)
+        config = self._run.config
         return Flops(
             self._counter.f_sparse,
-            self.reference,
-            self.spent(steps),
-            dense_step * self._config.batch_size * steps,
+            self._reference,
+            self.spent(config.steps),
+            dense_step * config.batch_size * config.steps,
         )
 
-    def _of_masks(self, state: TrainState) -> float:
-        sizes = state_lib.sizes(state)
-        active = checks.active_weights(self._config, state)
+    def _at(self, state: TrainState) -> float:
+        """Returns the FLOPs of a forward pass at the masks of a state."""
+        sizes = self._run.representation.sizes(state)
+        active = checks.active_weights(self._run, state)
         sparsity = {path: 1 - active[path] / sizes[path] for path in active}
         return accounting.flops_at_sparsity(self._flops, sparsity)
 
-    def _of_marks(self, marks: PyTree) -> float:
-        """FLOPs of a forward pass of marked weights; dense where a leaf has no marks."""
-        found = dict(_paths.flatten_with_paths(marks))
+    def _at_second_masks(self, masks: PyTree) -> float:
+        """Returns the FLOPs of a forward pass at these masks; dense where a leaf has none."""
+        found = dict(_paths.flatten_with_paths(masks))
         active = jax.device_get({path: _count_true(mask) for path, mask in found.items()})
         sparsity = {path: 1 - int(active[path]) / mask.size for path, mask in found.items()}
         return accounting.flops_at_sparsity(self._flops, sparsity)
@@ -133,15 +138,16 @@ def _count_true(mask: jax.Array) -> jax.Array:
     return jnp.sum(mask, dtype=jnp.int32)
 
 
-def _reference(config: Config) -> float:
-    """FLOPs of a dense forward pass of the network that a narrow one stands in for."""
-    whole = setup.prepare(config_lib.changed(config, {"method.name": "dense"}))
-    example = whole.task.example(config)
+def _reference(run: Run) -> float:
+    """Returns the FLOPs of a dense forward pass of the network that a narrow one stands in for."""
+    dense = config_lib.changed(run.config, {"method.name": "dense"})
+    whole = setup.outline(dense, run.task.facts)
+    example = whole.task.example(dense)
     return float(accounting.count_flops(_forward(whole), whole.shapes, *example).total)
 
 
 def _cost_of_ticket(config: Config) -> float:
-    """FLOPs of finding the masks that a run starts from."""
+    """Returns the FLOPs of finding the masks that a run starts from."""
     if not config.method.ticket:
         return 0.0
     path = pathlib.Path(config.method.ticket) / checkpoints.RESULT_FILE
@@ -153,9 +159,8 @@ def _cost_of_ticket(config: Config) -> float:
 
 
 def _forward(run: Run) -> Callable[..., jax.Array]:
-    """The forward pass of one example, of parameters and the task's inputs."""
-    # Of the state only shapes matter here: its arrays may be spread over several hosts.
-    model_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), run.initial.model_state)
+    """Returns the forward pass of one example, a function of parameters and the task's inputs."""
+    model_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), run.abstract.model_state)
     model_state = jax.tree.map(jnp.asarray, run.task.at_rest(model_state, 1))
 
     def forward(params: PyTree, *inputs: jax.Array) -> jax.Array:

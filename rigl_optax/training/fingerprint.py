@@ -20,10 +20,10 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from rigl_optax import _paths
-from rigl_optax.training import hosts, methods
-from rigl_optax.training import state as state_lib
+from rigl_optax.training import hosts
 from rigl_optax.training.config import Config, flat, to_json
 from rigl_optax.training.mesh import DATA, PARAMS, Placement
+from rigl_optax.training.setup import Run
 from rigl_optax.training.state import TrainState
 
 PyTree = Any
@@ -57,7 +57,7 @@ def compare_configs(config: Config) -> None:
             raise ValueError(f"{'; '.join(changed)}: all processes must have the same config")
 
 
-def comparer(config: Config, placement: Placement) -> Compare:
+def comparer(run: Run) -> Compare:
     """A function that compares step, masks and weights across devices and hosts.
 
     All processes call it. It returns `{"step": ..., path of a mask: ...}`, integers from 0 to
@@ -68,16 +68,11 @@ def comparer(config: Config, placement: Placement) -> Compare:
     Raises:
       DivergenceError: From that function, on every process, if devices disagree.
     """
-    is_masked = methods.find(config).masked
+    placement = run.placement
     compiled = placement.compile(lambda leaves: table(leaves, placement))
 
     def compare(state: TrainState) -> Fingerprints:
-        leaves = {STEP: state.step}
-        if topologies := state_lib.topologies(state):
-            for path, topology in topologies.items():
-                leaves |= {f"{path}/rows": topology.rows, f"{path}/cols": topology.cols}
-        elif is_masked:
-            leaves |= dict(_paths.flatten_with_paths(state_lib.masks(state)))
+        leaves = {STEP: state.step, **run.representation.placement_of_weights(state)}
         if placement.mesh.size > 1:
             named = _paths.flatten_with_paths(state.params)
             leaves |= {_WEIGHTS + path: leaf for path, leaf in named}

@@ -1,7 +1,7 @@
-"""Live health of the topology, measured when it has just been rewired and at no other step."""
+"""Measures the topology of a run when it has just been rewired, and at no other step."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,10 @@ import jax.numpy as jnp
 
 from rigl_optax import _axes, _paths, analysis
 from rigl_optax._axes import KernelAxes
-from rigl_optax.training.state import Entries, History, TrainState, count, entries, masks
+from rigl_optax.training import sparsity
+from rigl_optax.training.representation import Entries
+from rigl_optax.training.setup import Run
+from rigl_optax.training.state import History, TrainState, count
 
 PyTree = Any
 Observe = Callable[[PyTree, TrainState], tuple[TrainState, dict[str, float]]]
@@ -23,15 +26,15 @@ class _Layer(NamedTuple):
     dead_outputs: Any
 
 
-def masks_before(state: TrainState) -> PyTree:
-    """A copy of the masks: the step that rewires them donates its state."""
-    return jax.tree.map(jnp.copy, masks(state))
+def masks_before(run: Run, state: TrainState) -> PyTree:
+    """Copies the masks: the step that rewires them donates its state."""
+    return jax.tree.map(jnp.copy, run.representation.masks(state))
 
 
-def observer(initial: TrainState, sparse: Collection[str]) -> Observe:
-    """A function to call after a rewiring with the masks before it and the state after it.
+def observer(run: Run, initial: TrainState) -> Observe:
+    """Makes a function to call after a rewiring with the masks before it and the state after it.
 
-    It returns the state with its history brought up to date, and what to record. These are
+    That returns the state with its history brought up to date, and what to record. These are
     fractions of weights, over the sparse layers, and with `/path` at the end of
     the name for each of these layers alone:
 
@@ -45,12 +48,13 @@ def observer(initial: TrainState, sparse: Collection[str]) -> Observe:
     the first, these are hidden units) and `dead_outputs/path` (no active weight into them).
 
     Args:
+      run: The run.
       initial: The state at step 0.
-      sparse: Paths of the leaves whose masks may change.
     """
+    masks, sparse = run.representation.masks, sparsity.distribution(run.config)(run.shapes)
     first = masks(initial)
     is_sparse = {path: path in sparse for path, _ in _paths.flatten_with_paths(first)}
-    of = entries(initial)
+    of = run.representation.entries(initial)
 
     def observe(before: PyTree, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         after = masks(state)
@@ -74,17 +78,17 @@ def observer(initial: TrainState, sparse: Collection[str]) -> Observe:
     return observe
 
 
-def coverage(state: TrainState) -> float | None:
-    """The fraction of the weights of all layers with a mask that have ever been active.
+def coverage(run: Run, state: TrainState) -> float | None:
+    """Returns the fraction of the weights of all layers with a mask that were ever active.
 
-    ITOP's exploration rate Rs, of what was looked at: where masks change at every step, those
-    at the records of the training loss. None without a history.
+    ITOP's exploration rate Rs, over the masks that were observed: where masks change at every
+    step, those at the records of the training loss. None without a history.
     """
     if state.history is None:
         return None
     explored = dict(_paths.flatten_with_paths(state.history.explored))
-    now = dict(_paths.flatten_with_paths(masks(state)))
-    counted = jax.device_get(_explored(explored, now, entries(state)))
+    now = dict(_paths.flatten_with_paths(run.representation.masks(state)))
+    counted = jax.device_get(_explored(explored, now, run.representation.entries(state)))
     pairs = [(int(n), int(of)) for is_dense, n, of in counted.values() if not is_dense]
     part, whole = (sum(column) for column in zip(*pairs, strict=True)) if pairs else (1, 1)
     return part / whole
@@ -102,7 +106,7 @@ def _measure(
     grown: jax.Array,
     of: Entries,
 ) -> tuple[_Layer, jax.Array, jax.Array]:
-    """Counts of a layer; then the masks of what has ever been active, and of what has grown."""
+    """Counts a layer; then returns masks of the weights ever active, and of those just grown."""
 
     def weights(mask: jax.Array) -> jax.Array:
         return count(mask, of.weights)
@@ -125,7 +129,7 @@ def _measure(
 def _explored(
     explored: dict[str, jax.Array], now: dict[str, jax.Array], of: dict[str, Entries]
 ) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Of each layer whether it is dense, weights that have ever been active, and all weights."""
+    """Returns for each layer whether it is dense, the weights ever active, and all weights."""
 
     def counted(path: str, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         each = of[path].weights

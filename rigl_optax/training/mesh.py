@@ -51,15 +51,31 @@ class Placement(NamedTuple):
         place = jax.sharding.reshard if is_explicit else jax.lax.with_sharding_constraint
         return jax.tree.map(lambda x: place(x, whole), tree)
 
-    def create(self, initial: Callable[[], PyTree]) -> PyTree:
-        """What `initial` makes, computed in parts: nothing is ever whole on one device."""
+    def abstract(self, initial: Callable[[], PyTree]) -> PyTree:
+        """Returns shapes, types and shardings of what `initial` would make; computes nothing."""
+        found = jax.eval_shape(initial)
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            found,
+            self.of(found),
+        )
+
+    def maker(self, initial: Callable[[], PyTree]) -> Callable[[], PyTree]:
+        """Returns a function that makes what `initial` makes, in parts: nothing is ever whole.
+
+        It compiles once, however often it is called.
+        """
         # Under explicit axes what an initializer draws would be typed as repeated, and whole.
         # The parts are the same; handing them over to the other mesh copies nothing.
         types = (AxisType.Auto,) * 2
         auto = Placement(Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=types))
-        out = auto.of(jax.eval_shape(initial))
-        made = jax.jit(initial, out_shardings=out)()
-        return made if auto == self else jax.device_put(made, self.of(made))
+        compiled = jax.jit(initial, out_shardings=auto.of(jax.eval_shape(initial)))
+
+        def make() -> PyTree:
+            made = compiled()
+            return made if auto == self else jax.device_put(made, self.of(made))
+
+        return make
 
     @property
     def batch(self) -> NamedSharding:

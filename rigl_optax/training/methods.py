@@ -1,13 +1,10 @@
 """From a config to the optimizer: the one place of training that knows methods by name."""
 
-import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
-import jax.numpy as jnp
 import optax
 
 import rigl_optax
@@ -375,67 +372,9 @@ def can_be_stored(config: Config) -> bool:
     return find(config).stored is not None and all(isinstance(x, rigl_optax.Block) for x in kinds)
 
 
-@functools.lru_cache(maxsize=64)
-def plan(config: Config) -> RewiringPlan | None:
-    """When the run rewires, as the transformation itself has it; None for never."""
-    tx = build(config)
+def plan_of(tx: Any) -> RewiringPlan | None:
+    """Returns the plan that a transformation itself rewires by; None if it never does."""
     if isinstance(tx, condensed.CondensedTransformation):
         return tx.plan
     found = design_of(tx)
     return None if found is None else found.plan
-
-
-def rewires(config: Config) -> bool:
-    """Whether the masks change."""
-    return plan(config) is not None
-
-
-def rewirings_before(config: Config, step: int) -> int:
-    """How many rewirings the schedule holds before this step, so after `step` updates."""
-    found = plan(config)
-    return 0 if found is None else found.rewirings_before(step)
-
-
-def is_rewiring(config: Config, step: int) -> bool:
-    """Whether update number `step`, counted from 0, may change the masks."""
-    found = plan(config)
-    return found is not None and found.rewires_at(step)
-
-
-def is_observed(config: Config, step: int) -> bool:
-    """Whether the masks are looked at after update `step`: where they may have changed.
-
-    Where that is at every step, only before records of the training loss.
-    """
-    found = plan(config)
-    if found is not None and any(schedule.every == 1 for schedule in found.schedules):
-        return (step + 1) % config.log.every == 0 or step + 1 == config.steps
-    return is_rewiring(config, step)
-
-
-def growth_predicate(config: Config) -> Callable[[jax.Array], jax.Array] | None:
-    """Tells of a step (int32 scalar) whether its update grows weights by their gradient.
-
-    None if no step of this method does.
-    """
-    found = plan(config)
-    if found is None or not find(config).grows_by_gradient:
-        return None
-    return found.is_rewiring_step
-
-
-def drop_fractions(config: Config, step: int, paths: Sequence[str]) -> dict[str, float]:
-    """Fractions of the active weights that a rewiring at this step replaces.
-
-    Returns:
-      `drop_fraction`, and `drop_fraction/path` of each layer in `paths` that has another schedule
-      of its own; nothing for a method that is given no drop fraction.
-    """
-    found = plan(config)
-    if found is None or "drop_fraction" not in find(config).arguments(config):
-        return {}
-    values = {"drop_fraction": float(found.default.drop_fraction(jnp.int32(step)))}
-    for path in paths:
-        if (own := found.of(path)) is not found.default:
-            values[f"drop_fraction/{path}"] = float(own.drop_fraction(jnp.int32(step)))
-    return values

@@ -89,8 +89,8 @@ def warnings(records: Records) -> dict[str, str]:
     return {str(r[WARNING]): str(r["text"]) for r in found if WARNING in r and "text" in r}
 
 
-def looks(records: Records, step: int) -> list[tuple[int, float]]:
-    """What a forward pass cost at each look at the masks up to a step: (updates done, FLOPs)."""
+def forward_flops(records: Records, step: int) -> list[tuple[int, float]]:
+    """Returns what a forward pass cost after each rewiring up to a step: (updates done, FLOPs)."""
     found = recorded(records, "rewiring", FORWARD_FLOPS)
     return [(done, flops) for done, flops in found.items() if done <= step]
 

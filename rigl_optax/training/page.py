@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from rigl_optax.training import checkpoints, evaluation, files, loop, metrics, page_figures, score
+from rigl_optax.training import checkpoints, files, loading, loop, metrics, page_figures, score
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.charts import Record
 
@@ -43,13 +43,13 @@ figcaption, .note {{ color: #555; font-size: .93em; }}
 """
 
 
-def write(workdir: pathlib.Path, output: pathlib.Path, which: str = evaluation.NEWEST) -> None:
+def write(workdir: pathlib.Path, output: pathlib.Path, which: str = loading.NEWEST) -> None:
     """Writes the page of a run, also while it trains.
 
     Args:
       workdir: The run's.
       output: The HTML file.
-      which: The checkpoint whose masks are shown, as in `evaluation.restore`.
+      which: The checkpoint whose masks are shown, as in `rigl_optax.training.load`.
 
     Raises:
       ValueError: If there is no run in the workdir, or its files are damaged.
@@ -59,7 +59,7 @@ def write(workdir: pathlib.Path, output: pathlib.Path, which: str = evaluation.N
     temporary.replace(output)
 
 
-def render(workdir: pathlib.Path, which: str = evaluation.NEWEST) -> str:
+def render(workdir: pathlib.Path, which: str = loading.NEWEST) -> str:
     """The page of a run as HTML; raises as `write` does."""
     config = config_lib.from_mapping(checkpoints.read_config(workdir))
     records = metrics.read(workdir / metrics.FILE)

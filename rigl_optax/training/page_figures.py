@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rigl_optax import _paths, analysis
-from rigl_optax.training import charts, checkpoints, evaluation, mesh, methods, setup
+from rigl_optax.training import charts, checkpoints, loading, methods, setup
 from rigl_optax.training.charts import Line, Record
 from rigl_optax.training.config import Config
-from rigl_optax.training.state import weight_masks
 
 SHOWN_LAYERS = len(charts.COLOURS)  # more could not be told apart
 
@@ -99,10 +98,15 @@ def _most(quantity: str, rewirings: list[Record]) -> list[Line]:
     return [Line(k.removeprefix(f"{quantity}/"), "rewiring", k) for k in keys if k in largest]
 
 
-def masks(workdir: pathlib.Path, config: Config, which: str = evaluation.NEWEST) -> list[Figure]:
-    """The first sparse layer's mask at step 0 and in a checkpoint, as `evaluation.restore` has it.
+def masks(workdir: pathlib.Path, config: Config, which: str = loading.NEWEST) -> list[Figure]:
+    """Shows the first sparse layer's mask at step 0 and in a checkpoint.
 
     And, where the layer has a row for each value of an input image, its connections of each pixel.
+
+    Args:
+      workdir: Of the run.
+      config: Of the run.
+      which: The checkpoint, as in `rigl_optax.training.load`.
 
     Raises:
       ValueError: If a checkpoint is asked for, and not the newest, and cannot be read.
@@ -112,21 +116,24 @@ def masks(workdir: pathlib.Path, config: Config, which: str = evaluation.NEWEST)
     if (workdir / "checkpoints").exists():  # before anything is made from a config that is not its
         with checkpoints.read_checkpoints(workdir) as saved:
             checkpoints.check_newest(saved, config)
+    run = loading.read_run(workdir)
     try:
-        run = setup.prepare(mesh.fitting(config))
-    except FileNotFoundError as error:  # a page can be made where the data set is not
+        first = _masks(run, run.initial)
+    except FileNotFoundError as error:  # masks that are chosen by data which are not there
         return [Figure("mask", f"No pictures of masks: {error}", "")]
-    first = _masks(run.initial)
     path = next((p for p, mask in first.items() if mask.ndim >= 2 and not mask.all()), None)
     if path is None:
         return []
     before, after, note = first[path], None, "No checkpoint yet."
-    if (workdir / "checkpoints").exists() or which != evaluation.NEWEST:
+    if (workdir / "checkpoints").exists() or which != loading.NEWEST:
         try:
-            state = evaluation.restore(workdir, config, run, which, lambda _: None)
-            after, note = _masks(state)[path], f"Now: the checkpoint of step {int(state.step):,}."
+            state = loading.restore(run, workdir, which, lambda _: None)
+            after, note = (
+                _masks(run, state)[path],
+                f"Now: the checkpoint of step {int(state.step):,}.",
+            )
         except ValueError as error:
-            if which != evaluation.NEWEST:
+            if which != loading.NEWEST:
                 raise
             note = str(error)  # none can be read, or the newest replaced the others just now
     svg = charts.mask_pictures("mask", path, before, after)
@@ -143,5 +150,6 @@ def _per_pixel(mask: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(analysis.fan_out(mask)).reshape(*image_shape[:2], -1).sum(-1)
 
 
-def _masks(state: Any) -> dict[str, np.ndarray]:
-    return {path: np.asarray(m) for path, m in _paths.flatten_with_paths(weight_masks(state))}
+def _masks(run: setup.Run, state: Any) -> dict[str, np.ndarray]:
+    found = run.representation.weight_masks(state)
+    return {path: np.asarray(mask) for path, mask in _paths.flatten_with_paths(found)}

@@ -1,4 +1,4 @@
-"""What is done about losses and weights that are not finite, and losses that leap."""
+"""Notices losses and weights that are not finite, and losses that leap; decides what to do."""
 
 import math
 import statistics
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from rigl_optax.training import metrics
+from rigl_optax.training.config import Config
 from rigl_optax.training.state import TrainState
 
 POLICIES = ("stop", "skip", "rollback")
@@ -36,6 +38,24 @@ def check(state: TrainState) -> None:
         raise NonFiniteError(f"a loss or a weight is not finite, noticed after step {step}", step)
 
 
+def check_goes_back(error: NonFiniteError, config: Config, records: metrics.Records) -> None:
+    """Raises the error again if the run is not to go back to a checkpoint.
+
+    That follows from the config and from records on disk alone, so that a run that was killed in
+    between decides alike.
+    """
+    if config.faults.on_nonfinite != "rollback" or not error.can_skip:
+        raise error
+    times = metrics.times_gone_back(records, error.step)
+    if times >= config.faults.max_rollbacks:
+        raise NonFiniteError(
+            f"{error}, after going back {times} times, the last time from step "
+            f"{metrics.went_back_from(records, error.step)}; config.faults.max_rollbacks="
+            f"{config.faults.max_rollbacks}",
+            error.step,
+        )
+
+
 def check_evaluation(split: str, measured: Mapping[str, float], step: int) -> None:
     """Raises a NonFiniteError if what was measured on a split is not finite.
 
@@ -52,20 +72,20 @@ def check_evaluation(split: str, measured: Mapping[str, float], step: int) -> No
         )
 
 
-def check_skipped(left: Mapping[int, float], step: int, log_every: int) -> None:
+def check_skipped(counts: Mapping[int, float], step: int, log_every: int) -> None:
     """Raises a NonFiniteError if too many steps in a row have been skipped.
 
     Args:
-      left: How many, by the step of the record that counts them.
+      counts: How many, by the step of the record that counts them.
       step: Of the record now.
       log_every: Steps between records.
     """
     row, at = 0.0, step
     while at > 0:
         since = (at - 1) // log_every * log_every
-        if left.get(at, 0) < at - since:
+        if counts.get(at, 0) < at - since:
             break
-        row, at = row + left[at], since
+        row, at = row + counts[at], since
     if row >= IN_A_ROW:
         raise NonFiniteError(
             f"the last {int(row)} steps up to step {step} were all skipped: their loss or "
@@ -81,13 +101,13 @@ def _is_sound(loss: jax.Array, params: object) -> jax.Array:
 
 
 def all_finite(tree: object) -> jax.Array:
-    """Bool scalar: whether everything in a tree of floats and integers is finite."""
+    """Tells whether everything in a tree of floats and integers is finite: bool scalar."""
     checked = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(checked))
 
 
 def spike(losses: Sequence[float]) -> str | None:
-    """A warning if the last of the recorded losses leaps above those before.
+    """Warns if the last of the recorded losses leaps above those before.
 
     That is: above 3 times the median of the 10 records before it, once there are 10.
     """

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rigl_optax.training.setup import Run
-from rigl_optax.training.state import TrainState, kernels
+from rigl_optax.training.state import TrainState
 from rigl_optax.training.tasks import Bytes, Windows
 
 
 def sample(
     run: Run, state: TrainState, length: int, *, prompt: bytes, temperature: float, seed: int
 ) -> bytes:
-    """What the model goes on with after a prompt.
+    """Draws the bytes that the model goes on with after a prompt.
 
     Args:
       run: Of a text.
@@ -39,7 +39,8 @@ def sample(
             "one byte, 0"
         )
     if isinstance(run.task, Windows):
-        model = nnx.merge(run.graphdef, kernels(state), state.model_state)
+        kernels = run.representation.kernels(state)
+        model = nnx.merge(run.graphdef, kernels, state.model_state)
         if model.vocabulary > 256:
             raise ValueError(
                 "only models over bytes can be sampled: these tokens have no text here"
@@ -47,7 +48,7 @@ def sample(
         window = jnp.frombuffer(prompt[-model.context :], jnp.uint8)
         drawn = _draw_by_windows(
             run.graphdef,
-            (kernels(state), state.model_state),
+            (kernels, state.model_state),
             jnp.zeros((1, model.context), jnp.uint8).at[0, : len(window)].set(window),
             jnp.int32(len(window)),
             jax.random.split(jax.random.key(seed), length),
@@ -56,9 +57,10 @@ def sample(
         return bytes(jax.device_get(drawn).tolist())
     rest = run.task.at_rest(state.model_state, 1)
     read = jnp.frombuffer(prompt, jnp.uint8)[None]
-    logits, rest = _read(run.graphdef, kernels(state), rest, read)
+    kernels = run.representation.kernels(state)
+    logits, rest = _read(run.graphdef, kernels, rest, read)
     key = jax.random.key(seed)
-    drawn = _draw(run.graphdef, kernels(state), rest, logits[0, -1], key, length, temperature)
+    drawn = _draw(run.graphdef, kernels, rest, logits[0, -1], key, length, temperature)
     return bytes(jax.device_get(drawn).tolist())
 
 

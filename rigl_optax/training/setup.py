@@ -1,10 +1,11 @@
-"""From a config to what a run is made of: data, model, optimizer, state."""
+"""From a config to a run: data, model, optimizer, schedule and placement."""
 
+import dataclasses
 import functools
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,80 +18,145 @@ from rigl_optax.models import layers
 from rigl_optax.training import checkpoints, first_masks, mesh, methods, state, tasks
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
+from rigl_optax.training.representation import Condensed, Masked, Representation
+from rigl_optax.training.rewirings import Rewirings
 
 PyTree = Any
 
 
-class Run(NamedTuple):
-    """What a run is made of.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """Everything that follows from a config; functions that work on a run take this.
+
+    Making one reads no weights and computes none: only `initial` and `draw` do.
 
     Attributes:
+      config: The config it follows from.
+      method: The entry of its method in `methods.METHODS`.
+      rewirings: When the masks change.
+      representation: How sparse kernels are held.
       task: The data, on the host, and what is to be learned from them.
       graphdef: The model's static part.
-      tx: The optimizer, with the method around it.
-      initial: The state at step 0.
+      tx: The optimizer, wrapped by the method.
       placement: Where the state and the batches are.
-      shapes: Of the dense parameters, a tree of `jax.ShapeDtypeStruct`.
-      draw: Makes the state at step 0 once more.
+      shapes: The dense parameters, as a tree of `jax.ShapeDtypeStruct`.
+      abstract: The state, as a tree of `jax.ShapeDtypeStruct` with shardings.
+      draw: Makes the state at step 0.
     """
 
+    config: Config
+    method: methods.Method
+    rewirings: Rewirings
+    representation: Representation
     task: tasks.Task
     graphdef: nnx.GraphDef
     tx: optax.GradientTransformation | condensed.CondensedTransformation
-    initial: state.TrainState
     placement: mesh.Placement
     shapes: PyTree
+    abstract: state.TrainState
     draw: Callable[[], state.TrainState]
+
+    @functools.cached_property
+    def initial(self) -> state.TrainState:
+        """The state at step 0: made when it is first asked for, then kept."""
+        return self.draw()
 
     @property
     def dataset(self) -> Any:
-        """Of three splits: `train`, `validation`, `test`."""
+        """Three splits: `train`, `validation`, `test`; read when they are first asked for."""
         return self.task.dataset
 
 
 def prepare(config: Config) -> Run:
-    """Loads the data and draws initial weights and masks from the config's seed.
+    """Prepares a run for training: loads the data, and finds masks that other data or runs decide.
+
+    What can be refused from the config alone is refused before anything is read, and what can be
+    refused from shapes before anything is computed.
 
     Raises:
       ValueError: If the config names a dataset, model or method that does not exist; it lists
         those that do. If there are not the devices for its mesh.
       FileNotFoundError: If the dataset is not there.
     """
+    mesh.placement(config)
+    methods.build(config)
+    tasks.check(config)
+    _check_ticket(config)
+    return _assembled(config, tasks.find(config), with_masks=True)
+
+
+def outline(config: Config, facts: tasks.Facts) -> Run:
+    """Prepares a run whose states are read from checkpoints: neither data nor weights are needed.
+
+    Its `dataset` is loaded when it is first asked for. Where the first masks come from data or
+    another run, `tx` has masks of its seed instead; `draw` makes the right ones.
+
+    Args:
+      config: Of the run.
+      facts: Of its data.
+
+    Raises:
+      ValueError: As `prepare`.
+    """
+    tasks.check(config)
+    return _assembled(config, tasks.find(config, facts), with_masks=False)
+
+
+def _assembled(config: Config, task: tasks.Task, *, with_masks: bool) -> Run:
     placement = mesh.placement(config)
-    methods.build(config)  # refuses what is wrong before any data is read
-    task = tasks.find(config)
 
     def model_of(width: float) -> nnx.Module:
         return task.model(config, width)
 
     make_model = functools.partial(model_of, first_masks.width(config, model_of))
-    abstract = nnx.eval_shape(make_model)
-    shapes = nnx.to_pure_dict(nnx.state(abstract, nnx.Param))
+    model = nnx.eval_shape(make_model)
+    shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     _check_dense_layers(config, shapes)
     if config.method.condensed:
-        _check_condensed(config, abstract, shapes)
-    method = methods.find(config)
-    masks = None
-    if method.start == "ticket":
-        masks = _ticket(config)
-    elif config.method.ticket:
-        raise ValueError(
-            f"config.method.ticket={config.method.ticket!r}: {config.method.name} takes none"
+        _check_condensed(config, model, shapes)
+    method, unmasked = methods.find(config), methods.build(config)
+    rewirings = Rewirings.of(config, method, methods.plan_of(unmasked))
+    representation: Representation = Masked(has_masks=method.masked)
+    if config.method.condensed:
+        representation = Condensed(functools.partial(first_masks.blocks, config))
+
+    def start(tx: Any) -> Callable[[], state.TrainState]:
+        return functools.partial(
+            state.start,
+            make_model,
+            tx,
+            representation=representation,
+            rewires=rewirings.happen,
         )
-    elif method.start is not None:
-        masks = first_masks.salient(config, make_model, task)
-    tx = methods.build(config, masks)
-    create = functools.partial(
-        state.create,
-        make_model,
-        tx,
-        placement,
-        masked=method.masked,
-        rewires=methods.rewires(config),
-        choose=functools.partial(first_masks.blocks, config) if config.method.condensed else None,
+
+    # Whatever the first masks are: shapes do not depend on them.
+    abstract = placement.abstract(start(unmasked))
+
+    @functools.cache
+    def masked() -> Any:
+        if method.start is None:
+            return unmasked
+        if method.start == "ticket":
+            return methods.build(config, _ticket(config))
+        return methods.build(config, first_masks.salient(config, make_model, task))
+
+    @functools.cache
+    def maker() -> Callable[[], state.TrainState]:
+        return placement.maker(start(masked()))
+
+    return Run(
+        config=config,
+        method=method,
+        rewirings=rewirings,
+        representation=representation,
+        task=task,
+        graphdef=nnx.graphdef(model),
+        tx=masked() if with_masks else unmasked,
+        placement=placement,
+        shapes=shapes,
+        abstract=abstract,
+        draw=lambda: maker()(),
     )
-    graphdef, initial = create()
-    return Run(task, graphdef, tx, initial, placement, shapes, lambda: create()[1])
 
 
 def _check_dense_layers(config: Config, shapes: PyTree) -> None:
@@ -118,28 +184,38 @@ def _check_condensed(config: Config, model: nnx.Module, shapes: PyTree) -> None:
         )
 
 
+def _check_ticket(config: Config) -> None:
+    """Refuses a workdir whose masks the method does not take, or that is not there."""
+    name, ticket = config.method.name, config.method.ticket
+    if methods.find(config).start != "ticket":
+        if ticket:
+            raise ValueError(f"config.method.ticket={ticket!r}: {name} takes none")
+    elif not ticket or not (pathlib.Path(ticket) / checkpoints.CONFIG_FILE).exists():
+        raise ValueError(
+            f"config.method.ticket={ticket!r}: {name} starts from the masks of a finished run; "
+            "give its workdir"
+        )
+
+
 def _ticket(config: Config) -> Any:
-    """The masks at the end of the run in `config.method.ticket`: a bool tree like params.
+    """Reads the masks at the end of the run in `config.method.ticket`: a bool tree like params.
 
     Raises:
-      ValueError: If there is no finished run.
+      ValueError: If that run has not finished.
     """
+    from rigl_optax.training import loading  # which needs runs in turn
+
+    _check_ticket(config)
     folder = pathlib.Path(config.method.ticket)
-    if not config.method.ticket or not (folder / checkpoints.CONFIG_FILE).exists():
-        raise ValueError(
-            f"config.method.ticket={config.method.ticket!r}: {config.method.name} starts from the "
-            "masks of a finished run; give its workdir"
-        )
     found = config_lib.from_mapping(checkpoints.read_config(folder))
     # Of condensed weights, the only kind of mesh that they can be on.
     here = config_lib.Mesh() if found.method.condensed else config.mesh
-    run = prepare(config_lib.changed(found, {"mesh": config_lib.to_json(here)}))
-    with checkpoints.read_checkpoints(folder) as saved:
-        ended = checkpoints.restore_newest(saved, run.initial, print, found)
+    run = loading.read_run(folder, here)
+    ended = loading.restore(run, folder) if (folder / "checkpoints").exists() else None
     if ended is None or int(ended.step) != found.steps:
         raise ValueError(
             f"config.method.ticket={config.method.ticket!r}: that run has not finished"
         )
     # They may be cut up over processes: each is to have them whole.
-    masks = run.placement.compile(run.placement.gather)(state.weight_masks(ended))
+    masks = run.placement.compile(run.placement.gather)(run.representation.weight_masks(ended))
     return jax.tree.map(lambda mask: jnp.asarray(np.asarray(mask)), masks)

@@ -1,18 +1,13 @@
 """Everything a run needs to go on, as one pytree of plain arrays."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import nnx
 
-import rigl_optax
-from rigl_optax import _paths, condensed
-from rigl_optax.training.mesh import Placement
+from rigl_optax.training.representation import Representation
 
 PyTree = Any
 
@@ -25,15 +20,15 @@ class Sums(NamedTuple):
     Attributes:
       examples: float32 scalar, examples seen.
       loss: float32 scalar, their losses.
-      correct: float32 scalar, how many were classified correctly.
-      blind: int32 scalar, rewirings that saw no gradient outside the masks.
-      skipped: int32 scalar, steps left out since something was not finite.
+      correct: float32 scalar, examples classified correctly.
+      unseeing: int32 scalar, rewirings that saw no gradient outside the masks.
+      skipped: int32 scalar, steps skipped since something was not finite.
     """
 
     examples: jax.Array
     loss: jax.Array
     correct: jax.Array
-    blind: jax.Array
+    unseeing: jax.Array
     skipped: jax.Array
 
 
@@ -49,20 +44,6 @@ class History(NamedTuple):
 
     explored: PyTree
     grown: PyTree
-
-
-class Entries(NamedTuple):
-    """What one entry of a mask stands for: a weight, or the weights of a block.
-
-    Attributes:
-      weights: int32: how many weights; of the shape of the mask, or a scalar for all entries.
-      inputs: int32 vector, or a scalar: inputs of the layer along the mask's last axis but one.
-      outputs: int32 vector, or a scalar: outputs of the layer along its last axis.
-    """
-
-    weights: np.ndarray
-    inputs: np.ndarray
-    outputs: np.ndarray
 
 
 class TrainState(NamedTuple):
@@ -85,70 +66,15 @@ class TrainState(NamedTuple):
     history: History | None
 
 
-def topologies(state: TrainState) -> dict[str, condensed.Topology]:
-    """Where the blocks of condensed kernels are; none if all are dense arrays."""
-    is_condensed = isinstance(state.opt_state, condensed.CondensedState)
-    return state.opt_state.topologies if is_condensed else {}
-
-
-def kernels(state: TrainState) -> PyTree:
-    """The parameters as the model multiplies by them."""
-    return condensed.bind(state.params, topologies(state))
-
-
-def masks(state: TrainState) -> PyTree:
-    """Bool tree like params: what lives and dies, weights, or blocks of condensed kernels."""
-    if not topologies(state):
-        return rigl_optax.get_masks(state.opt_state)
-    found = topologies(state)
-    named = _paths.flatten_with_paths(state.params)
-    leaves = [found[p].mask() if p in found else jnp.ones(x.shape, bool) for p, x in named]
-    return jax.tree.unflatten(jax.tree.structure(state.params), leaves)
-
-
-def entries(state: TrainState) -> dict[str, Entries]:
-    """`{path: what an entry of its mask stands for}`: counts of `masks` are then of weights."""
-    one = np.ones((), np.int32)
-    found = {path: Entries(one, one, one) for path, _ in _paths.flatten_with_paths(state.params)}
-    for path, topology in topologies(state).items():
-        sizes, (inputs, outputs) = topology.block.group_sizes, topology.shape[-2:]
-        # Blocks at the edges may be smaller ones.
-        each = sizes(topology.shape), sizes((inputs, 1))[:, 0], sizes((1, outputs))[0]
-        found[path] = Entries(*(x.astype(np.int32) for x in each))
-    return found
-
-
 def count(mask: jax.Array, each: jax.typing.ArrayLike) -> jax.Array:
-    """int32 scalar: the sum of `each`, how much an entry counts, over the entries that are True."""
+    """Sums `each`, how much an entry counts, over the entries that are True: int32 scalar."""
     return jnp.sum(jnp.where(mask, each, 0), dtype=jnp.int32)
 
 
-def weight_masks(state: TrainState) -> PyTree:
-    """Bool tree like the dense parameters: for pictures and files, when a run is over."""
-    if not topologies(state):
-        return rigl_optax.get_masks(state.opt_state)
-    return condensed.masks_of(state.params, topologies(state))
-
-
-def sizes(state: TrainState) -> dict[str, int]:
-    """`{path: number of weights}` of the dense network."""
-    found = topologies(state)
-    named = _paths.flatten_with_paths(state.params)
-    return {p: math.prod(found[p].shape if p in found else leaf.shape) for p, leaf in named}
-
-
-def skipped(state: TrainState) -> int:
-    """Steps that the optimizer of condensed kernels has not seen, by which its schedule is late.
-
-    Waits for the state. 0 for masked ones, which keep to their schedule themselves.
-    """
-    return int(state.step) - int(state.opt_state.count) if topologies(state) else 0
-
-
 def outline(state: TrainState) -> TrainState:
-    """What a run has to know of its first state: masks, or where blocks are, and all shapes.
+    """Returns what a run has to know of its first state: masks, or where blocks are, and shapes.
 
-    They are copies, so that the state itself may be donated; a byte a weight.
+    The masks are copies, so that the state itself may be donated; they take a byte a weight.
     """
 
     def shape(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -163,55 +89,29 @@ def outline(state: TrainState) -> TrainState:
 
 
 def zero_sums() -> Sums:
-    """Nothing seen yet."""
+    """Returns sums of no steps."""
     return Sums(*(jnp.zeros((), dtype) for dtype in (jnp.float32,) * 3 + (jnp.int32,) * 2))
 
 
-def create(
-    make_model: Callable[[], nnx.Module],
-    tx: optax.GradientTransformation | condensed.CondensedTransformation,
-    placement: Placement,
-    *,
-    masked: bool,
-    rewires: bool,
-    choose: Callable[[PyTree], dict[str, condensed.Topology]] | None = None,
-) -> tuple[nnx.GraphDef, TrainState]:
-    """Splits a model once; from here on all is pure pytrees.
+def start(
+    make_model: Callable[[], nnx.Module], tx: Any, representation: Representation, *, rewires: bool
+) -> TrainState:
+    """Makes the state at step 0; to be traced, so that weights, masks and the rest are one program.
 
-    Weights, masks and optimizer state are made by one compiled function, each part where it is
-    to be.
+    The model is split once: from here on all is pure pytrees.
 
     Args:
       make_model: Makes a freshly initialised model.
       tx: The optimizer.
-      placement: Where the state is to be.
-      masked: Whether `tx` holds masks; they are applied to the initial weights.
-      rewires: Whether it changes them: then their history is kept.
-      choose: If kernels are condensed: from dense parameters to where their first blocks are.
-
-    Returns:
-      The model's static part, for `nnx.merge(graphdef, params, model_state)`, and the state
-      at step 0.
+      representation: How sparse kernels are held.
+      rewires: Whether masks change: then their history is kept.
     """
-    graphdef = nnx.graphdef(nnx.eval_shape(make_model))
-
-    def initial() -> TrainState:
-        params, model_state = nnx.state(make_model(), nnx.Param, ...)
-        pure_params, pure_state = nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
-        if isinstance(tx, condensed.CondensedTransformation):
-            assert choose is not None
-            found = choose(pure_params)
-            pure_params = condensed.extract(pure_params, found)
-            opt_state = tx.init(pure_params, found)
-        else:
-            opt_state = tx.init(pure_params)
-            if masked:
-                pure_params = rigl_optax.apply_masks(pure_params, opt_state)
-        step = jnp.zeros((), jnp.int32)
-        start = TrainState(step, pure_params, pure_state, opt_state, zero_sums(), None)
-        return start._replace(history=_no_history(masks(start)) if rewires else None)
-
-    return graphdef, placement.create(initial)
+    params, model_state = nnx.state(make_model(), nnx.Param, ...)
+    pure_params, pure_state = nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+    pure_params, opt_state = representation.start(tx, pure_params)
+    step = jnp.zeros((), jnp.int32)
+    made = TrainState(step, pure_params, pure_state, opt_state, zero_sums(), None)
+    return made._replace(history=_no_history(representation.masks(made)) if rewires else None)
 
 
 def _no_history(masks: PyTree) -> History:

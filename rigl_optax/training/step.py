@@ -1,22 +1,17 @@
-"""The two compiled functions of a run: one training step, one evaluation batch."""
+"""Compiles the two functions of a run: one training step, one evaluation batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
-import rigl_optax
-from rigl_optax import condensed
 from rigl_optax.training import losses, recovery
-from rigl_optax.training import state as state_lib
 from rigl_optax.training.setup import Run
 from rigl_optax.training.state import Sums, TrainState
 
 PyTree = Any
-Predicate = Callable[[jax.Array], jax.Array]
 TrainStep = Callable[[TrainState, dict[str, Any]], TrainState]
 
 
@@ -28,39 +23,28 @@ class Evaluation(NamedTuple):
     examples: jax.Array
 
 
-def make_train_step(
-    run: Run,
-    needs_gradient_outside: Predicate | None,
-    log_every: int,
-    *,
-    label_smoothing: float = 0.0,
-    skips: bool = False,
-    rewires: bool = False,
-) -> TrainStep:
+def make_train_step(run: Run, *, skips: bool = False, rewires: bool = False) -> TrainStep:
     """Compiles one step: gradients, update, running metrics. The state given is donated.
 
     Args:
-      run: What it is made of.
-      needs_gradient_outside: Of the step (int32 scalar): whether this update grows weights by
-        their gradient, and so should see some outside the masks. None for never.
-      log_every: The metrics in the state are of the steps since the last multiple of this.
-      label_smoothing: Of the loss.
+      run: The run.
       skips: Whether a step that leads to a loss or a weight that is not finite changes nothing but
         counters. The step itself is the same program, so that what it leads to is the same bit
         for bit; there are two states in memory while one of them is chosen.
-      rewires: Of condensed kernels, whether this is the program of rewirings; that of masked ones
-        does both.
+      rewires: Whether this is the program of rewirings, where the representation has one.
 
     Returns:
       A function of the state, without its history, and a batch from `run.placement.put` to the
       next state.
     """
-    placement = run.placement
+    placement, representation = run.placement, run.representation
+    is_growing = run.rewirings.growth_predicate
+    log_every, label_smoothing = run.config.log.every, run.config.loss.label_smoothing
 
     def loss_fn(
         params: PyTree, probes: PyTree, state: TrainState, batch: dict[str, Any]
     ) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
-        kernels = condensed.bind(params, state_lib.topologies(state), probes)
+        kernels = representation.bind(params, state, probes)
         model_state = placement.gather(state.model_state)
         model = nnx.merge(run.graphdef, placement.gather(kernels), model_state)
         model.train()
@@ -70,36 +54,23 @@ def make_train_step(
         return losses_B.mean(), (logits_BxC, new_state)
 
     def train_step(state: TrainState, batch: dict[str, Any]) -> TrainState:
-        topologies = state_lib.topologies(state)
-        needs_scores = rewires and bool(topologies) and needs_gradient_outside is not None
-        probes = condensed.probes(topologies) if needs_scores else None
+        probes = representation.probes(state) if rewires and is_growing is not None else None
         gradient = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)
         (loss, (logits_BxC, model_state)), (grads, scores) = gradient(
             state.params, probes, state, batch
         )
-        blind = jnp.zeros((), jnp.int32)
-        if needs_scores:
-            blind = _is_blind({path: t.mask() for path, t in topologies.items()}, scores)
-        elif needs_gradient_outside is not None and not topologies:
-            blind = jax.lax.cond(
-                needs_gradient_outside(state.step),
-                lambda: _is_blind(rigl_optax.get_masks(state.opt_state), grads),
-                lambda: jnp.zeros((), jnp.int32),
-            )
-        if isinstance(run.tx, condensed.CondensedTransformation) and rewires:
-            scores = scores if needs_scores else condensed.probes(topologies)
-            params, opt_state = run.tx.rewire(grads, scores, state.opt_state, state.params)
-        else:
-            updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+        unseeing = jnp.zeros((), jnp.int32)
+        if is_growing is not None:
+            unseeing = representation.grows_unseeing(grads, scores, state, is_growing)
+        params, opt_state = representation.update(run.tx, grads, scores, state, rewires=rewires)
         examples = jnp.float32(batch["labels"].size)
         correct = jnp.sum(logits_BxC.argmax(-1) == batch["labels"], dtype=jnp.float32)
         keep = state.step % log_every != 0
-        new = Sums(examples, examples * loss, correct, blind, jnp.zeros((), jnp.int32))
+        new = Sums(examples, examples * loss, correct, unseeing, jnp.zeros((), jnp.int32))
         sums = jax.tree.map(lambda old, add: jnp.where(keep, old, 0) + add, state.sums, new)
         return TrainState(state.step + 1, params, model_state, opt_state, sums, None)
 
-    shardings = placement.of(run.initial._replace(history=None))
+    shardings = placement.of(run.abstract._replace(history=None))
     if not skips:
         return placement.compile(train_step, donate_argnums=0, out_shardings=shardings)
 
@@ -122,7 +93,8 @@ def make_eval_step(
     """Compiles the evaluation of one batch, which also has `weights`, float32 like the labels.
 
     Returns:
-      A function of `state.kernels`, model state and batch; it returns the model state for the next.
+      A function of the kernels that the representation returns, model state and batch; it returns
+      the model state for the next.
     """
     placement = run.placement
 
@@ -139,17 +111,3 @@ def make_eval_step(
         return Evaluation(*sums), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
     return placement.compile(eval_step)
-
-
-def _is_blind(masks: PyTree, grads: PyTree) -> jax.Array:
-    """1 if the gradient is zero at every inactive weight, or block, of the network, else 0.
-
-    Growth by gradient would then take the lowest indices. It happens when the forward pass
-    multiplies by the masks itself, which makes the gradients as sparse as the weights. In one
-    layer alone it is no sign of that: where few weights are inactive, they may all have
-    gathered at units that are dead.
-    """
-    pairs = list(zip(jax.tree.leaves(masks), jax.tree.leaves(grads), strict=True))
-    has_inactive = jnp.stack([jnp.any(~mask) for mask, _ in pairs])
-    is_seen = jnp.stack([jnp.any(jnp.where(mask, 0, grad) != 0) for mask, grad in pairs])
-    return (jnp.any(has_inactive) & ~jnp.any(is_seen)).astype(jnp.int32)

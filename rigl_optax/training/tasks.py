@@ -1,5 +1,6 @@
 """What a run learns: the class of an image, or the next byte of a text."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -43,18 +44,49 @@ TEXTS: dict[str, Callable[[str], text.Text]] = {
 }
 
 
-class Images(NamedTuple):
-    """Images and their classes."""
+class Facts(NamedTuple):
+    """What a model has to know of its images: all of a dataset but the examples.
 
-    dataset: batches.Dataset
+    A workdir keeps them, so that a run can be restored where the dataset is not.
+
+    Attributes:
+      image_shape: Of one image.
+      classes: Number of classes.
+      maximum: As in `rigl_optax.data.batches.Dataset`, and so the others.
+      mean: Of the channels; may be empty.
+      deviation: Of the channels; may be empty.
+    """
+
+    image_shape: tuple[int, ...] = ()
+    classes: int = 0
+    maximum: float = 0.0
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+
+
+class Images(NamedTuple):
+    """Images and their classes.
+
+    Attributes:
+      facts: What does not need the dataset.
+      load: Returns the dataset, read when it is first asked for.
+    """
+
+    facts: Facts
+    load: Callable[[], batches.Dataset]
+
+    @property
+    def dataset(self) -> batches.Dataset:
+        """The examples; read from disk if they are not there yet."""
+        return self.load()
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one image."""
-        return self.dataset.train.image_shape
+        return self.facts.image_shape
 
     @property
-    def left_out(self) -> tuple[str, ...]:
+    def bad_records(self) -> tuple[str, ...]:
         """Records that could not be read so far."""
         return self.dataset.left_out()
 
@@ -70,7 +102,7 @@ class Images(NamedTuple):
 
     def model(self, config: Config, width: float) -> nnx.Module:
         """A freshly initialised model, from the config's seed."""
-        return architectures.build(config, self.image_shape, self.dataset.classes, width)
+        return architectures.build(config, self.image_shape, self.facts.classes, width)
 
     def training_batch(self, config: Config, step: int, rows: Rows = None) -> Batch:
         """The batch of one training step; of `rows` alone if given."""
@@ -92,7 +124,7 @@ class Images(NamedTuple):
 
     def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         """What the model is called with; runs on the device."""
-        return (batches.normalised(batch, self.dataset),)
+        return (batches.normalised(batch, self.facts),)
 
     def example(self, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Inputs of one example, as FLOPs are counted by the example."""
@@ -106,9 +138,23 @@ class Images(NamedTuple):
 
 
 class Bytes(NamedTuple):
-    """A text, and after each of its bytes the next; an example is a sequence."""
+    """A text, and after each of its bytes the next; an example is a sequence.
 
-    dataset: text.Text
+    Attributes:
+      load: Returns the text, read when it is first asked for.
+    """
+
+    load: Callable[[], text.Text]
+
+    @property
+    def dataset(self) -> text.Text:
+        """The text; read from disk if it is not there yet."""
+        return self.load()
+
+    @property
+    def facts(self) -> Facts:
+        """A model of bytes has to know nothing of its text."""
+        return Facts()
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -116,7 +162,7 @@ class Bytes(NamedTuple):
         return ()
 
     @property
-    def left_out(self) -> tuple[str, ...]:
+    def bad_records(self) -> tuple[str, ...]:
         """Texts are read whole."""
         return ()
 
@@ -212,13 +258,40 @@ class Windows(Bytes):
 Task: TypeAlias = Images | Bytes
 
 
-def find(config: Config) -> Task:
-    """Loads the data of the task that the config names.
+def find(config: Config, facts: Facts | None = None) -> Task:
+    """Returns the task that the config names, and loads its data.
+
+    Args:
+      config: Of the run.
+      facts: Of the data, if they are known: then nothing is loaded before it is asked for.
 
     Raises:
-      ValueError: If there is no dataset or model of that name, or the model is not for it; if there
-        are too few examples for a batch.
+      ValueError: As `check`; if there are too few examples for a batch.
       FileNotFoundError: If the dataset is not there.
+    """
+    check(config)
+    if config.data.name in TEXTS:
+        read = functools.cache(functools.partial(TEXTS[config.data.name], config.data.dir))
+        if facts is None:
+            text.steps_per_epoch(
+                len(read().train.tokens), config.batch_size, config.data.sequence_length
+            )
+        kind = Bytes if config.model.name in architectures.CELLS else Windows
+        return kind(read)
+    load = functools.cache(functools.partial(_images, config))
+    if facts is None:
+        found = load()
+        batches.steps_per_epoch(found.train.examples, config.batch_size)
+        shape = tuple(found.train.image_shape)
+        facts = Facts(shape, found.classes, found.maximum, found.mean, found.deviation)
+    return Images(facts, load)
+
+
+def check(config: Config) -> None:
+    """Checks that there are such data and such a model, and that they go together; reads nothing.
+
+    Raises:
+      ValueError: If there is no dataset or model of that name, or the model is not for it.
     """
     datasets = [*IMAGES, *PHOTOS, *TEXTS]
     for_texts = (*architectures.CELLS, architectures.GPT)
@@ -236,32 +309,37 @@ def find(config: Config) -> Task:
             f"config.model.name={config.model.name!r}: models for {config.data.name} are "
             f"{', '.join(fitting)}"
         )
-    if not is_text:
-        if config.data.sequence_length != 0:
+    if is_text:
+        is_recurrent = config.model.name in architectures.CELLS
+        for key, value, only, is_meant in (
+            ("mesh.axes", config.mesh.axes, "auto", is_recurrent),
+            ("model.dtype", config.model.dtype, "float32", is_recurrent),
+            ("data.augment", config.data.augment, "none", True),
+            ("data.image_size", config.data.image_size, 0, True),
+        ):
+            if is_meant and value != only:
+                of = "recurrent models" if key.startswith("m") else "texts"
+                raise ValueError(f"config.{key}={value!r}: {of} are for {only!r} alone")
+        if config.data.name == "tokens" and is_recurrent:
             raise ValueError(
-                f"config.data.sequence_length={config.data.sequence_length}: images have none: 0"
+                f"config.data.name='tokens': {config.model.name} reads bytes; tokens are for "
+                f"{architectures.GPT}"
             )
-        images = _images(config)
-        batches.steps_per_epoch(images.train.examples, config.batch_size)
-        return Images(images)
-    is_recurrent = config.model.name in architectures.CELLS
-    for key, value, only, is_meant in (
-        ("mesh.axes", config.mesh.axes, "auto", is_recurrent),
-        ("model.dtype", config.model.dtype, "float32", is_recurrent),
-        ("data.augment", config.data.augment, "none", True),
-        ("data.image_size", config.data.image_size, 0, True),
-    ):
-        if is_meant and value != only:
-            of = "recurrent models" if key.startswith("m") else "texts"
-            raise ValueError(f"config.{key}={value!r}: {of} are for {only!r} alone")
-    if config.data.name == "tokens" and is_recurrent:
+        return
+    if config.data.sequence_length != 0:
         raise ValueError(
-            f"config.data.name='tokens': {config.model.name} reads bytes; tokens are for "
-            f"{architectures.GPT}"
+            f"config.data.sequence_length={config.data.sequence_length}: images have none: 0"
         )
-    found = TEXTS[config.data.name](config.data.dir)
-    text.steps_per_epoch(len(found.train.tokens), config.batch_size, config.data.sequence_length)
-    return Bytes(found) if is_recurrent else Windows(found)
+    if config.data.name in PHOTOS:
+        if config.data.image_size == 0:
+            raise ValueError(
+                f"config.data.image_size=0: photos of {config.data.name} are of many sizes; give "
+                "one, as 224"
+            )
+        if config.data.augment == "pad_crop":
+            raise ValueError(
+                f"config.data.augment='pad_crop': for {config.data.name} it is none or resized_crop"
+            )
 
 
 def _images(config: Config) -> batches.Dataset:
@@ -269,15 +347,6 @@ def _images(config: Config) -> batches.Dataset:
     if config.data.name in IMAGES:
         whole = IMAGES[config.data.name](config.data.dir, config.data.max_bad_records)
         return augmentation.resized(whole, config.data.image_size)
-    if config.data.image_size == 0:
-        raise ValueError(
-            f"config.data.image_size=0: photos of {config.data.name} are of many sizes; give one, "
-            "as 224"
-        )
-    if config.data.augment == "pad_crop":
-        raise ValueError(
-            f"config.data.augment='pad_crop': for {config.data.name} it is none or resized_crop"
-        )
     return PHOTOS[config.data.name](
         config.data.dir,
         config.data.max_bad_records,

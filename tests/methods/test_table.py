@@ -72,7 +72,7 @@ def measure(name):
             if not depends(update, params, state, t, {n: ~marks[n] for n in SPARSE}):
                 gradients.add("wider set")
             elif (
-                (plan := methods.plan(config)) is not None
+                (plan := methods.plan_of(tx)) is not None
                 and plan.default.schedule.every > 1
                 and plan.rewires_at(t)
             ):

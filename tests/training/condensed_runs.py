@@ -8,7 +8,7 @@ from rich.console import Console
 
 from rigl_optax import _paths, condensed
 from rigl_optax.models import mobilenet_v1
-from rigl_optax.training import checkpoints, loop, methods, setup, state, step
+from rigl_optax.training import checkpoints, loop, representation, setup, step
 from rigl_optax.training import config as config_lib
 from tests.training.conftest import SMALL
 
@@ -131,24 +131,20 @@ def final(config, workdir):
         return checkpoints.restore_newest(saved, setup.prepare(config).initial, print)
 
 
-def programs(config, run, **keys):
+def programs(run):
     """The compiled steps of a condensed run, by whether they rewire."""
-    growth = methods.growth_predicate(config)
-    return {
-        rewires: step.make_train_step(run, growth, config.log.every, rewires=rewires, **keys)
-        for rewires in (False, True)
-    }
+    return {rewires: step.make_train_step(run, rewires=rewires) for rewires in (False, True)}
 
 
-def advance(config, run, steps):
+def advance(run, steps):
     """The state after so many steps, without the loop around them."""
-    takes = programs(config, run)
+    config, takes = run.config, programs(run)
     now = jax.tree.map(lambda x: x.copy(), run.initial)._replace(history=None)
     for at in range(steps):
         batch = run.placement.put(
             run.task.training_batch(config, at, run.placement.rows(config.batch_size))
         )
-        now = takes[config.method.condensed and methods.is_rewiring(config, at)](now, batch)
+        now = takes[config.method.condensed and run.rewirings.happen_at(at)](now, batch)
     return now
 
 
@@ -156,12 +152,19 @@ def named(tree):
     return {path: np.asarray(leaf) for path, leaf in _paths.flatten_with_paths(tree)}
 
 
+def of(found):
+    """The representation of a state, to read it with."""
+    if isinstance(found.opt_state, condensed.CondensedState):
+        return representation.Condensed(choose=None)
+    return representation.Masked(has_masks=True)
+
+
 def masks_of(found):
-    return named(state.weight_masks(found))
+    return named(of(found).weight_masks(found))
 
 
 def dense_of(found):
-    return named(condensed.densify(found.params, state.topologies(found)))
+    return named(of(found).dense(found))
 
 
 def assert_same_masks(found, expected):
@@ -173,8 +176,8 @@ def assert_same_masks(found, expected):
 
 def assert_close(found, expected, **tolerance):
     """Weights and batch statistics, or what else the model remembers."""
-    for of in (dense_of, lambda end: named(end.model_state)):
-        theirs, ours = of(expected), of(found)
+    for read in (dense_of, lambda end: named(end.model_state)):
+        theirs, ours = read(expected), read(found)
         assert ours.keys() == theirs.keys()
         for path, leaf in theirs.items():
             np.testing.assert_allclose(ours[path], leaf, **tolerance, err_msg=path)

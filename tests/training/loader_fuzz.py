@@ -160,7 +160,7 @@ def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target
     prepared = setup.prepare(config)
     like = prepared.initial
     exported = folder / "exported.npz"
-    export.write(exported, config, prepared, like)
+    export.write(exported, prepared, like)
 
     def restore() -> None:
         with checkpoints.read_checkpoints(run) as saved:

@@ -9,11 +9,9 @@ from rigl_optax.training import (
     files,
     health,
     loop,
-    methods,
     metrics,
     setup,
     sparsity,
-    state,
 )
 from rigl_optax.training import config as config_lib
 from tests.training import condensed_runs as runs
@@ -46,9 +44,9 @@ def test_it_starts_from_the_same_network_exactly(both):
     runs.assert_close(condensed.initial, masked.initial, rtol=0, atol=0)
     found = sparsity.distribution(config)(condensed.shapes)
     sparse = {path: s for path, s in found.items() if s}  # ERK leaves small layers whole
-    assert state.topologies(condensed.initial).keys() == sparse.keys() and sparse
+    assert condensed.initial.opt_state.topologies.keys() == sparse.keys() and sparse
     shapes = {path: leaf.shape for path, leaf in runs.named(condensed.initial.params).items()}
-    for path, topology in state.topologies(condensed.initial).items():
+    for path, topology in condensed.initial.opt_state.topologies.items():
         assert shapes[path] == topology.values_shape
 
 
@@ -59,10 +57,10 @@ def test_it_ends_with_the_same_masks_and_weights(both):
     runs.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
     start, end = runs.masks_of(both[0][2].initial), runs.masks_of(ends[0])
     changed = [path for path in end if (end[path] != start[path]).any()]
-    assert bool(changed) == methods.rewires(config)
-    assert checks.counters(ends[1]) == (methods.rewirings_before(config, config.steps), 0)
+    assert bool(changed) == both[1][2].rewirings.happen
+    assert checks.counters(ends[1]) == (both[1][2].rewirings.before(config.steps), 0)
     before, after = (runs.dense_of(x) for x in (both[0][2].initial, ends[0]))
-    assert all((before[path] != after[path]).any() for path in state.topologies(ends[1]))
+    assert all((before[path] != after[path]).any() for path in ends[1].opt_state.topologies)
 
 
 # What comes from losses; all else in a record is counted, and the same to the last digit.
@@ -80,7 +78,7 @@ def test_its_records_say_the_same(both):
             else:
                 assert condensed[name] == value, (condensed["kind"], condensed["step"], name)
     kinds = {kind for _, kind, _ in told[1]}
-    assert ("rewiring" in kinds) == methods.rewires(both[1][0])
+    assert ("rewiring" in kinds) == both[1][2].rewirings.happen
 
 
 def test_its_result_says_the_same(both):
@@ -100,22 +98,24 @@ def test_its_result_says_the_same(both):
 def test_blocks_at_the_edge_count_as_the_weights_they_have():
     prepared = setup.prepare(LENET)
     masks = runs.masks_of(prepared.initial)
-    active = checks.active_weights(LENET, prepared.initial)
+    active = checks.active_weights(prepared, prepared.initial)
     assert active == {path: int(mask.sum()) for path, mask in masks.items()}
-    topology = state.topologies(prepared.initial)["layers/1/kernel"]
+    topology = prepared.initial.opt_state.topologies["layers/1/kernel"]
     assert topology.shape == (20, 10) and topology.grid == (5, 3)
     edge = np.asarray(topology.cols) == 2
     assert edge.any() and active["layers/1/kernel"] == 16 * (~edge).sum() + 8 * edge.sum()
-    of = state.entries(prepared.initial)["layers/1/kernel"]
+    of = prepared.representation.entries(prepared.initial)["layers/1/kernel"]
     assert of.outputs.tolist() == [4, 4, 2] and of.inputs.tolist() == [4] * 5
-    assert checks.dead_units(LENET, prepared.initial) == {
+    assert checks.dead_units(prepared, prepared.initial) == {
         path: int((~mask.any(0)).sum()) for path, mask in masks.items() if mask.ndim == 2
     }
-    assert health.coverage(prepared.initial) == pytest.approx(
+    assert health.coverage(prepared, prepared.initial) == pytest.approx(
         sum(m.sum() for p, m in masks.items() if not m.all())
         / sum(m.size for m in masks.values() if not m.all())
     )
-    assert state.sizes(prepared.initial) == {path: mask.size for path, mask in masks.items()}
+    assert prepared.representation.sizes(prepared.initial) == {
+        path: mask.size for path, mask in masks.items()
+    }
 
 
 # ------------------------------------------------------------------- gates, some of them dense
@@ -132,8 +132,8 @@ def test_a_cell_may_have_dense_gates_besides_condensed_ones():
         },
     )
     prepared = {c: setup.prepare(c) for c in (config, runs.masked(config))}
-    assert len(state.topologies(prepared[config].initial)) == 5
-    ends = [runs.advance(c, run, 9) for c, run in prepared.items()]
+    assert len(prepared[config].initial.opt_state.topologies) == 5
+    ends = [runs.advance(run, 9) for c, run in prepared.items()]
     runs.assert_same_masks(*ends)
     runs.assert_close(*ends, rtol=1e-4, atol=1e-5)
     assert int(ends[0].opt_state.rewirings) == 2
@@ -260,8 +260,8 @@ def test_what_does_not_go_with_it_is_refused(config, changes, message, monkeypat
 
 def test_layers_that_stay_dense_may_be_of_any_kind():
     config = config_lib.changed(GRU, {"model.dense_layers": "embedding|layers"})
-    assert state.topologies(setup.prepare(config).initial).keys() == {"readout/0/kernel"}
-    assert runs.advance(config, setup.prepare(config), 1).step == 1
+    assert setup.prepare(config).initial.opt_state.topologies.keys() == {"readout/0/kernel"}
+    assert runs.advance(setup.prepare(config), 1).step == 1
 
 
 def test_layers_with_a_schedule_of_their_own_rewire_alike_and_are_told_alike(tmp_path):

@@ -19,7 +19,6 @@ from rigl_optax.training import (
     page_figures,
     sampling,
     setup,
-    state,
 )
 from rigl_optax.training import config as config_lib
 from tests.training import condensed_runs as runs
@@ -103,11 +102,11 @@ def test_a_run_of_the_other_form_is_refused_by_the_name_of_the_key(finished, tmp
 def test_an_export_is_the_dense_network_and_its_masks(finished, tmp_path):
     workdir, result = finished
     run, end = setup.prepare(LENET), runs.final(LENET, workdir)
-    export.write(tmp_path / "network.npz", LENET, run, end)
+    export.write(tmp_path / "network.npz", run, end)
     found = export.read(tmp_path / "network.npz")
     assert config_lib.from_mapping(found.config) == LENET
     weights, masks = runs.named(found.params), runs.named(found.masks)
-    assert masks.keys() == state.topologies(end).keys()
+    assert masks.keys() == end.opt_state.topologies.keys()
     expected, whole = runs.dense_of(end), runs.masks_of(end)
     assert weights.keys() == expected.keys()
     for path, leaf in expected.items():
@@ -131,7 +130,7 @@ def test_its_page_shows_the_masks_of_weights(finished):
     assert re.findall(r'<figure id="([\w-]+)"><svg', text)[-2:] == ["mask", "pixels"]
     figures = page_figures.masks(finished[0], LENET)
     assert "Now: the checkpoint of step 40." in figures[0].note
-    first = page_figures._masks(setup.prepare(LENET).initial)
+    first = page_figures._masks(run := setup.prepare(LENET), run.initial)
     assert {p: m.shape for p, m in first.items() if not m.all()} == {
         "layers/0/kernel": (64, 20),
         "layers/1/kernel": (20, 10),
@@ -162,7 +161,7 @@ def test_the_scripts_read_it(tmp_path):
 
     printed = told("evaluate", f"--export={tmp_path / 'gru.npz'}")
     assert f"bits per byte {result['test']['bits_per_byte']:.3f}" in printed
-    assert export.read(tmp_path / "gru.npz").config["condensed"] is True
+    assert export.read(tmp_path / "gru.npz").config["method"]["condensed"] is True
     run, end = setup.prepare(GRU), runs.final(GRU, tmp_path)
     drawn = sampling.sample(run, end, 20, prompt=b"the ", temperature=0, seed=0)
     flags = ("--length=20", "--prompt=the ", "--temperature=0")

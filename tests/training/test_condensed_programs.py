@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rigl_optax.training import config as config_lib
-from rigl_optax.training import methods, setup, state, step
+from rigl_optax.training import representation, setup, step
 from tests.training import condensed_runs as runs
 from tests.training.condensed_runs import GRU, LENET, MOBILENET, WIDE_RESNET
 
@@ -87,7 +87,7 @@ def compiled(request):
         config = LARGE[request.param]
         run = setup.prepare(config)
         given = start(config, run), batch_of(config, run, 0)
-        takes = runs.programs(config, run)
+        takes = runs.programs(run)
         yield config, run, {r: take.lower(*given).compile() for r, take in takes.items()}
 
 
@@ -98,7 +98,7 @@ def largest(program):
 
 def test_there_is_no_array_of_the_size_of_a_condensed_kernel(compiled):
     _, run, programs = compiled
-    kernels = {p: math.prod(t.shape) for p, t in state.topologies(run.initial).items()}
+    kernels = {p: math.prod(t.shape) for p, t in run.initial.opt_state.topologies.items()}
     others = [leaf.size for leaf in jax.tree.leaves(run.initial)]
     for program in programs.values():
         assert max(others) <= largest(program) < min(kernels.values())
@@ -107,7 +107,7 @@ def test_there_is_no_array_of_the_size_of_a_condensed_kernel(compiled):
 def test_a_masked_step_has_such_arrays():
     config = runs.masked(LARGE["lenet"])
     run = setup.prepare(config)
-    take = step.make_train_step(run, methods.growth_predicate(config), config.log.every)
+    take = step.make_train_step(run)
     program = take.lower(start(config, run), batch_of(config, run, 0)).compile()
     assert largest(program) == 256 * 208
 
@@ -116,7 +116,7 @@ def test_scores_are_computed_by_rewirings_alone():
     config = LARGE["lenet"]
     run = setup.prepare(config)
     given = start(config, run), batch_of(config, run, 0)
-    takes = runs.programs(config, run)
+    takes = runs.programs(run)
     texts = {rewires: str(jax.make_jaxpr(take)(*given)) for rewires, take in takes.items()}
     assert "f32[16,13]" not in texts[False] and "f32[16,13]" in texts[True]  # a grid of blocks
 
@@ -135,7 +135,7 @@ def test_each_compiles_once_and_moves_nothing_between_host_and_device(kind, monk
     runs.shorten(monkeypatch)
     config = config_lib.changed(runs.KINDS[kind], {"method.every": 3})
     run = setup.prepare(config)
-    takes, now = runs.programs(config, run), start(config, run)
+    takes, now = runs.programs(run), start(config, run)
     batches = [batch_of(config, run, at) for at in range(5)]
     for at in (0, 1):  # a rewiring; an ordinary step
         before = jax.tree.leaves(now)
@@ -152,8 +152,12 @@ def test_each_compiles_once_and_moves_nothing_between_host_and_device(kind, monk
 
 def test_the_loop_asks_nothing_of_the_device_between_records(tmp_path, monkeypatch):
     """How far the optimizer is behind is asked at the start, and where steps may be skipped."""
-    asked, told = [], state.skipped
-    monkeypatch.setattr(state, "skipped", lambda now: asked.append(int(now.step)) or told(now))
+    asked, delay = [], representation.Condensed.delay
+    monkeypatch.setattr(
+        representation.Condensed,
+        "delay",
+        lambda self, now: asked.append(int(now.step)) or delay(self, now),
+    )
     config = config_lib.changed(LENET, {"steps": 12, "log.every": 12, "eval.every": 12})
     runs.train(config, tmp_path / "stop")
     assert asked == [0]
@@ -171,7 +175,7 @@ def test_both_lower_for_accelerators(kind, monkeypatch):
     config = runs.KINDS[kind]
     run = setup.prepare(config)
     batch = run.placement.put(run.task.training_batch(config, 0))
-    for take in runs.programs(config, run).values():
+    for take in runs.programs(run).values():
         exported = jax.export.export(take, platforms=["tpu", "cuda"])(start(config, run), batch)
         assert exported.platforms == ("tpu", "cuda")
 
@@ -179,9 +183,9 @@ def test_both_lower_for_accelerators(kind, monkeypatch):
 def test_a_computation_in_bfloat16_keeps_float32_weights_and_scores():
     config = config_lib.changed(LENET, {"model.dtype": "bfloat16"})
     run = setup.prepare(config)
-    now = runs.advance(config, run, 2)
+    now = runs.advance(run, 2)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves((now.params, now.opt_state))}
     assert kinds == {"float32", "int32"}
-    text = runs.programs(config, run)[True].lower(start(config, run), batch_of(config, run, 0))
+    text = runs.programs(run)[True].lower(start(config, run), batch_of(config, run, 0))
     assert "xbf16>" in text.as_text()
     assert int(now.opt_state.rewirings) == 1 and np.isfinite(float(now.sums.loss))

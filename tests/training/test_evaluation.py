@@ -10,7 +10,7 @@ from rich.console import Console
 from rigl_optax.training import (
     command_line,
     costs,
-    evaluation,
+    loading,
     loop,
     metrics,
     page,
@@ -39,7 +39,7 @@ def trained(tmp_path_factory, small):
 @pytest.mark.parametrize(("which", "step"), [("newest", 30), ("best", 20), ("10", 10)])
 def test_a_checkpoint_by_its_name(trained, which, step):
     config, run, workdir = trained
-    assert int(evaluation.restore(workdir, config, run, which).step) == step
+    assert int(loading.restore(run, workdir, which).step) == step
 
 
 def test_the_page_shows_the_checkpoint_asked_for(trained):
@@ -51,7 +51,7 @@ def test_a_checkpoint_that_is_not_there_is_refused(trained, which):
     config, run, workdir = trained
     message = rf"--step={which}: must be newest, best .* which are \[10, 20, 30\]"
     with pytest.raises(ValueError, match=message):
-        evaluation.restore(workdir, config, run, which)
+        loading.restore(run, workdir, which)
     with pytest.raises(ValueError, match=message):
         page_figures.masks(workdir, config, which)
 
@@ -59,7 +59,7 @@ def test_a_checkpoint_that_is_not_there_is_refused(trained, which):
 def test_without_checkpoints_it_is_said(trained, tmp_path):
     config, run, _ = trained
     with pytest.raises(ValueError, match="has no checkpoint yet"):
-        evaluation.restore(tmp_path, config, run)
+        loading.restore(run, tmp_path)
 
 
 def test_looking_at_a_run_takes_no_accelerator_unless_told_to(monkeypatch):
@@ -78,7 +78,7 @@ def test_the_page_of_a_run_that_prunes_tells_of_its_end(small):
         small,
         {"method.name": "gmp", "method.distribution": {"name": "uniform"}, "method.sparsity": 0.5},
     )
-    report = costs.explain(config, setup.prepare(config))
+    report = costs.explain(setup.prepare(config))
     explained = report.to_dict()
     facts = page._facts([], explained, {})
     assert (

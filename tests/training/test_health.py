@@ -5,7 +5,7 @@ import pytest
 
 import rigl_optax
 from rigl_optax.training import config as config_lib
-from rigl_optax.training import health, loop, methods, metrics, setup, sparsity
+from rigl_optax.training import health, loop, metrics, setup
 
 SPARSE = ("layers/0/kernel", "layers/1/kernel", "layers/2/kernel")
 
@@ -30,15 +30,16 @@ def fraction(part, whole):
 
 
 def test_what_is_measured_is_what_numpy_counts(small):
-    state = setup.prepare(small).initial
-    observe = health.observer(state, sparsity.distribution(small)(state.params))
-    seen = [health.masks_before(state)]
+    run = setup.prepare(small)
+    state = run.initial
+    observe = health.observer(run, state)
+    seen = [health.masks_before(run, state)]
     first = kernels(seen[0])
     explored, grown = dict(first), None
     for seed in (1, 2, 3):
         state = state_with(state, redrawn(small, seed))
         state, values = observe(seen[-1], state)
-        seen.append(health.masks_before(state))
+        seen.append(health.masks_before(run, state))
         old, new = kernels(seen[-2]), kernels(seen[-1])
         explored = {p: explored[p] | new[p] for p in SPARSE}
         everything = {p: np.ones_like(m) for p, m in new.items()}
@@ -65,9 +66,10 @@ def test_what_is_measured_is_what_numpy_counts(small):
 
 
 def test_a_rewiring_that_changes_nothing_has_no_churn_and_the_next_one_no_survival(small):
-    state = setup.prepare(small).initial
-    observe = health.observer(state, sparsity.distribution(small)(state.params))
-    masks = health.masks_before(state)
+    run = setup.prepare(small)
+    state = run.initial
+    observe = health.observer(run, state)
+    masks = health.masks_before(run, state)
     state, values = observe(masks, state)
     assert values["churn"] == 0 and values["overlap"] == 1
     assert values["coverage"] == pytest.approx(0.2, abs=0.01)
@@ -76,19 +78,21 @@ def test_a_rewiring_that_changes_nothing_has_no_churn_and_the_next_one_no_surviv
 
 
 def test_measuring_compiles_once(small):
-    state = jax.tree.map(jnp.copy, setup.prepare(small).initial)
-    observe = health.observer(state, sparsity.distribution(small)(state.params))
+    run = setup.prepare(small)
+    state = jax.tree.map(jnp.copy, run.initial)
+    observe = health.observer(run, state)
     before = health._measure._cache_size()
     for _ in range(3):
-        state, _ = observe(health.masks_before(state), state)
+        state, _ = observe(health.masks_before(run, state), state)
     assert health._measure._cache_size() <= before + 3  # shapes of the three kernels
 
 
 @pytest.mark.parametrize("method", ["dense", "static", "set"])
 def test_health_is_recorded_at_every_rewiring_and_nowhere_else(small, tmp_path, method, capsys):
     config = config_lib.changed(small, {"method.name": method, "steps": 40})
-    assert (setup.prepare(config).initial.history is None) == (method != "set")
+    run = setup.prepare(config)
+    assert (run.initial.history is None) == (method != "set")
     loop.train(config, tmp_path)
     steps = [r["step"] for r in metrics.read(tmp_path / metrics.FILE) if r["kind"] == "rewiring"]
     assert steps == ([1, 11, 21] if method == "set" else [])
-    assert [t + 1 for t in range(40) if methods.is_rewiring(config, t)] == steps
+    assert [t + 1 for t in range(40) if run.rewirings.happen_at(t)] == steps

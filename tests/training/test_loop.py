@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import io
 import itertools
@@ -15,8 +16,9 @@ from rich.console import Console
 
 import rigl_optax
 from rigl_optax.data import batches
-from rigl_optax.training import checkpoints, checks, loop, methods, metrics, setup, signals
+from rigl_optax.training import checkpoints, checks, loop, metrics, recovery, setup, signals
 from rigl_optax.training import config as config_lib
+from rigl_optax.training.rewirings import Rewirings
 
 
 def train(config, workdir):
@@ -168,7 +170,7 @@ def test_one_state_is_on_the_device_in_training_and_after_a_resume(small, tmp_pa
         masks = sum(x.nbytes for x in jax.tree.leaves(state.opt_state) if x.dtype != np.float32)
         found.append((int(state.step), sum(own.values()) - sum(sizes), masks, sum(sizes)))
 
-    monkeypatch.setattr(loop.recovery, "check", check)
+    monkeypatch.setattr(recovery, "check", check)
     real = batches.training_batch
 
     def stopping(*args, step, **keys):
@@ -266,10 +268,10 @@ def tampered(run, **changes):
 
 def test_what_goes_silently_wrong_is_warned_of(small):
     run = setup.prepare(small)
-    start = checks.start_of(small, run.initial)
+    start = checks.start_of(run, run.initial)
 
     def warnings(state):
-        return checks.training_record(small, state, start)[1]
+        return checks.training_record(run, state, start)[1]
 
     one, none = jnp.int32(1), jnp.int32(0)
     assert warnings(tampered(run, rewirings=one)) == {}
@@ -301,15 +303,16 @@ def test_what_goes_silently_wrong_is_warned_of(small):
             }
         },
     )
-    found = checks.training_record(asked, tampered(run, rewirings=one, masks=cut), start)[1]
+    other = dataclasses.replace(run, config=asked)
+    found = checks.training_record(other, tampered(run, rewirings=one, masks=cut), start)[1]
     assert f"layers/1/kernel 0 -> {lost}; if" in found["ablated"]
     assert "layers/0" in found["dead"] and "layers/1" not in found["dead"]
-    assert checks.stray(small, run.initial) == {}
+    assert checks.stray(run, run.initial) == {}
     whole = jax.tree.map(lambda x: x + 1, run.initial.params)
-    assert "1262 inactive" in checks.stray(small, run.initial._replace(params=whole))["stray"]
+    assert "1262 inactive" in checks.stray(run, run.initial._replace(params=whole))["stray"]
     state = tampered(run, rewirings=one)
-    blind = state._replace(sums=state.sums._replace(blind=one))
-    assert warnings(blind).keys() == {"blind"}
+    unseeing = state._replace(sums=state.sums._replace(unseeing=one))
+    assert warnings(unseeing).keys() == {"unseeing"}
 
 
 def test_of_padded_blocks_their_number_is_watched(small):
@@ -318,7 +321,7 @@ def test_of_padded_blocks_their_number_is_watched(small):
         small, {"method.structure": {"name": "block", "rows": 5, "cols": 7, "pad": True}}
     )
     run = setup.prepare(padded)
-    start = checks.start_of(padded, run.initial)
+    start = checks.start_of(run, run.initial)
     masks = run.initial.opt_state.masks
     mask = masks["layers"][0]["kernel"]
     grid = np.asarray(block.groups(mask))
@@ -327,8 +330,8 @@ def test_of_padded_blocks_their_number_is_watched(small):
         new = jax.tree.map(lambda m: m, masks)
         new["layers"][0]["kernel"] = block.expand(jnp.asarray(grid), mask.shape)
         state = tampered(run, rewirings=jnp.int32(1), masks=new)
-        assert checks.active_weights(padded, state) != checks.active_weights(padded, run.initial)
-        return checks.training_record(padded, state, start)[1]
+        assert checks.active_weights(run, state) != checks.active_weights(run, run.initial)
+        return checks.training_record(run, state, start)[1]
 
     moved = grid.copy()
     moved[:, -1], moved[:, 0] = grid[:, 0], grid[:, -1]
@@ -338,7 +341,7 @@ def test_of_padded_blocks_their_number_is_watched(small):
 
 
 def test_a_warning_is_printed_once_and_kept_in_the_result(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks.methods, "rewirings_before", lambda config, step: 77)
+    monkeypatch.setattr(Rewirings, "before", lambda self, step: 77)
     result, printed = train(small, tmp_path)
     assert printed.count("warning:") == 1
     assert len(result["warnings"]) == 1 and "77 were scheduled" in result["warnings"][0]
@@ -346,11 +349,9 @@ def test_a_warning_is_printed_once_and_kept_in_the_result(small, tmp_path, monke
 
 @pytest.mark.parametrize("since", [10, 30])  # before the checkpoint at 20, and after it
 def test_a_warning_is_told_once_however_often_a_run_is_started(small, tmp_path, monkeypatch, since):
-    real, sound = methods.rewirings_before, batches.training_batch
+    real, sound = Rewirings.before, batches.training_batch
     monkeypatch.setattr(
-        checks.methods,
-        "rewirings_before",
-        lambda config, step: 77 if step >= since else real(config, step),
+        Rewirings, "before", lambda self, step: 77 if step >= since else real(self, step)
     )
 
     def stopping(*args, step, **keys):

@@ -5,7 +5,7 @@ import pytest
 from rigl_optax import Block
 from rigl_optax.condensed import _choice
 from rigl_optax.training import config as config_lib
-from rigl_optax.training import setup, sparsity, state
+from rigl_optax.training import setup, sparsity
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def table(monkeypatch):
 
 def test_layers_get_the_quickest_blocks_or_stay_dense(config, table):
     run = setup.prepare(config)
-    found = state.topologies(run.initial)
+    found = run.initial.opt_state.topologies
     # 64x96 is 78 wide at the mean, 96x40 is 62, 40x10 narrower than a block.
     assert {path: t.block for path, t in found.items()} == {
         "layers/0/kernel": Block(16, 16, pad=True)

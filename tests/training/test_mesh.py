@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec
 import rigl_optax
 from rigl_optax.data import batches
 from rigl_optax.training import config as config_lib
-from rigl_optax.training import mesh, methods, setup, step
+from rigl_optax.training import mesh, setup, step
 
 needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 AXES = ["auto", "explicit"]
@@ -74,14 +75,16 @@ def test_the_parts_of_hosts_make_up_the_whole_batch():
 def captured(monkeypatch, config):
     """A run, and the function that makes its initial state."""
     made = []
-    create = mesh.Placement.create
+    maker = mesh.Placement.maker
 
     def capturing(self, initial):
         made.append(initial)
-        return create(self, initial)
+        return maker(self, initial)
 
-    monkeypatch.setattr(mesh.Placement, "create", capturing)
-    return setup.prepare(config), made[0]
+    monkeypatch.setattr(mesh.Placement, "maker", capturing)
+    run = setup.prepare(config)
+    assert run.initial is run.initial
+    return run, made[0]
 
 
 @needs_eight
@@ -124,8 +127,8 @@ def step_and_batch(config):
         return prepared.tx.update(*args, **extra)
 
     tx = optax.GradientTransformationExtraArgs(prepared.tx.init, update)
-    run = prepared._replace(tx=tx)
-    train_step = step.make_train_step(run, methods.growth_predicate(config), config.log.every)
+    run = dataclasses.replace(prepared, tx=tx)
+    train_step = step.make_train_step(run)
     rows = run.placement.rows(config.batch_size)
     batch = run.placement.put(
         batches.training_batch(run.dataset.train, config.batch_size, seed=0, step=0, rows=rows)

@@ -29,6 +29,10 @@ def finished(config, workdir):
     return loop.train(config, workdir, Console(file=io.StringIO(), width=120))
 
 
+def rewirings(config):
+    return setup.prepare(config).rewirings
+
+
 @pytest.fixture(scope="module")
 def ticket(tmp_path_factory, small):
     workdir = tmp_path_factory.mktemp("ticket")
@@ -45,40 +49,39 @@ def named(small, name, ticket):
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
 def test_every_method_trains_and_does_what_its_entry_says(small, ticket, tmp_path, name):
     config, method = named(small, name, ticket), methods.METHODS[name]
-    result = finished(config, tmp_path)
+    result, run = finished(config, tmp_path), setup.prepare(config)
     assert result["warnings"] == []
     assert result["test"]["accuracy"] > 0.15
     if not method.narrow:
         told = files.read(tmp_path / loop.EXPLANATION_FILE, "", files.EXPLANATION)
-        assert told["rewirings"] == methods.rewirings_before(config, config.steps)
+        assert told["rewirings"] == run.rewirings.before(config.steps)
         flops = result["flops"]
         if name not in ("str", "dsr", "snfs_redistribute", "gmp_global", "granet"):
             # The rest are decided in training.
             spent = flops["training"] / flops["training_dense"]
             assert told["training_ratio"] == pytest.approx(spent, rel=1e-2)
             assert told["inference_ratio"] == flops["inference"] / flops["inference_dense"]
-    assert (result["coverage"] is not None) == methods.rewires(config)
-    run = setup.prepare(config)
+    assert (result["coverage"] is not None) == run.rewirings.happen
     with checkpoints.read_checkpoints(tmp_path) as saved:
         state = checkpoints.restore_newest(saved, run.initial, print)
     if not method.masked:
         return
-    at_start = checks.active_weights(config, run.initial)
+    at_start = checks.active_weights(run, run.initial)
     assert {layer["path"]: layer["active"] for layer in told["layers"]} == at_start
     first, last = (rigl_optax.get_masks(s.opt_state) for s in (run.initial, state))
     changed = [
         bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (first, last)), strict=True)
     ]
-    assert any(changed) == methods.rewires(config)
+    assert any(changed) == run.rewirings.happen
     for mask, weights in zip(*map(jax.tree.leaves, (last, state.params)), strict=True):
         assert not np.asarray(weights)[~np.asarray(mask)].any()
-    counts = [checks.active_weights(config, s) for s in (run.initial, state)]
+    counts = [checks.active_weights(run, s) for s in (run.initial, state)]
     if method.keeps_counts:
         assert counts[0] == counts[1]
     wanted = sum(ticket[1]["active_weights"].values())
     if name != "str":  # what that comes to is learned
         assert sum(counts[1].values()) == wanted
-    assert checks.counters(state) == (methods.rewirings_before(config, config.steps), 0)
+    assert checks.counters(state) == (run.rewirings.before(config.steps), 0)
 
 
 @pytest.mark.parametrize("name", ["gmp_global", "str", "deepr", "snfs_redistribute", "top_kast"])
@@ -95,9 +98,9 @@ def test_a_run_that_ablates_units_keeps_its_counts_and_can_be_resumed(small, tmp
         small, {"method.structure": {"layers": layers}, "method.drop_fraction": 0.5}
     )
     result, state = resumed_and_whole(config, tmp_path)
-    initial = setup.prepare(config).initial
-    assert checks.active_weights(config, state) == checks.active_weights(config, initial)
-    ablated = {p: n for p, n in checks.dead_units(config, state).items() if n}
+    run = setup.prepare(config)
+    assert checks.active_weights(run, state) == checks.active_weights(run, run.initial)
+    ablated = {p: n for p, n in checks.dead_units(run, state).items() if n}
     assert ablated and ablated.keys() <= {"layers/0/kernel", "layers/1/kernel"}
     assert any("units are ablated" in warning for warning in result["warnings"])
     assert not any("have lost all their inputs" in warning for warning in result["warnings"])
@@ -127,10 +130,10 @@ def test_a_small_dense_network_takes_no_more_bytes(small):
     config = config_lib.changed(
         small, {"method.name": "small_dense", "model.hidden": (300, 100), "method.sparsity": 0.95}
     )
-    sparse = config_lib.changed(config, {"method.name": "static"})
+    sparse = setup.prepare(config_lib.changed(config, {"method.name": "static"}))
     sizes = [
         sum(leaf.size for leaf in jax.tree.leaves(setup.prepare(config).initial.params)),
-        sum(checks.active_weights(sparse, setup.prepare(sparse).initial).values()),
+        sum(checks.active_weights(sparse, sparse.initial).values()),
     ]
     kernels = 64 * 300 + 300 * 100 + 100 * 10
     biases = 410
@@ -142,7 +145,7 @@ def test_tickets_are_the_masks_of_the_finished_run(small, ticket):
     config = named(small, "lottery", ticket)
     run = setup.prepare(config)
     masks = rigl_optax.get_masks(run.initial.opt_state)
-    assert checks.active_weights(config, run.initial) == ticket[1]["active_weights"]
+    assert checks.active_weights(run, run.initial) == ticket[1]["active_weights"]
     start = setup.prepare(small).initial
     assert any(
         bool((a != b).any())
@@ -150,9 +153,10 @@ def test_tickets_are_the_masks_of_the_finished_run(small, ticket):
             *map(jax.tree.leaves, (masks, rigl_optax.get_masks(start.opt_state))), strict=True
         )
     )
-    cost = costs.Tally(config, run).flops().training
-    alone = costs.Tally(config_lib.changed(small, {"method.name": "static"}), setup.prepare(small))
-    assert cost == pytest.approx(alone.flops().training + ticket[1]["flops"]["training"])
+    cost = costs.TrainingFlops(run, run.initial).total().training
+    static = setup.prepare(config_lib.changed(small, {"method.name": "static"}))
+    alone = costs.TrainingFlops(static, static.initial)
+    assert cost == pytest.approx(alone.total().training + ticket[1]["flops"]["training"])
 
 
 def test_training_flops_follow_the_masks(small, tmp_path):
@@ -240,9 +244,9 @@ def test_new_weights_and_drop_schedules_follow_the_config(small):
         small, {"method.grown": grown, "method.drop_schedule": "constant", "optimizer.name": "adam"}
     )
     assert methods.options(config) == {"grown": rigl_optax.Grown(**grown)}
-    assert methods.drop_fractions(config, 30, []) == {"drop_fraction": pytest.approx(0.3)}
+    assert rewirings(config).drop_fractions(30, []) == {"drop_fraction": pytest.approx(0.3)}
     linear = config_lib.changed(small, {"method.drop_schedule": "linear"})
-    assert methods.drop_fractions(linear, 15, []) == {"drop_fraction": pytest.approx(0.2)}
+    assert rewirings(linear).drop_fractions(15, []) == {"drop_fraction": pytest.approx(0.2)}
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon", "prodigy"])
@@ -256,16 +260,16 @@ def test_any_optimizer_of_optax_is_found_by_its_name(small, name):
 
 def test_rewirings_before_counts_the_schedule(small):
     # Ends at 45 = 0.75 * 60: rewirings at 0, 10, 20, 30, 40.
-    found = [methods.rewirings_before(small, step) for step in (0, 1, 10, 11, 41, 60)]
+    found = [rewirings(small).before(step) for step in (0, 1, 10, 11, 41, 60)]
     assert found == [0, 1, 1, 2, 5, 5]
-    assert methods.rewirings_before(config_lib.changed(small, {"method.name": "static"}), 60) == 0
+    assert rewirings(config_lib.changed(small, {"method.name": "static"})).before(60) == 0
 
 
 def test_growth_predicate_agrees_with_the_counts(small):
-    predicate = methods.growth_predicate(small)
+    predicate = rewirings(small).growth_predicate
     steps = [step for step in range(small.steps) if predicate(jnp.int32(step))]
-    assert len(steps) == methods.rewirings_before(small, small.steps)
-    assert methods.growth_predicate(config_lib.changed(small, {"method.name": "set"})) is None
+    assert len(steps) == rewirings(small).before(small.steps)
+    assert rewirings(config_lib.changed(small, {"method.name": "set"})).growth_predicate is None
 
 
 def test_what_was_used_is_recorded_and_counted(small):
@@ -277,12 +281,14 @@ def test_what_was_used_is_recorded_and_counted(small):
     for method, (given, first, dense) in named.items():
         changes = {"method.name": method, "method.drop_fraction": given}
         config = config_lib.changed(small, changes)
-        assert methods.drop_fractions(config, 0, ["a"]) == {"drop_fraction": pytest.approx(first)}
-        assert methods.plan(config).dense_gradients_before(60) == dense
+        assert rewirings(config).drop_fractions(0, ["a"]) == {"drop_fraction": pytest.approx(first)}
+        assert rewirings(config).plan.dense_gradients_before(60) == dense
     config = config_lib.changed(small, {"method.accumulate": 4})
-    assert methods.plan(config).dense_gradients_before(60) == 1 + 4 * 4  # one call before the first
     assert (
-        methods.drop_fractions(config_lib.changed(small, {"method.name": "gmp"}), 20, ["a"]) == {}
+        rewirings(config).plan.dense_gradients_before(60) == 1 + 4 * 4
+    )  # one call before the first
+    assert (
+        rewirings(config_lib.changed(small, {"method.name": "gmp"})).drop_fractions(20, ["a"]) == {}
     )
 
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from rich.console import Console
 
-from rigl_optax.training import checkpoints, loop, metrics, page
+from rigl_optax.training import checkpoints, loading, loop, metrics, page, tasks
 from rigl_optax.training import config as config_lib
 
 CURVES = ("loss", "accuracy", "churn", "coverage", "dead-inputs", "dead-outputs")
@@ -15,6 +15,12 @@ CURVES = ("loss", "accuracy", "churn", "coverage", "dead-inputs", "dead-outputs"
 
 def train(config, workdir):
     loop.train(config, workdir, Console(file=io.StringIO(), width=120))
+
+
+def claim(workdir, config):
+    """Makes the workdir of a run that has just started."""
+    checkpoints.claim(workdir, config)
+    loading.write_facts(workdir, tasks.find(config).facts)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def test_the_page_of_one_run_is_always_the_same(workdir):
 
 
 def test_a_run_that_has_only_just_started(tmp_path, small):
-    checkpoints.claim(tmp_path, small)
+    claim(tmp_path, small)
     text = page.render(tmp_path)
     assert figures(text) == ["mask", "pixels"]
     assert "step 0 of 60, not finished" in text and "No checkpoint yet." in text
@@ -75,7 +81,7 @@ def test_a_run_without_rewirings(tmp_path, small, method):
 
 
 def test_a_run_that_diverged(tmp_path, small):
-    checkpoints.claim(tmp_path, small)
+    claim(tmp_path, small)
     records = [
         {"step": 10 * i, "kind": "train", "loss": loss, "accuracy": 0.1, "training_flops": i}
         for i, loss in enumerate([2.3, 1e30, 3e38], start=1)
@@ -86,7 +92,7 @@ def test_a_run_that_diverged(tmp_path, small):
 
 def test_all_text_is_escaped(tmp_path, small):
     evil = "</text><script>alert(1)</script>$x$"
-    checkpoints.claim(tmp_path, small)
+    claim(tmp_path, small)
     record = {"step": 1, "kind": "rewiring", f"dead_inputs/{evil}": 1.0, "training_flops": 1.0}
     (tmp_path / metrics.FILE).write_text(json.dumps(record) + "\n")
     layer = {"path": evil, "shape": [2], "dense_because": evil, "active": 1, "sparsity": 0.5}

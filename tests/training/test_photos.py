@@ -13,7 +13,6 @@ from rigl_optax.training import (
     checkpoints,
     evaluation,
     loop,
-    methods,
     metrics,
     setup,
     signals,
@@ -171,7 +170,7 @@ def test_a_wide_resnet_learns_from_files_of_cifars_format(config, tmp_path, monk
         },
     )
     run = setup.prepare(config)
-    take = step.make_train_step(run, methods.growth_predicate(config), log_every=1)
+    take = step.make_train_step(run)
     state, losses = run.initial._replace(history=None), []
     for at in range(12):
         batch = run.task.training_batch(config, at)
@@ -179,7 +178,7 @@ def test_a_wide_resnet_learns_from_files_of_cifars_format(config, tmp_path, monk
         state = take(state, run.placement.put(batch))
         losses.append(float(state.sums.loss / state.sums.examples))
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
-    found = evaluation.evaluator(config, run)(state, run.dataset.test)
+    found = evaluation.evaluator(run)(state, run.dataset.test)
     assert np.isfinite(found["loss"]) and found["accuracy"] * 16 == round(found["accuracy"] * 16)
 
 

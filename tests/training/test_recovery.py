@@ -154,8 +154,8 @@ def test_nothing_but_skipped_steps_ends_a_run(small, tmp_path, monkeypatch):
 def test_an_evaluation_that_is_not_finite_ends_a_run(small, tmp_path, monkeypatch, split, at):
     make = evaluation.evaluator
 
-    def evaluator(config, run):
-        evaluate = make(config, run)
+    def evaluator(run):
+        evaluate = make(run)
         bad = getattr(run.dataset, split)
         return lambda state, part: evaluate(state, part) | ({"loss": np.nan} if part is bad else {})
 
@@ -215,7 +215,7 @@ def test_a_checkpoint_goes_onto_another_number_of_devices(small, tmp_path):
     assert "resumed at step" in printed
     assert result["active_weights"] == whole["active_weights"]
     assert result["fingerprints"].keys() == whole["fingerprints"].keys()
-    assert json.loads((tmp_path / "parts" / "config.json").read_text())["mesh_params"] == 5
+    assert json.loads((tmp_path / "parts" / "config.json").read_text())["mesh"]["params"] == 5
 
 
 def test_a_leap_in_training_is_recorded_and_warned_of(small, tmp_path, monkeypatch):

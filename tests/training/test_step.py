@@ -6,16 +6,12 @@ import pytest
 from flax import nnx
 
 from rigl_optax.data import batches
-from rigl_optax.training import architectures, evaluation, methods, setup, step
+from rigl_optax.training import architectures, evaluation, representation, setup, step
 from rigl_optax.training import config as config_lib
 
 
 def batch(config, run, at):
     return batches.training_batch(run.dataset.train, config.batch_size, seed=config.seed, step=at)
-
-
-def compiled(config, run):
-    return step.make_train_step(run, methods.growth_predicate(config), config.log.every)
 
 
 def loss_by_hand(params, images, labels):
@@ -32,7 +28,7 @@ def test_steps_are_the_transformation_applied_to_the_gradients_of_the_loss(small
     config = config_lib.changed(small, {"method.name": method})
     run = setup.prepare(config)
     state = jax.tree.map(jnp.copy, run.initial._replace(history=None))
-    train_step = compiled(config, run)
+    train_step = step.make_train_step(run)
     params, opt_state = run.initial.params, run.initial.opt_state
     losses = []
     for at in range(12):  # rewirings at 0 and 10
@@ -56,7 +52,7 @@ def test_steps_are_the_transformation_applied_to_the_gradients_of_the_loss(small
 
 def test_the_step_compiles_once(small):
     run = setup.prepare(small)
-    train_step = compiled(small, run)
+    train_step = step.make_train_step(run)
     state = jax.tree.map(jnp.copy, run.initial._replace(history=None))
     for at in range(3):
         state = train_step(state, batch(small, run, at))
@@ -79,7 +75,7 @@ def test_growth_without_gradients_outside_the_mask_is_noticed(small, monkeypatch
     def blind_after_one_step():
         run = setup.prepare(small)
         state = jax.tree.map(jnp.copy, run.initial._replace(history=None))
-        return int(compiled(small, run)(state, batch(small, run, 0)).sums.blind)
+        return int(step.make_train_step(run)(state, batch(small, run, 0)).sums.unseeing)
 
     assert blind_after_one_step() == 0
     made = architectures.Architecture(lambda *args, dtype, rngs: MasksItself(rngs), open=True)
@@ -91,15 +87,15 @@ def test_inactive_weights_that_all_belong_to_dead_units_of_one_layer_are_no_alar
     # Seen on Fashion-MNIST: 82 inactive weights of 100x10, all at dead hidden units.
     masks = {"a": jnp.array([[True, False]]), "b": jnp.array([[True, False]])}
     dead, alive = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
-    assert int(step._is_blind(masks, {"a": dead, "b": alive})) == 0
-    assert int(step._is_blind(masks, {"a": dead, "b": dead})) == 1
-    assert int(step._is_blind({"a": jnp.ones((1, 2), bool)}, {"a": dead})) == 0
+    assert int(representation.no_gradient_outside(masks, {"a": dead, "b": alive})) == 0
+    assert int(representation.no_gradient_outside(masks, {"a": dead, "b": dead})) == 1
+    assert int(representation.no_gradient_outside({"a": jnp.ones((1, 2), bool)}, {"a": dead})) == 0
 
 
 def test_evaluation_equals_the_mean_over_all_examples(small):
     run = setup.prepare(small)
     split = run.dataset.validation  # 297 examples: the last batch of 128 is not full
-    found = evaluation.evaluator(small, run)(run.initial, split)
+    found = evaluation.evaluator(run)(run.initial, split)
     loss, correct = loss_by_hand(run.initial.params, split.images, split.labels)
     np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
     assert found["accuracy"] == int(correct) / 297

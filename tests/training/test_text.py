@@ -107,7 +107,7 @@ def test_what_is_carried_comes_from_the_batch_before(config, trained):
 
 def test_evaluation_is_that_of_a_model_that_reads_each_lane_whole(config, trained):
     run, state = setup.prepare(config), final(config, trained[0])
-    found = evaluation.evaluator(config, run)(state, run.dataset.test)
+    found = evaluation.evaluator(run)(state, run.dataset.test)
     part = run.dataset.test
     predicted = len(part.tokens) - 1
     edges = np.arange(5) * predicted // 4
@@ -177,7 +177,7 @@ def test_gates_may_have_sparsities_of_their_own(config):
 @pytest.mark.parametrize("model", ["gru", "lstm"])
 def test_a_step_is_compiled_once_and_moves_nothing_between_host_and_device(config, model):
     run = setup.prepare(config_lib.changed(config, {"model.name": model}))
-    take = step.make_train_step(run, methods.growth_predicate(config), config.log.every)
+    take = step.make_train_step(run)
     state = jax.tree.map(lambda x: x.copy(), run.initial)._replace(history=None)
     everywhere = jax.sharding.NamedSharding(run.placement.mesh, jax.sharding.PartitionSpec())
     batches = [jax.device_put(run.task.training_batch(config, n), everywhere) for n in range(9)]
@@ -192,7 +192,7 @@ def test_a_step_is_compiled_once_and_moves_nothing_between_host_and_device(confi
 @pytest.mark.parametrize("model", ["gru", "lstm"])
 def test_a_step_lowers_for_accelerators(config, model):
     run = setup.prepare(config_lib.changed(config, {"model.name": model}))
-    take = step.make_train_step(run, methods.growth_predicate(config), config.log.every)
+    take = step.make_train_step(run)
     batch = run.placement.put(run.task.training_batch(config, 0))
     exported = jax.export.export(take, platforms=["tpu", "cuda"])(
         run.initial._replace(history=None), batch

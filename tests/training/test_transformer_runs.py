@@ -13,7 +13,6 @@ from rigl_optax.data import text
 from rigl_optax.models import transformer
 from rigl_optax.training import checkpoints, costs, loop, sampling, setup, tasks
 from rigl_optax.training import config as config_lib
-from rigl_optax.training.state import kernels
 from tests.training.condensed_runs import GPT
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -50,7 +49,7 @@ def test_a_gpt_learns_bytes_in_windows_and_stays_sparse(trained):
     assert result["test"]["bits_per_byte"] == pytest.approx(result["test"]["loss"] / np.log(2))
     rigl_optax.check(state.params, state.opt_state)
     assert int(state.opt_state.rewirings) > 1
-    explained = costs.explain(config, run)
+    explained = costs.explain(run)
     dense = {layer.path: layer.dense_because for layer in explained.layers if not layer.is_sparse}
     assert dense["embedding/embedding"] == "an embedding" and "head/kernel" in dense
     assert sum("no parameter takes part" in note for note in explained.notes) == 2
@@ -71,7 +70,7 @@ def test_its_text_goes_on_from_the_prompt_and_past_the_context(trained):
 
 def test_a_token_is_predicted_from_those_before_it(trained):
     _, _, run, state = trained
-    model = nnx.merge(run.graphdef, kernels(state), state.model_state)
+    model = nnx.merge(run.graphdef, run.representation.kernels(state), state.model_state)
     prompt = b"a prompt"
     logits = model(np.frombuffer(prompt, np.uint8)[None])[0, -1]
     assert sampling.sample(run, state, 1, prompt=prompt, temperature=0.0, seed=0)[0] == int(

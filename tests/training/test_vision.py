@@ -84,6 +84,10 @@ def final(config, workdir):
 # Rates
 
 
+def plan_of(config):
+    return methods.plan_of(methods.build(config))
+
+
 def test_the_imagenet_schedule_is_that_of_the_fact_sheet():
     config = recipe("imagenet_resnet50")
     rate = optimizers.learning_rate(config)
@@ -94,7 +98,7 @@ def test_the_imagenet_schedule_is_that_of_the_fact_sheet():
         assert float(rate(at)) == pytest.approx(value, rel=1e-5, abs=1e-9), at
     assert (
         config.rewire_end == 25_000
-        and methods.plan(
+        and plan_of(
             config_lib.changed(config, {"method.name": "gmp", "method.every": 1_000})
         ).default.schedule.begin
         == 10_000
@@ -118,13 +122,13 @@ def test_training_m_times_as_long_scales_rates_and_t_end_and_nothing_else(name):
         assert float(rates[1](5 * at)) == pytest.approx(float(rates[0](at)), rel=1e-3, abs=1e-4)
     assert five.rewire_end == 5 * once.rewire_end
     assert five.method == once.method
-    assert methods.drop_fractions(five, five.rewire_end // 2, [])["drop_fraction"] == pytest.approx(
-        0.15
-    )
+    assert float(
+        plan_of(five).default.drop_fraction(jnp.int32(five.rewire_end // 2))
+    ) == pytest.approx(0.15)
     pruning = [
         config_lib.changed(c, {"method.name": "gmp", "method.every": 1_000}) for c in (once, five)
     ]
-    begins = [methods.plan(config).default.schedule.begin for config in pruning]
+    begins = [plan_of(config).default.schedule.begin for config in pruning]
     assert begins[1] == pytest.approx(5 * begins[0], abs=1_000)
 
 
@@ -213,7 +217,7 @@ def test_a_model_brings_its_dense_layers_and_says_why(vision, monkeypatch):
         {"model.name": "resnet18", "model.width": 0.1, "method.distribution": {"name": "uniform"}},
     )
     run = setup.prepare(config)
-    why = {layer.path: layer.dense_because for layer in costs.explain(config, run).layers}
+    why = {layer.path: layer.dense_because for layer in costs.explain(run).layers}
     # Digits have one channel: by its shape alone the stem would be taken for a depthwise kernel.
     kernels = {path: reason for path, reason in why.items() if path.endswith("kernel") and reason}
     assert kernels == {"stem/kernel": "the first convolution, dense with a uniform distribution"}
@@ -315,7 +319,7 @@ def test_a_run_learns_keeps_its_counts_and_is_resumed(vision, trained):
 def test_an_export_is_the_network_and_its_masks(vision, trained, tmp_path):
     run, state = final(vision, trained[0])
     path = tmp_path / "network.npz"
-    export.write(path, vision, run, state)
+    export.write(path, run, state)
     found = export.read(path)
     with pytest.raises(ValueError, match=r"it unpacks to [\d,]+ bytes, more than max_bytes=9,000"):
         export.read(path, max_bytes=9000)
@@ -376,12 +380,7 @@ def accelerated(request, vision):
             },
         )
         run = setup.prepare(config)
-        take = step.make_train_step(
-            run,
-            methods.growth_predicate(config),
-            config.log.every,
-            label_smoothing=config.loss.label_smoothing,
-        )
+        take = step.make_train_step(run)
         yield config, run, take
 
 
@@ -420,7 +419,7 @@ def after(vision):
             vision, {"batch_size": 16, "optimizer.learning_rate": 1e-3, "method.every": 2, **mesh}
         )
         run = setup.prepare(config)
-        take = step.make_train_step(run, methods.growth_predicate(config), config.log.every)
+        take = step.make_train_step(run)
         state = jax.tree.map(lambda x: x.copy(), run.initial)._replace(history=None)
         rows = run.placement.rows(16)
         for i in range(3):
@@ -450,7 +449,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(vision):
     floats = (run.initial.params, run.initial.model_state, run.initial.opt_state)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves(floats)}
     assert kinds == {"float32", "int32", "uint32"}
-    take = step.make_train_step(run, None, config.log.every)
+    take = step.make_train_step(run)
     batch = run.placement.put(run.task.training_batch(config, 0))
     text = str(jax.make_jaxpr(take)(run.initial._replace(history=None), batch))
     found = [line for line in text.splitlines() if "conv_general_dilated[" in line]
@@ -459,7 +458,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(vision):
 
 def test_evaluation_uses_running_statistics_and_counts_every_example(vision, trained):
     run, state = final(vision, trained[0])
-    evaluate = evaluation.evaluator(vision, run)
+    evaluate = evaluation.evaluator(run)
     found = evaluate(state, run.dataset.test)
     assert found["accuracy"] == trained[1]["test"]["accuracy"]
     model = nnx.merge(run.graphdef, state.params, state.model_state)
