@@ -111,5 +111,5 @@ def test_pickles_are_not_read(tmp_path):
 def test_without_a_directory_nothing_is_looked_for(tmp_path, examples, monkeypatch):
     write_binary(tmp_path, *examples)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="data_dir is empty"):
+    with pytest.raises(FileNotFoundError, match="config.data.dir is empty"):
         cifar10.load("")

@@ -144,7 +144,7 @@ def test_without_a_directory_nothing_is_looked_for(tmp_path, monkeypatch):
     for part, content in RAW.items():
         (tmp_path / f"wiki.{part}.raw").write_bytes(content)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"data_dir is empty. Pass the folder with wiki."):
+    with pytest.raises(FileNotFoundError, match=r"config.data.dir is empty. Pass the folder with wiki."):
         text.wikitext("")
     with pytest.raises(FileNotFoundError, match="no files with text"):
         text.raw("")

@@ -192,7 +192,7 @@ def test_training_flops_follow_the_masks(small, tmp_path):
         ),
         (
             {"method.structure": {"name": "constant_fan_in", "min_salient": 2}},
-            "min_salient=2: must be a number from 0",
+            "min_salient=2.0: must be a number from 0",
         ),
         (
             {
