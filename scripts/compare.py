@@ -6,7 +6,7 @@ python scripts/compare.py --config=configs/fashion_mnist_lenet.py --sparsities=.
 
 Started again, it goes on where it was interrupted: finished runs are not run again. SIGTERM saves
 the run at hand and ends with status 143. A run whose numbers do not stay finite is noted as failed,
-and the others go on. With --notrain it looks at what is there, on the CPU.
+and the others go on. With --notrain it shows the runs that are there, on the CPU.
 """
 
 if __name__ == "__main__":
@@ -90,13 +90,13 @@ def main(argv: list[str]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     files.write(workdir / "summary.json", records)
     console.print(f"wrote {workdir / 'summary.json'}")
-    judged = score.of(records[0], "test_")
+    measure = score.of(records[0], "test_")
     if any(record["sparsity"] is not None for record in records):
-        cost = workdir / f"{judged.key}_against_cost.png"
-        figures.score_against_cost(records, title, cost, judged)
+        cost = workdir / f"{measure.key}_against_cost.png"
+        figures.score_against_cost(records, title, cost, measure)
         console.print(f"wrote {cost}")
     if _CURVES.value:
-        _draw_curves(base, compared, results, workdir, console, judged)
+        _draw_curves(base, compared, results, workdir, console, measure)
 
 
 def _sparsities(words: list[str] | None) -> list[float]:
@@ -125,7 +125,7 @@ def _draw_curves(
     results: comparison.Results,
     workdir: pathlib.Path,
     console: Console,
-    judged: score.Score,
+    measure: score.Score,
 ) -> None:
     """Learning curves of all, and of images where the input connections of two methods go."""
     curves, panels = workdir / "learning_curves.png", comparison.curves(results)
@@ -141,7 +141,7 @@ def _draw_curves(
             panels,
             f"{base.model.name} on {base.data.name}: mean and range over {seeds} seeds",
             curves,
-            judged,
+            measure,
         )
         console.print(f"wrote {curves}")
     if base.model.name != "lenet":

@@ -58,7 +58,7 @@ GPT = "gpt"
 
 
 def build(config: Config, image_shape: Sequence[int], classes: int, width: float) -> nnx.Module:
-    """A freshly initialised model, from the config's seed.
+    """Makes a freshly initialised model, from the config's seed.
 
     Args:
       config: Names it.
@@ -82,12 +82,12 @@ def build(config: Config, image_shape: Sequence[int], classes: int, width: float
 
 
 def scaled(hidden: Sequence[int], width: float) -> tuple[int, ...]:
-    """Hidden widths times a multiplier, rounded; at least 1."""
+    """Multiplies hidden widths, and rounds them; at least 1."""
     return tuple(max(1, round(width * n)) for n in hidden)
 
 
 def dense_layers(config: Config) -> DensePredicate:
-    """Which leaves stay dense in this model under this distribution, for `dense=` of it.
+    """Returns which leaves stay dense in this model, for `dense=` of the distribution.
 
     With `config.model.dense_layers` of "default", those that the paper and its code keep so.
     """

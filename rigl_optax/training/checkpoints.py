@@ -2,7 +2,7 @@
 
 Orbax writes into a temporary directory and renames it: a checkpoint is there as a
 whole or not at all. Each holds the config of its run, which is in `config.json` as well, for
-people and for what looks at a run from outside. Nothing here executes what it reads.
+people and for programs that read a run. Nothing here executes what it reads.
 """
 
 import contextlib
@@ -97,7 +97,7 @@ def _refuse_another(what: str, saved: Mapping[str, Any], config: config_lib.Conf
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config that `claim` wrote, or wrote with other keys; `config.from_mapping` checks those.
+    """Reads the config that `claim` wrote; `config.from_mapping` checks its keys.
 
     Raises:
       ValueError: If it is not there or not JSON.
@@ -122,7 +122,7 @@ class _NewestAndBest(ocp.training.preservation_policies.PreservationPolicy):
 
 
 def best(steps: Sequence[int], ranks: Mapping[int, float]) -> int | None:
-    """The step of the best checkpoint, the newer of equals; None if none has been measured.
+    """Returns the step of the best checkpoint, the newer of equals; None if none was evaluated.
 
     Args:
       steps: Of the checkpoints.
@@ -174,7 +174,7 @@ class Checkpoints:
         )
 
     def load(self, step: int, abstract: PyTree) -> PyTree:
-        """The state of a step, by this process alone: it waits for no other.
+        """Loads the state of a step, by this process alone: it waits for no other.
 
         Where one of several processes cannot read its part, Orbax would let the others wait
         for it until a time-out.
@@ -189,16 +189,16 @@ class Checkpoints:
             return opened.load(step, abstract)
 
     def about(self, step: int) -> Mapping[str, Any]:
-        """What was saved beside a state."""
+        """Returns what was saved beside the state of a step."""
         return self._there().checkpointables_metadata(step).custom_metadata or {}
 
     def reload(self) -> None:
-        """Looks again which there are, as another process may add and delete some."""
+        """Lists the checkpoints again, as another process may add and delete some."""
         if self._opened is not None:
             self._opened.reload()
 
     def delete(self, step: int) -> None:
-        """Deletes that of a step."""
+        """Deletes the checkpoint of a step."""
         self._writable().delete(step)
 
     def wait(self) -> None:
@@ -208,7 +208,7 @@ class Checkpoints:
             self._opened.wait()
 
     def close(self) -> None:
-        """Waits likewise, and gives back threads and files."""
+        """Waits for the save under way, and gives back threads and files."""
         try:
             self._finish()
         finally:
@@ -235,16 +235,17 @@ class Checkpoints:
 def open_checkpoints(
     workdir: pathlib.Path, keep: int, ranks: Mapping[int, float] | None = None
 ) -> Checkpoints:
-    """The checkpoints of a workdir, to write them: the newest are kept, and the best.
+    """Opens the checkpoints of a workdir for writing: the newest are kept, and the best.
 
-    For who holds the lock of the workdir; what another process is just writing is removed.
+    Only the process that holds the lock of the workdir may call it: a checkpoint that is half
+    written is removed.
 
     Args:
       workdir: Of the run.
       keep: How many of the newest.
-      ranks: How good it was on the validation split (`score.Score.rank`), by the updates done; may
-        grow later. Kept apart from the checkpoints: one with a damaged
-        file of its own must not be in the way of the others.
+      ranks: `{step: rank}` of the evaluations on the validation split (`score.Score.rank`); may
+        grow later. Not read from the checkpoints: a damaged one must not be in the way of the
+        others.
 
     Raises:
       ValueError: As `check_path`.
@@ -260,7 +261,7 @@ def open_checkpoints(
 
 
 def read_checkpoints(workdir: pathlib.Path) -> Checkpoints:
-    """The checkpoints of a workdir in which a run may be training; nothing is written there."""
+    """Opens the checkpoints of a workdir for reading; a run may be training there meanwhile."""
     check_path(workdir)
     directory = (workdir / "checkpoints").absolute()
     opened = None
@@ -295,7 +296,7 @@ def save(
 
 
 def steps_per_second(checkpoints: Checkpoints, step: int) -> float:
-    """What was measured before a step was saved; 0 if there is no such checkpoint, or it is old."""
+    """Returns the speed measured before a step was saved; 0 if there is no such checkpoint."""
     if all(checkpoint.step != step for checkpoint in checkpoints.checkpoints):
         return 0.0
     return float(checkpoints.about(step).get(_SPEED, 0.0))
@@ -335,7 +336,7 @@ def _check_data(checkpoints: Checkpoints, step: int, data: Mapping[str, str]) ->
 
 @contextlib.contextmanager
 def explaining_failures(workdir: pathlib.Path) -> Iterator[None]:
-    """Says in one sentence that a file could not be written, as on a full disk.
+    """Explains in one sentence that a file could not be written, as on a full disk.
 
     Raises:
       RuntimeError: Instead of what the writing of checkpoints raises then.
@@ -374,7 +375,7 @@ def _but_for_closed_loops(
     error: BaseException,
     trace: types.TracebackType | None,
 ) -> None:
-    """What Orbax has given up comes back to an event loop that is gone: of no use to anybody."""
+    """Prints all errors but those of work that Orbax has given up, whose event loop is closed."""
     if not (kind is RuntimeError and str(error) == "Event loop is closed"):
         hook(kind, error, trace)
 
@@ -387,18 +388,19 @@ def restore_newest(
     until: int | None = None,
     data: Mapping[str, str] | None = None,
 ) -> TrainState | None:
-    """The newest state that can be read, placed as `like` is; None if there is no checkpoint.
+    """Restores the newest state that can be read; None if there is no checkpoint.
 
-    All processes call it and get the same: one that some of them cannot read is passed over
-    by all.
+    All processes call it and get the same: a checkpoint that one of them cannot read is passed
+    over by all.
 
     Args:
       checkpoints: From `open_checkpoints` or `read_checkpoints`.
-      like: A state of the same structure, shapes and shardings.
-      say: Told about each checkpoint that had to be passed over.
-      config: Which the checkpoint must be of, as far as it changes the numbers, if given.
+      like: A state of the same structure, shapes and shardings, as `Run.abstract`.
+      say: Called with a line for each checkpoint that cannot be read.
+      config: If given, the checkpoint must be of this config, but for keys that do not change the
+        numbers.
       until: Later checkpoints are left alone, if given.
-      data: Of `data_fingerprint.of`: what the run must have been trained on, if given.
+      data: If given, the checkpoint must be of a run on these data (`data_fingerprint.of`).
 
     Raises:
       ValueError: If there are checkpoints and none can be read, or one is of another config or

@@ -1,4 +1,4 @@
-"""Where scripts start: what the user got wrong is one line and exit status 2."""
+"""Starts scripts: a mistake of the user is one line and exit status 2."""
 
 import os
 import runpy
@@ -18,21 +18,21 @@ _CONFIG = "config"  # the flag of the scripts that take one
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Does what `absl.app.run` does, but without a traceback for what a sentence says.
+    """Does what `absl.app.run` does, but without a traceback where one line says it all.
 
     The exit status is 2 for a mistake in flags, config or files, 1 for a run that failed, and 130
     for Ctrl-C where there is nothing to save. Any other error keeps its traceback.
     """
 
-    def told(argv: list[str]) -> None:
+    def main_in_one_line(argv: list[str]) -> None:
         try:
             main(argv)
         except (Exception, KeyboardInterrupt) as error:
             if mistakes.status(error) is None:
                 raise
-            sys.exit(mistakes.tell(error))
+            sys.exit(mistakes.report(error))
 
-    app.run(told, flags_parser=parse)
+    app.run(main_in_one_line, flags_parser=parse)
 
 
 def refuse(problem: str) -> NoReturn:
@@ -80,9 +80,9 @@ def define_step() -> flags.FlagHolder[str]:
 
 
 def use_cpu() -> None:
-    """Leaves accelerators to what trains, for scripts that look at runs; call it before computing.
+    """Leaves accelerators to runs that train, for scripts that only read them.
 
-    `JAX_PLATFORMS=cuda` (or `tpu`) in the environment decides otherwise.
+    Call it before anything is computed. `JAX_PLATFORMS=cuda` (or `tpu`) in the environment wins.
     """
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
@@ -151,7 +151,7 @@ def _problem(error: Exception, argv: Sequence[str]) -> str:
 
 
 def _config_file(argv: Sequence[str]) -> str:
-    """The path that was given as config, if one was; without what is handed to the file."""
+    """Returns the path given as config, without an argument for it; empty if none was given."""
     for i, word in enumerate(argv):
         name, _, value = word.lstrip("-").partition("=")
         if name == _CONFIG and word.startswith("-"):

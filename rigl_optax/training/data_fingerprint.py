@@ -1,4 +1,4 @@
-"""Whether a run goes on with the data that it began with: counts, and a hash of a sample."""
+"""Fingerprints of data, so that a run goes on with those it began with."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ _RECORDS = 16  # photos: each is a file to open
 
 
 def of(dataset: Any) -> dict[str, str]:
-    """What tells a dataset from another: `{split: size and a hash of a sample}`.
+    """Returns what tells a dataset from another: `{split: size and a hash of a sample}`.
 
-    It takes milliseconds, and does not look at everything.
+    It takes milliseconds: a sample may miss a difference.
 
     Args:
       dataset: Of `setup.Run.dataset`.

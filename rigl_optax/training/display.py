@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar in a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a live bar in a terminal, plain lines elsewhere."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ PLAIN_EVERY = 10.0  # seconds between plain lines; the first and the last are al
 
 
 def make_console() -> Console:
-    """Standard output; as wide as the terminal, or wide enough where there is none."""
+    """Makes a console on standard output, as wide as the terminal, or wide enough without one."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=120)
 
@@ -34,7 +34,7 @@ class _Outliving:
         return self._try(lambda: self._file.write(text), len(text))
 
     def flush(self) -> None:
-        """Likewise."""
+        """Flushes what can be flushed."""
         self._try(self._file.flush, None)
 
     def _try(self, action: Callable[[], Any], otherwise: Any) -> Any:
@@ -49,7 +49,7 @@ class _Outliving:
 
 
 def _into_nothing(file: IO[str]) -> None:
-    """What else is written to a file, and what waits in its buffer, fails no longer."""
+    """Redirects a file to nowhere, so that what waits in its buffer no longer fails."""
     with contextlib.suppress(OSError, ValueError):
         nothing = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -59,7 +59,7 @@ def _into_nothing(file: IO[str]) -> None:
 
 
 def outlive_reader(console: Console) -> None:
-    """A console whose output cannot be written any more prints nothing from then on.
+    """Makes a console print nothing from then on when its output can no longer be written.
 
     Rich would end the process instead, in the middle of a step.
     """
@@ -69,7 +69,7 @@ def outlive_reader(console: Console) -> None:
 
 @contextlib.contextmanager
 def training_progress(console: Console, start: int, steps: int) -> Iterator[Show]:
-    """A function `show(step, text)` to call with what there is to say about the run so far.
+    """Yields a function `show(step, text)` to call with the loss and accuracy so far.
 
     Args:
       console: Where to; a live bar if it is a terminal, else a line every 10 s.

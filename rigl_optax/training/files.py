@@ -55,7 +55,7 @@ def write(path: pathlib.Path, value: Any) -> None:
 
 
 def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Renames a file that is on the disk, and sees to it that its new name outlives a power cut."""
+    """Renames a file that is on the disk, and waits until its new name is there as well."""
     temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -65,7 +65,7 @@ def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def read(path: pathlib.Path, what: str, form: Form) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
 
     Args:
       path: The file.
@@ -82,7 +82,7 @@ def read(path: pathlib.Path, what: str, form: Form) -> dict[str, Any]:
 
 
 def parse(text: str, form: Form) -> dict[str, Any]:
-    """A JSON object from a text; raises a ValueError that says what is wrong with it."""
+    """Parses a JSON object; raises a ValueError that says what is wrong with it."""
     try:
         value = json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
@@ -93,12 +93,12 @@ def parse(text: str, form: Form) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    """Python's parser takes NaN and Infinity, which JSON has not."""
+    """Refuses NaN and Infinity, which Python's parser takes and JSON does not have."""
     raise ValueError(f"{constant} is no JSON")
 
 
 def _problem(value: Any, form: Form, where: str) -> str | None:
-    """What is wrong with a value; None if nothing."""
+    """Says what is wrong with a value; None if nothing."""
     if isinstance(form, tuple):
         if type(value) in form and not (type(value) is int and abs(value) >= 2**63):
             return None

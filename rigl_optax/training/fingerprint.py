@@ -1,4 +1,4 @@
-"""Whether all devices hold the same: a few integers a leaf, compared before checkpoints.
+"""Compares what all devices hold, before checkpoints, by a few integers per leaf.
 
 Every entry of a leaf gives a 32-bit word, hashed from its place in the leaf and its value, and the
 words are added modulo 2**32. A sum of integers is the same in any order: so is the fingerprint,
@@ -58,7 +58,7 @@ def compare_configs(config: Config) -> None:
 
 
 def comparer(run: Run) -> Compare:
-    """A function that compares step, masks and weights across devices and hosts.
+    """Makes a function that compares step, masks and weights across devices and hosts.
 
     All processes call it. It returns `{"step": ..., path of a mask: ...}`, integers from 0 to
     2**32 - 1 that do not depend on the mesh; of condensed kernels it compares the indices of
@@ -84,7 +84,7 @@ def comparer(run: Run) -> Compare:
 
 
 def table(leaves: Sequence[jax.Array], placement: Placement) -> jax.Array:
-    """The fingerprint of what each device holds of each leaf; in a compiled function.
+    """Computes the fingerprint of what each device holds of each leaf; in a compiled function.
 
     Args:
       leaves: Bool arrays, or of 8, 16 or 32 bits, placed by the rule.
@@ -112,7 +112,7 @@ def table(leaves: Sequence[jax.Array], placement: Placement) -> jax.Array:
 def fingerprint(
     part: jax.Array, shape: Sequence[int], axis: int | None = None, number: Any = 0
 ) -> jax.Array:
-    """The sum of the hashes of a part's entries, uint32 scalar.
+    """Sums the hashes of a part's entries: uint32 scalar.
 
     Args:
       part: Bool array, or of 8, 16 or 32 bits: the whole leaf, or one of equal parts of it.
@@ -131,7 +131,7 @@ def fingerprint(
 
 
 def agreed(found: np.ndarray, cut: Mapping[str, bool], placement: Placement) -> Fingerprints:
-    """Of each leaf its fingerprint, if all that hold a part of it agree on it.
+    """Returns the fingerprint of each leaf, if all that hold a part of it agree on it.
 
     Args:
       found: From `table`.
@@ -153,13 +153,13 @@ def agreed(found: np.ndarray, cut: Mapping[str, bool], placement: Placement) -> 
 
 
 def axis_of(placement: Placement, leaf: jax.Array) -> int | None:
-    """Along which of its axes a leaf is cut."""
+    """Returns the axis along which a leaf is cut; None if it is whole."""
     spec = placement.of(leaf).spec
     return spec.index(PARAMS) if PARAMS in spec else None
 
 
 def _words(part: jax.Array) -> jax.Array:
-    """The bits of each entry: of floats, equal only if they are the same bit for bit."""
+    """Returns the bits of each entry as uint32: floats are compared bit for bit."""
     if jnp.issubdtype(part.dtype, jnp.inexact):
         unsigned = {16: jnp.uint16, 32: jnp.uint32}[jnp.finfo(part.dtype).bits]
         part = lax.bitcast_convert_type(part, unsigned)
@@ -167,7 +167,7 @@ def _words(part: jax.Array) -> jax.Array:
 
 
 def _mixed(x: jax.Array) -> jax.Array:
-    """A bijection of 32-bit words in which every bit depends on all: MurmurHash3's finalizer."""
+    """Mixes 32-bit words so that every bit depends on all: MurmurHash3's finalizer, a bijection."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -178,12 +178,12 @@ def _difference(path: str, part: np.ndarray, holders: np.ndarray) -> str:
     if path.startswith(_WEIGHTS):
         what = f"the weights of {path.removeprefix(_WEIGHTS)!r}"
     are = "are" if path.startswith(_WEIGHTS) else "is"
-    held: dict[int, list[str]] = {}
+    holders_of: dict[int, list[str]] = {}
     for word, device in zip(part.tolist(), holders, strict=True):
-        held.setdefault(word, []).append(f"{device.id} (process {device.process_index})")
+        holders_of.setdefault(word, []).append(f"{device.id} (process {device.process_index})")
     groups = [
         f"{word:#010x} on device {', '.join(names[:8])}{' and others' * (len(names) > 8)}"
-        for word, names in sorted(held.items(), key=lambda item: -len(item[1]))
+        for word, names in sorted(holders_of.items(), key=lambda item: -len(item[1]))
     ]
     return (
         f"{what} {are} not the same everywhere: {'; '.join(groups)}. Nothing is saved; started "

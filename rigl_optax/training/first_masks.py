@@ -1,4 +1,4 @@
-"""Masks and widths that are chosen before a run: saliency, tickets, Small-Dense."""
+"""Chooses masks and widths before a run: saliency, Small-Dense, first blocks."""
 
 import math
 from collections.abc import Callable
@@ -21,9 +21,9 @@ MakeModel = Callable[[float], nnx.Module]  # from the width multiplier
 
 
 def width(config: Config, make_model: MakeModel) -> float:
-    """The width multiplier: the config's, or that of a dense network as small as the sparse one.
+    """Returns the width multiplier; of `small_dense` that of a network as small as the sparse one.
 
-    As in the paper's accounting that one takes 4 bytes an active weight and a bit for each.
+    As in the paper's accounting, a sparse layer takes 4 bytes per active weight and a bit for each.
     """
     if not methods.find(config).narrow:
         return config.model.width
@@ -43,7 +43,7 @@ def width(config: Config, make_model: MakeModel) -> float:
 
 
 def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Task) -> PyTree:
-    """Masks by saliency on the first training batch of the run, at the initial weights.
+    """Returns masks by saliency on the first training batch of the run, at the initial weights.
 
     Raises:
       ValueError: If the score is not for such data.
@@ -79,7 +79,7 @@ def salient(config: Config, make_model: Callable[[], nnx.Module], task: tasks.Ta
 
 
 def stored(config: Config, params: PyTree) -> dict[str, tuple[float, rigl_optax.Block]]:
-    """Which kernels are stored as blocks: `{path: (sparsity, block)}`.
+    """Returns the kernels to be stored as blocks: `{path: (sparsity, block)}`.
 
     Args:
       config: The run's, with `condensed`.
@@ -113,7 +113,7 @@ def stored(config: Config, params: PyTree) -> dict[str, tuple[float, rigl_optax.
 
 
 def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
-    """Where the blocks of condensed kernels are at first: as the masks of the masked form.
+    """Draws the first blocks of condensed kernels: the same ones as the masks of a masked run.
 
     Args:
       config: The run's.
@@ -133,7 +133,7 @@ def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
 
 
 def _opened(params: PyTree) -> PyTree:
-    """Parameters with all scales of normalisation at 1.
+    """Returns parameters with all scales of normalisation at 1.
 
     The last one of a residual branch starts at 0: no gradient comes through it, and all weights of
     the branch would have a score of 0.

@@ -1,4 +1,4 @@
-"""Several processes, one run: how they find each other, and what only the first of them does.
+"""Several processes of one run: how they find each other, and what only process 0 does.
 
 Every process runs the same program on the same global arrays. Process 0 alone writes files
 and prints; checkpoints are written by all, each its own parts.
@@ -34,8 +34,8 @@ S = TypeVar("S")
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Makes this process one of several, before anything is computed.
 
-    Without arguments JAX looks around: on a TPU pod, under SLURM's `srun` and Open MPI's `mpirun`
-    it finds the others; elsewhere this process is alone.
+    Without arguments JAX finds the others on a TPU pod and under SLURM's `srun` and Open MPI's
+    `mpirun`; elsewhere this process is alone.
 
     Args:
       coordinator: `host:port` of process 0, reachable from all.
@@ -65,7 +65,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         raise ValueError(f"--process_id={process}: must be from 0 to {processes - 1}")
     if not coordinator.rpartition(":")[2].isdigit():
         raise ValueError(f"--coordinator={coordinator!r}: must be host:port, as 10.0.0.1:8476")
-    # Who is told everything need not look around: without this a Kubernetes pod warns.
+    # All is given, so there is nothing to detect: without this a Kubernetes pod warns.
     jax.distributed.initialize(
         coordinator, processes, process, cluster_detection_method="deactivate"
     )
@@ -99,7 +99,7 @@ def _is_lost_contact(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """A process that fails ends at once, and so the run: the others would wait for it for ever.
+    """Ends a process that fails at once, and so the run: the others would wait for it for ever.
 
     They end with one sentence and the exit status 75, as soon as a collective tells them. If
     process 0 is gone, JAX's own client may notice before that: it ends a process by `abort` (status
@@ -118,7 +118,7 @@ def failing_together() -> Iterator[None]:
         if _is_lost_contact(error):
             _end_without(error)
         print(f"process {jax.process_index()} of {jax.process_count()}:", file=sys.stderr, end=" ")
-        found = mistakes.tell(error)
+        found = mistakes.report(error)
         sys.stdout.flush()
         sys.stderr.flush()
         # At exit, JAX waits for all processes to arrive there.
@@ -126,12 +126,12 @@ def failing_together() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this process writes files and prints."""
+    """Tells whether this process writes files and prints."""
     return jax.process_index() == 0
 
 
 def first_does(action: Callable[[], T]) -> T | None:
-    """What `action` returns, on process 0; None elsewhere, after process 0 has done it.
+    """Calls `action` on process 0 and returns its result; None elsewhere, once it is done.
 
     Raises:
       RuntimeError: Where `action` was not run, if it failed on process 0, which raises the error
@@ -153,7 +153,7 @@ def first_does(action: Callable[[], T]) -> T | None:
 
 
 def first_tells(action: Callable[[], T]) -> T:
-    """What `action` returns on process 0, everywhere; it must be JSON.
+    """Calls `action` on process 0 and returns its result, which must be JSON, on all.
 
     Raises:
       RuntimeError: As `first_does`.
@@ -163,12 +163,12 @@ def first_tells(action: Callable[[], T]) -> T:
     text = first_does(lambda: json.dumps(action()).encode()) or b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     data = np.frombuffer(text.ljust(size, b" "), np.uint8)
-    told: T = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(data))))
-    return told
+    received: T = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(data))))
+    return received
 
 
 def check_shared(workdir: pathlib.Path) -> None:
-    """Checks that all processes see one workdir: each looks for a word of the first one.
+    """Checks that all processes see one workdir: each looks for a file of process 0.
 
     Raises:
       ValueError: On all of them, if it is not.
@@ -184,9 +184,9 @@ def check_shared(workdir: pathlib.Path) -> None:
     seen = np.asarray(multihost_utils.process_allgather(np.bool_(is_there))).reshape(-1)
     first_does(lambda: path.unlink(missing_ok=True))
     if not seen.all():
-        blind = ", ".join(str(i) for i in np.flatnonzero(~seen))
+        others = ", ".join(str(i) for i in np.flatnonzero(~seen))
         raise ValueError(
-            f"{workdir}: process {blind} does not see there what process 0 has written; the "
+            f"{workdir}: process {others} does not see there what process 0 has written; the "
             "workdir must be one directory that all processes see, on a file system that they share"
         )
 
@@ -207,14 +207,14 @@ def check_devices() -> None:
 def first_enters(
     enter: Callable[[], contextlib.AbstractContextManager[T]], elsewhere: S
 ) -> Iterator[T | S]:
-    """A context that process 0 enters, as `first_does`; the others get `elsewhere`."""
+    """Enters a context on process 0, as `first_does`; the others get `elsewhere`."""
     with contextlib.ExitStack() as stack:
         entered = first_does(lambda: (stack.enter_context(enter()),))
         yield elsewhere if entered is None else entered[0]
 
 
 def all_say(text: str) -> list[str]:
-    """What each process says, in their order; all of them call it."""
+    """Exchanges a text between all processes, which all call it; returns all, in their order."""
     if jax.process_count() == 1:
         return [text]
     said = np.frombuffer(text.encode(), np.uint8)

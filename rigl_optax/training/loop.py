@@ -61,7 +61,7 @@ def train(config: Config, workdir: pathlib.Path, console: Console | None = None)
     display.outlive_reader(console)
     if not hosts.is_first():
         console.quiet = True
-    # From cheap to dear: none of these reads data or computes.
+    # What can be refused cheaply comes first: none of these reads data or computes.
     checkpoints.check_path(workdir)
     hosts.check_devices()  # in front of whatever all processes take part in
     fingerprint.compare_configs(config)

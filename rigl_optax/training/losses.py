@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy, with labels that may be smoothed."""
+"""The loss: cross-entropy, with labels that may be smoothed."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import optax
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Of each label, in nats: float32 (...,).
+    """Computes the cross-entropy of each label, in nats: float32 (...,).
 
     With smoothing a part of each label is spread evenly over all classes, the right one included.
 

@@ -33,18 +33,18 @@ class Placement(NamedTuple):
     mesh: Mesh
 
     def of(self, tree: PyTree) -> PyTree:
-        """The sharding of each leaf, from its shape alone.
+        """Returns the sharding of each leaf, from its shape alone.
 
-        So a weight, its mask and its momentum, of one shape, are cut alike.
+        A weight, its mask and its momentum have one shape, and so are cut alike.
         """
         ways = self.mesh.shape[PARAMS]
         return jax.tree.map(lambda x: NamedSharding(self.mesh, partition(x.shape, ways)), tree)
 
     def gather(self, tree: PyTree) -> PyTree:
-        """The same values, whole on every device; in a compiled function.
+        """Returns the same values, whole on every device; in a compiled function.
 
-        What is derived from it comes back in parts: the transpose of a gathering is a scattering
-        of the sum. XLA gathers each weight where it is used and drops it afterwards.
+        Gradients come back in parts: the transpose of gathering is to scatter the sum. XLA gathers
+        each weight where it is used and drops it afterwards.
         """
         whole = NamedSharding(self.mesh, PartitionSpec())
         is_explicit = AxisType.Explicit in self.mesh.axis_types
@@ -83,7 +83,7 @@ class Placement(NamedTuple):
         return NamedSharding(self.mesh, PartitionSpec((DATA, PARAMS)))
 
     def rows(self, batch_size: int) -> np.ndarray:
-        """Which examples of a batch are on this host's devices: int64, ascending.
+        """Returns which examples of a batch are on this host's devices: int64, ascending.
 
         Raises:
           ValueError: If the devices cannot have equal parts.
@@ -99,11 +99,11 @@ class Placement(NamedTuple):
         return np.unique(np.concatenate([every[part] for part in parts if part is not None]))
 
     def padded(self, batch_size: int) -> int:
-        """The next multiple of the number of devices."""
+        """Returns the next multiple of the number of devices."""
         return -(-batch_size // self.mesh.size) * self.mesh.size
 
     def put(self, batch: Host) -> PyTree:
-        """The global batch of which this is what `rows` says: each host hands in its part."""
+        """Makes the global batch; each host hands in its part, the examples in `rows`."""
         if self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu":
             return batch  # a compiled function takes it as it is, in a third of the time
         if self.mesh.size == 1:
@@ -114,10 +114,10 @@ class Placement(NamedTuple):
         }
 
     def compile(self, function: Callable[..., PyTree], **options: Any) -> Callable[..., PyTree]:
-        """`jax.jit`, but on several CPU devices one call after the other.
+        """Compiles as `jax.jit` does, but on several CPU devices calls run one after the other.
 
-        They share the threads of one client. Calls that are queued up take those that the
-        collectives of the first one wait for, for ever.
+        CPU devices share the threads of one client. Queued calls would take the threads that the
+        collectives of the first call wait for: a deadlock.
         """
         compiled = jax.jit(function, **options)
         if len(self.mesh.local_devices) == 1 or self.mesh.devices.flat[0].platform != "cpu":
@@ -131,7 +131,7 @@ class Placement(NamedTuple):
 
 
 def partition(shape: tuple[int, ...], ways: int) -> PartitionSpec:
-    """The largest axis that `ways` divides, the first of equals; if there is none, no axis.
+    """Cuts the largest axis that `ways` divides, the first of equals; if there is none, no axis.
 
     Example:
       >>> partition((64, 300), 4), partition((3, 3, 64, 64), 4), partition((10,), 4)
@@ -145,7 +145,7 @@ def partition(shape: tuple[int, ...], ways: int) -> PartitionSpec:
 
 
 def placement(config: Config) -> Placement:
-    """The mesh that the config asks for, on the devices there are.
+    """Makes the mesh that the config asks for, on the devices there are.
 
     Raises:
       ValueError: If there are not enough devices, or, with several processes, some of them
@@ -173,7 +173,7 @@ def placement(config: Config) -> Placement:
 
 
 def fitting(config: Config) -> Config:
-    """The config, for looking at its run here: on one device, if its mesh needs others."""
+    """Returns the config, on one device if its mesh does not fit the devices that are here."""
     try:
         placement(config)
     except ValueError:

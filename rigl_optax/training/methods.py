@@ -1,4 +1,4 @@
-"""From a config to the optimizer: the one place of training that knows methods by name."""
+"""Makes the optimizer of a run; the one place of training that knows methods by name."""
 
 import inspect
 import re
@@ -20,18 +20,18 @@ Inner: TypeAlias = optax.GradientTransformation
 
 
 class Method(NamedTuple):
-    """How a method is built, and what the loop has to know to watch over it.
+    """A method: how it is built, and what the loop has to know about it.
 
     Attributes:
       transform: The transformation; None for the dense optimizer itself.
       cost: What its steps cost, against dense ones.
-      arguments: From the config to the transformation's keyword arguments.
+      arguments: `arguments(config)` returns the transformation's keyword arguments.
       masked: Whether there are masks.
       grows_by_gradient: Whether growth needs the gradients of inactive weights.
       keeps_counts: Whether the number of active weights of a layer never changes.
       start: Where the first masks come from, if not from the seed: a name in
         `rigl_optax.training.first_masks`.
-      takes_sparsity: Whether the transformation is told the distribution.
+      takes_sparsity: Whether the transformation takes the distribution.
       narrow: Whether the network is made as small as the sparse one instead.
       stored: The transformation that does the same to stored blocks, if there is one.
     """
@@ -67,8 +67,8 @@ def _drop_fraction(config: Config) -> float | optax.Schedule:
 
 
 def _seldom(config: Config) -> dict[str, Any]:
-    # ITOP: fewer rewirings, so that each weight is trained long enough to be judged, and a
-    # larger part at each. Its own runs have Delta T 4,000 of 100,000 steps and 0.5.
+    # ITOP: fewer rewirings, so that each weight is trained long enough before it may be dropped,
+    # and a larger part at each. Its own runs have Delta T 4,000 of 100,000 steps and 0.5.
     return {
         "end": config.rewire_end,
         "every": 4 * config.method.every,
@@ -211,7 +211,7 @@ METHODS = {
 
 
 def find(config: Config) -> Method:
-    """The method that the config names.
+    """Returns the method that the config names.
 
     Raises:
       ValueError: If there is none of that name; it lists those there are.
@@ -300,10 +300,10 @@ def _condensed(
 
 
 def design(config: Config, tx: Any, shapes: PyTree) -> Design | None:
-    """What a run's transformation was built from; None for a dense run.
+    """Returns what a run's transformation was built from; None for a dense run.
 
-    A condensed one starts from topologies that it is given. They are where the masked form of the
-    same run has its blocks, so the design of that one tells of both.
+    A condensed one has no design. Its blocks start where those of the masked form of the same run
+    do, so the design of that form is returned.
 
     Args:
       config: Of the run.
@@ -358,7 +358,7 @@ def _grown(value: Any) -> rigl_optax.Grown:
 
 
 def takes_structure(method: Method) -> bool:
-    """Whether the method ranks groups of weights."""
+    """Tells whether the method ranks groups of weights."""
     transform = method.transform
     return transform is not None and "structure" in inspect.signature(transform).parameters
 

@@ -32,12 +32,12 @@ _files = itertools.count()  # TensorBoard names files by the second: two of one 
 
 
 def write_nothing(kind: str, step: int, values: Values) -> None:
-    """What a process has for writing that leaves it to another."""
+    """Writes nothing: for processes that leave it to process 0."""
     del kind, step, values
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """All complete records of a file; a last line that was cut off by a crash is left out.
+    """Reads all complete records of a file, without a last line that a crash has cut off.
 
     Raises:
       ValueError: If a line other than the last is not a JSON object.
@@ -56,35 +56,35 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def until(records: Records, step: int) -> Records:
-    """What a run that goes on at a step does not record again: all up to it but the test's."""
+    """Returns the records that a run does not write again when it goes on at a step."""
     return [r for r in records if r["step"] <= step and r["kind"] != "test"]
 
 
 def recorded(records: Records, kind: str, name: str) -> dict[int, float]:
-    """What was recorded of one thing: its value by the updates done."""
+    """Returns the values recorded under one name: `{step: value}`."""
     return {r["step"]: float(r[name]) for r in records if r["kind"] == kind and name in r}
 
 
 def curve(records: Records) -> list[dict[str, float]]:
-    """What every evaluation on the validation split measured, with its `step`."""
+    """Returns all evaluations on the validation split, each with its `step`."""
     found = [r for r in records if r["kind"] == "validation"]
     return [{k: v for k, v in r.items() if k not in ("kind", "training_flops")} for r in found]
 
 
 def went_back_from(records: Records, step: int) -> int:
-    """The step that a run, now at `step`, has last gone back from; 0 if it never has."""
+    """Returns the step that a run, now at `step`, last went back from; 0 if it never has."""
     found = recorded(records, ROLLBACK, "from")
     return max((int(origin) for to, origin in found.items() if to <= step), default=0)
 
 
 def times_gone_back(records: Records, step: int) -> int:
-    """How often a run, now at `step`, has gone back."""
+    """Counts how often a run, now at `step`, has gone back."""
     found = recorded(records, ROLLBACK, "times")
     return max((int(times) for to, times in found.items() if to <= step), default=0)
 
 
 def warnings(records: Records) -> dict[str, str]:
-    """What has been warned of, each kind once, in the order in which it was told."""
+    """Returns all warnings by kind, in the order in which they came."""
     found = [r for r in records if r["kind"] == WARNING]
     return {str(r[WARNING]): str(r["text"]) for r in found if WARNING in r and "text" in r}
 
@@ -96,7 +96,7 @@ def forward_flops(records: Records, step: int) -> list[tuple[int, float]]:
 
 
 def drop_after(path: pathlib.Path, step: int) -> None:
-    """Removes what a run resumed at `step` is to write again: later records, and the test's."""
+    """Removes the records that a run resumed at `step` writes again: later ones, and the test's."""
     kept = until(read(path), step)
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)  # it may be a link to something else
@@ -107,7 +107,7 @@ def drop_after(path: pathlib.Path, step: int) -> None:
 
 
 def sync(path: pathlib.Path) -> None:
-    """Sees to it that what has been written into a file outlives a power cut."""
+    """Waits until a file is on the disk, so that it outlives a power cut."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -121,7 +121,7 @@ class _Events:
     def __init__(self, folder: pathlib.Path, purge_step: int | None, say: Callable[[str], None]):
         self._say = say
         self._failure: str | None = None
-        self._is_told = False
+        self._is_reported = False
         self._queue: queue.Queue[event_pb2.Event | None] = queue.Queue(_QUEUED)
         self._thread = threading.Thread(
             target=self._run, args=(folder.absolute(),), name="tensorboard", daemon=True
@@ -146,18 +146,18 @@ class _Events:
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
             self._failure = self._failure or f"writing takes more than {_PATIENCE:g} s"
-        self._tell()
+        self._report()
 
     def _put(self, event: event_pb2.Event) -> None:
         try:
             self._queue.put_nowait(event)
         except queue.Full:
             self._failure = self._failure or "writing is too slow"
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
-        if self._failure is not None and not self._is_told:
-            self._is_told = True
+    def _report(self) -> None:
+        if self._failure is not None and not self._is_reported:
+            self._is_reported = True
             self._say(
                 f"warning: TensorBoard's events are incomplete ({self._failure}); {FILE} has all"
             )
@@ -197,14 +197,14 @@ def writer(
     spent: Callable[[int], float],
     say: Callable[[str], None] = print,
 ) -> Iterator[Write]:
-    """A function `write(kind, step, values)` that appends to both kinds of file.
+    """Yields a function `write(kind, step, values)` that appends to both kinds of file.
 
     Args:
       workdir: Gets `metrics.jsonl` and a folder `tensorboard`.
       resumed_at: The step training goes on from; what was recorded past it is dropped
-        (TensorBoard is told to hide it).
+        (TensorBoard hides it).
       spent: Training FLOPs spent after a number of steps; `training_flops` in every record.
-      say: Told once if TensorBoard's events cannot be written; the records must be, the events not.
+      say: Called once if TensorBoard's events cannot be written; then only they are missing.
 
     Yields:
       The function. `kind` is `train`, `validation`, `rewiring`, `spike`, `rollback`, `warning` or

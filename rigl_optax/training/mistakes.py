@@ -1,4 +1,4 @@
-"""Which errors are told in one line: those that this package raises with a sentence of its own.
+"""Decides which errors are printed in one line: those that this package raises itself.
 
 An error that Python, JAX or XLA raises is a bug or a fault of the machine, and keeps its traceback.
 """
@@ -24,7 +24,7 @@ _PATHS = (
 
 
 def status(error: BaseException) -> int | None:
-    """The exit status for an error whose message says all; None if its traceback is needed."""
+    """Returns the exit status for an error whose message says all; None if it needs a traceback."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, OSError) and error.filename is not None and error.errno in _PATHS:
@@ -38,19 +38,19 @@ def status(error: BaseException) -> int | None:
 
 
 def one_line(text: str) -> str:
-    """A text without its line breaks."""
+    """Returns a text without its line breaks."""
     return " ".join(text.split())
 
 
 def sentence(error: BaseException) -> str:
-    """The message of an error in one line."""
+    """Returns the message of an error in one line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return one_line(str(error)) or type(error).__name__
 
 
-def tell(error: BaseException) -> int:
-    """Prints an error on standard error, in one line where that is enough; its exit status."""
+def report(error: BaseException) -> int:
+    """Prints an error, in one line where that is enough; returns its exit status."""
     found = status(error)
     if found is None:
         traceback.print_exception(error)

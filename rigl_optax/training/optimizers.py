@@ -113,12 +113,12 @@ def learning_rate(config: Config) -> optax.Schedule:
 
 
 def _kernels(params: PyTree) -> PyTree:
-    """True for the leaves with at least two dimensions."""
+    """Marks the leaves with at least two dimensions."""
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
 
 
 def _kernels_but_depthwise(params: PyTree) -> PyTree:
-    """True for the kernels but those of depthwise convolutions, as the models here name them."""
+    """Marks the kernels but those of depthwise convolutions, as the models here name them."""
     named = _paths.flatten_with_paths(params)
     decayed = [leaf.ndim >= 2 and "depthwise" not in path.split("/") for path, leaf in named]
     return jax.tree.unflatten(jax.tree.structure(params), decayed)

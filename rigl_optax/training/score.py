@@ -1,11 +1,11 @@
-"""What a run is judged by: accuracy, or bits per byte where the labels are the bytes of a text."""
+"""The score of a run: accuracy, or bits per byte where the labels are the bytes of a text."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
 class Score(NamedTuple):
-    """How one measure is told.
+    """A measure of a run, and how it is written.
 
     Attributes:
       key: Its name among what an evaluation measures.
@@ -24,23 +24,23 @@ class Score(NamedTuple):
     is_loss: bool
 
     def value(self, measured: Mapping[str, Any]) -> float:
-        """The number shown."""
+        """Returns the number shown."""
         return self.scale * measured[self.key]
 
     def rank(self, measured: Mapping[str, Any]) -> float:
-        """A number that is higher where the run is better."""
+        """Returns a number that is higher where the run is better."""
         return self.better(self.value(measured))
 
     def better(self, difference: float) -> float:
-        """A difference of two values, positive where the first is the better one."""
+        """Returns a difference of two values, positive where the first is better."""
         return -difference if self.is_loss else difference
 
     def number(self, value: float, sign: str = "") -> str:
-        """A value without its unit; `sign` is `+` to show that of a difference."""
+        """Formats a value without its unit; `sign` is `+` to show that of a difference."""
         return f"{value:{sign}.{self.digits}f}"
 
     def text(self, measured: Mapping[str, Any]) -> str:
-        """For a line of output: `accuracy 97.20 %`."""
+        """Formats a measurement for a line of output: `accuracy 97.20 %`."""
         return f"{self.label} {self.number(self.value(measured))} {self.unit}".rstrip()
 
     @property
@@ -54,5 +54,5 @@ BITS = Score("bits_per_byte", "bits per byte", "", 1.0, 3, is_loss=True)
 
 
 def of(measured: Mapping[str, Any], prefix: str = "") -> Score:
-    """The score of a run, by what its evaluation measured: bits per byte wherever it has them."""
+    """Returns the score of a run from its measurements: bits per byte wherever there are some."""
     return BITS if prefix + BITS.key in measured else ACCURACY

@@ -1,4 +1,4 @@
-"""From a config to a run: data, model, optimizer, schedule and placement."""
+"""Makes a run from a config: data, model, optimizer, schedule and placement."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Being asked to stop: the step that is being taken is finished and saved first."""
+"""Stops a run on request: the step that is being taken is finished and saved first."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ Stop = Callable[[int], int]
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Stop]:
-    """A function to ask after every step, with the updates done, whether to save and stop.
+    """Yields a function to ask after every step, with the updates done, whether to save and stop.
 
     It returns the exit status to stop with, or 0 to go on. Alone, a process listens to SIGTERM and
     to Ctrl-C (SIGINT), and a second one of either ends it at once, also in the middle of a
@@ -42,7 +42,7 @@ def asked_to_stop() -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def _listening(numbers: Collection[int], *, hands_on: bool) -> Iterator[list[int]]:
-    """A list that gets the number of the first of these signals; the second ends the process.
+    """Yields a list that gets the number of the first of these signals; a second ends the process.
 
     Python runs a handler only between two of its own instructions, of which there are none while
     XLA compiles. So a thread reads the numbers as they arrive.
@@ -91,7 +91,7 @@ def _listening(numbers: Collection[int], *, hands_on: bool) -> Iterator[list[int
 
 
 class StoppedError(Exception):
-    """A run was asked to stop, and has saved what it had done.
+    """A run was asked to stop, and has saved the steps it had done.
 
     Attributes:
       status: The exit status that says so.

@@ -121,7 +121,7 @@ class DenseWhereFaster(DenseLayers):
     """Keeps layers dense in which stored blocks would be slower, and others for other reasons.
 
     Attributes:
-      sparsity: The sparsity at which they are judged.
+      sparsity: The sparsity of the blocks whose speed is compared.
       others: What else stays dense; in place of `because`.
     """
 

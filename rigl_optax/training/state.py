@@ -33,7 +33,7 @@ class Sums(NamedTuple):
 
 
 class History(NamedTuple):
-    """What is remembered of earlier masks, from rewiring to rewiring.
+    """Masks that record what earlier rewirings did.
 
     In the state, so that a resumed run measures what an uninterrupted one would.
 

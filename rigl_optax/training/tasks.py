@@ -92,20 +92,20 @@ class Images(NamedTuple):
 
     @property
     def units(self) -> dict[str, float]:
-        """What else a loss is told in, besides nats: its name, and nats in one."""
+        """Units of a loss besides nats: `{name: nats in one}`."""
         return {}
 
     @property
     def score(self) -> score.Score:
-        """What a run is judged by."""
+        """The measure by which runs are compared."""
         return score.ACCURACY
 
     def model(self, config: Config, width: float) -> nnx.Module:
-        """A freshly initialised model, from the config's seed."""
+        """Makes a freshly initialised model, from the config's seed."""
         return architectures.build(config, self.image_shape, self.facts.classes, width)
 
     def training_batch(self, config: Config, step: int, rows: Rows = None) -> Batch:
-        """The batch of one training step; of `rows` alone if given."""
+        """Makes the batch of one training step; of `rows` alone if given."""
         return batches.training_batch(
             self.dataset.train,
             config.batch_size,
@@ -118,21 +118,21 @@ class Images(NamedTuple):
     def evaluation_batches(
         self, config: Config, split: Any, size: int, rows: Rows = None
     ) -> Iterator[Batch]:
-        """All of a split once, in batches of one shape with `weights`."""
+        """Yields all of a split once, in batches of one shape with `weights`."""
         del config
         return batches.evaluation_batches(split, size, rows)
 
     def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
-        """What the model is called with; runs on the device."""
+        """Returns the arguments of the model; runs on the device."""
         return (batches.normalised(batch, self.facts),)
 
     def example(self, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Inputs of one example, as FLOPs are counted by the example."""
+        """Returns the shapes of the inputs of one example: FLOPs are counted per example."""
         del config
         return (jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32),)
 
     def at_rest(self, model_state: PyTree, size: int) -> PyTree:
-        """The model's state before a split of so many lanes is read: here the same."""
+        """Returns the model's state before a split of `size` lanes is read: here the same."""
         del size
         return model_state
 
@@ -153,7 +153,7 @@ class Bytes(NamedTuple):
 
     @property
     def facts(self) -> Facts:
-        """A model of bytes has to know nothing of its text."""
+        """Empty: a model of bytes has to know nothing of its text."""
         return Facts()
 
     @property
@@ -173,11 +173,11 @@ class Bytes(NamedTuple):
 
     @property
     def score(self) -> score.Score:
-        """What a run is judged by."""
+        """The measure by which runs are compared."""
         return score.BITS
 
     def model(self, config: Config, width: float) -> nnx.Module:
-        """A freshly initialised model with a state for each lane of a batch."""
+        """Makes a freshly initialised model with a state for each lane of a batch."""
         return recurrent.StreamingLM(
             config.model.name,
             architectures.scaled(config.model.hidden, width),
@@ -187,7 +187,7 @@ class Bytes(NamedTuple):
         )
 
     def training_batch(self, config: Config, step: int, rows: Rows = None) -> Batch:
-        """The batch of one training step; of `rows` alone if given."""
+        """Makes the batch of one training step; of `rows` alone if given."""
         return text.training_batch(
             self.dataset.train,
             config.batch_size,
@@ -200,23 +200,23 @@ class Bytes(NamedTuple):
     def evaluation_batches(
         self, config: Config, split: text.Part, size: int, rows: Rows = None
     ) -> Iterator[Batch]:
-        """All of a split once, in batches of one shape with `weights`."""
+        """Yields all of a split once, in batches of one shape with `weights`."""
         rows = np.arange(size) if rows is None else rows
         return text.evaluation_batches(
             split, config.eval.batch_size, config.data.sequence_length, rows
         )
 
     def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
-        """What the model is called with."""
+        """Returns the arguments of the model."""
         return batch["tokens"], batch["resets"]
 
     def example(self, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Inputs of one sequence, as FLOPs are counted by the example."""
+        """Returns the shapes of the inputs of one sequence: FLOPs are counted per example."""
         shape = (1, config.data.sequence_length)
         return jax.ShapeDtypeStruct(shape, jnp.uint8), jax.ShapeDtypeStruct(shape, jnp.bool_)
 
     def at_rest(self, model_state: PyTree, size: int) -> PyTree:
-        """The model's state before a split of so many lanes is read."""
+        """Returns the model's state before a split of `size` lanes is read: zeros."""
         return jax.tree.map(lambda x: np.zeros((size, *x.shape[1:]), x.dtype), model_state)
 
 
@@ -343,7 +343,7 @@ def check(config: Config) -> None:
 
 
 def _images(config: Config) -> batches.Dataset:
-    """A dataset of images in memory, or of photos in files."""
+    """Reads a dataset of images into memory, or opens one of photos in files."""
     if config.data.name in IMAGES:
         whole = IMAGES[config.data.name](config.data.dir, config.data.max_bad_records)
         return augmentation.resized(whole, config.data.image_size)

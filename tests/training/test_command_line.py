@@ -159,7 +159,7 @@ def test_what_others_raise_keeps_its_traceback(capsys):
     try:
         [][1]
     except IndexError as error:
-        assert mistakes.tell(error) == 1
+        assert mistakes.report(error) == 1
     assert "Traceback" in capsys.readouterr().err
 
 

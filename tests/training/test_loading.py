@@ -40,14 +40,13 @@ def finished(tmp_path_factory, small):
 
 @pytest.fixture
 def without_data_and_weights(monkeypatch):
-    """Fails whoever reads the dataset or makes initial weights."""
+    """Reading the dataset, or making initial weights, fails."""
 
     def fail(*args, **keys):
         raise AssertionError("not from shapes alone")
 
     monkeypatch.setitem(tasks.IMAGES, "digits", fail)
     monkeypatch.setattr(Placement, "maker", fail)
-    return monkeypatch
 
 
 @pytest.mark.usefixtures("without_data_and_weights")
@@ -79,7 +78,7 @@ def test_the_data_are_read_when_they_are_first_asked_for(finished, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["snip", "small_dense", "top_kast"])
-def test_what_is_restored_is_what_was_saved(small, tmp_path, name, monkeypatch):
+def test_what_is_restored_is_what_was_saved(small, tmp_path, name):
     config = config_lib.changed(small, {"method.name": name, "steps": 10})
     train(config, tmp_path)
     prepared = setup.prepare(config)
@@ -95,21 +94,11 @@ def test_what_is_restored_is_what_was_saved(small, tmp_path, name, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.usefixtures("without_data_and_weights")
-def test_a_lottery_run_is_restored_without_its_ticket(small, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.undo()
-        train(config_lib.changed(small, {"steps": 10}), tmp_path / "first")
-        config = config_lib.changed(
-            small,
-            {
-                "method.name": "lottery_rigl",
-                "method.ticket": str(tmp_path / "first"),
-                "method.accumulate": 2,
-                "steps": 10,
-            },
-        )
-        train(config, tmp_path / "second")
+def test_a_lottery_run_is_restored_without_its_ticket(small, tmp_path):
+    train(config_lib.changed(small, {"steps": 10}), tmp_path / "first")
+    keys = {"method.name": "lottery_rigl", "method.ticket": str(tmp_path / "first")}
+    config = config_lib.changed(small, keys | {"method.accumulate": 2, "steps": 10})
+    train(config, tmp_path / "second")
     shutil.rmtree(tmp_path / "first")
     assert int(training.load(tmp_path / "second")[1].step) == 10
 
