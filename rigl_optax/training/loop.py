@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
-from rigl_optax.data.ahead import ahead
+from rigl_optax.data.prefetch import prefetch
 from rigl_optax.training import (
     checkpoints,
     checks,
@@ -327,7 +327,7 @@ def _run_steps(
         return run.placement.put(run.task.training_batch(config, at, rows))
 
     with (
-        ahead(make_batch, start, config.steps) as made,
+        prefetch(make_batch, start, config.steps) as made,
         display.training_progress(console, start, config.steps) as show,
     ):
         for done, batch in zip(range(start + 1, config.steps + 1), made, strict=True):

@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 
 from rigl_optax.data import (
-    augmentation,
     batches,
     cifar10,
     digits,
     fashion_mnist,
     image_folder,
     imagenet,
+    resize,
     text,
 )
 from rigl_optax.models import recurrent
@@ -56,7 +56,7 @@ class Images(NamedTuple):
     @property
     def left_out(self) -> tuple[str, ...]:
         """Records that could not be read so far."""
-        return self.dataset.left_out()
+        return self.dataset.bad_records()
 
     @property
     def units(self) -> dict[str, float]:
@@ -224,7 +224,7 @@ def _images(config: Config) -> batches.Dataset:
     """A dataset of images in memory, or of photos in files."""
     if config.data.name in IMAGES:
         whole = IMAGES[config.data.name](config.data.dir, config.data.max_bad_records)
-        return augmentation.resized(whole, config.data.image_size)
+        return resize.resized(whole, config.data.image_size)
     if config.data.image_size == 0:
         raise ValueError(
             f"config.data.image_size=0: photos of {config.data.name} are of many sizes; give one, "
