@@ -87,7 +87,7 @@ class Tally:
             f_wider=wider,
         )
         for done, forward in looks:
-            self._counter.note(done, forward)
+            self._counter.record(done, forward)
         self._ticket = _cost_of_ticket(config)
         # A network that is not the config's has another dense cost to be compared with.
         self.dense = dense
@@ -96,7 +96,7 @@ class Tally:
     def look(self, done: int, state: TrainState) -> float:
         """Notes what a forward pass costs after so many updates, and returns it."""
         forward = self._of_masks(state)
-        self._counter.note(done, forward)
+        self._counter.record(done, forward)
         return forward
 
     def spent(self, steps: int) -> float:

@@ -86,7 +86,7 @@ STRUCTURES = {
 }
 OPTIONS = {
     "top_kast": {"backward_sparsity": rigl_optax.uniform(0.5)},
-    "deepr": {"optimizer.learning_rate": 0.1},
+    "deepr": {"learning_rate": 0.1},
     "str": {"threshold_decay": 0.1},
 }
 # One method of each function, and what its options make of it.
@@ -160,7 +160,7 @@ def test_schedules_and_options_are_those_of_the_transformation():
 
     for given, message in (
         ({"method": "static", "overrides": overrides}, "'static' has no 'overrides'; it has 'str"),
-        ({"method.name": "deepr"}, "method 'deepr' needs 'learning_rate'"),
+        ({"method": "deepr"}, "method 'deepr' needs 'learning_rate'"),
         ({"method": "granet", "accumulate": 3}, "'granet' has no 'accumulate'"),
         ({"structure": rigl_optax.Block(7, 7)}, "does not divide"),
         ({"end": None, "steps": None}, "give the number of training steps"),
@@ -234,17 +234,14 @@ def test_dense_because():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (
-            {"method.sparsity": 0.999},
-            "fewer than 2 inputs per unit on average in Dense_0/kernel (0.61)",
-        ),
+        ({"sparsity": 0.999}, "fewer than 2 inputs per unit on average in Dense_0/kernel (0.61)"),
         ({"end": 100}, "the schedule ends before it matters"),
         ({"end": 5000}, "rewiring ends after 12% of 40000 steps"),
         ({"end": 50_000}, "lies beyond the last of 40000 steps"),
         ({"every": 5}, "every=5 is less than 1 / density"),
-        ({"method.drop_fraction": 0.00001}, "too few active weights for the drop fraction"),
-        ({"model.name": lambda p, x: forward({"a": p["Dense_0"]}, x)}, "no product uses"),
-        ({"model.name": lambda p, x: (forward(p, x), x.T @ x)}, "of the FLOPs belong to no single"),
+        ({"drop_fraction": 0.00001}, "too few active weights for the drop fraction"),
+        ({"model": lambda p, x: forward({"a": p["Dense_0"]}, x)}, "no product uses"),
+        ({"model": lambda p, x: (forward(p, x), x.T @ x)}, "of the FLOPs belong to no single"),
     ],
 )
 def test_warnings(arguments, expected):
