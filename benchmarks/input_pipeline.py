@@ -56,14 +56,14 @@ def write_photos(data_dir: pathlib.Path) -> None:
 def our_batches(data_dir: str) -> Iterator[Any]:
     """Batches as the training loop gets them."""
     from rigl_optax.data import batches, imagenet
-    from rigl_optax.data.ahead import ahead
+    from rigl_optax.data.prefetch import prefetch
 
     train = imagenet.load(data_dir, 0, SIZE, os.cpu_count() or 1).train
 
     def make(step: int) -> Any:
         return batches.training_batch(train, BATCH, seed=0, step=step, augment="resized_crop")
 
-    with ahead(make, 0, 10**9) as made:
+    with prefetch(make, 0, 10**9) as made:
         yield from made
 
 

@@ -1,23 +1,22 @@
 """ResNet-50 on ImageNet-2012: 32,000 steps of 4,096 images (102 epochs), RigL at 80 %, ERK.
 
-On one host, whose accelerators share the batch; on a pod or under SLURM see docs/scale.md:
+On one host, whose accelerators share the batch (for a pod or SLURM see docs/scale.md):
 
     python scripts/train.py --config=configs/imagenet_resnet50.py \
         --config.data.dir=/data/tensorflow_datasets --workdir=runs/resnet50
 
 A folder for each class instead of TFDS: --config.data.name=image_folder. For batches of b images:
---config.batch_size=b, 32,000 * 4,096 / b steps, a rate of 1.6 * b / 4,096.
+--config.batch_size=b, 32,000 * 4,096 / b steps, a learning rate of 1.6 * b / 4,096.
 
 Variants, each by a flag:
 
-    --config.method.name=static     or another method: dense snip small_dense set snfs rigl gmp ...
-    --config.method.sparsity=.9     .8 .9 .95 .965 .99 in the paper
+    --config.method.name=static     or dense, snip, small_dense, set, snfs, gmp, ...
+    --config.method.sparsity=.9     the paper has .8 .9 .95 .965 .99
     --config.method.distribution.name=uniform
-    --config.steps=160_000          5 times as long: warm-up, drops of the rate, T_end and the begin
-                                    of pruning are fractions of the run; Delta T and alpha stay
+    --config.steps=160_000          5 times as long; see "Recipes" in docs/vision.md
     --config.loss.label_smoothing=0
     --config.model.dense_layers=stem  with ERK a dense first convolution, as the paper at 99 %
-    --config.model.width=2.1        big-sparse; the method `small_dense` finds its own
+    --config.model.width=2.1        big-sparse
     --config.method.name=gmp --config.method.every=1_000  pruning from step 10,000 to 25,000
 
 Expected (paper): top-1 in percent, training and inference FLOPs against dense, 3.2e18 and 8.2e9:
@@ -35,56 +34,34 @@ Expected (paper): top-1 in percent, training and inference FLOPs against dense, 
     RigL 5x (ERK)   77.1  2.09x .42x     76.4  1.23x .24x     74.5  .12x    72.7  .11x
     SNFS (ERK)      75.2  .61x .42x      72.9  .50x .24x      70.0  .12x    67.1  .11x
 
-The FLOPs of uniform at 90 % are .13x and .66x by the paper's own rule: those above leave out that
-the first convolution is dense. 99 % (ERK, first convolution dense): 61.9 at 5x, 68.2 at 100x.
+99 % (ERK, first convolution dense): 61.9 at 5x, 68.2 at 100x. By the paper's own rule the FLOPs of
+uniform at 90 % are .13x and .66x; those in the table ignore that the first convolution is dense.
 
-Measured here: nothing; there is no ImageNet on the machine this was written on. The same program
-ran on small images (docs/vision.md).
-
-Text and released code disagree; this follows the text, and offers the code's:
-- warm-up over 5 epochs; the code has none: --config.optimizer.warmup=0
-- momentum; the code's is Nesterov's, as here; ordinary: --config.optimizer.nesterov=False
-- a cosine for the drop fraction, from 0.3; the code's flag says constant unless told otherwise
+Not run here on ImageNet; the same program ran on small images (docs/vision.md). Where the paper's
+text and the reference code disagree, this follows the text, with one exception:
+- The text has 5 epochs of warm-up, the code none: --config.optimizer.warmup=0.
+- The text has momentum. The code's is Nesterov's, as here: --config.optimizer.nesterov=False.
+- The text has a cosine for the drop fraction, from 0.3; the code's flag defaults to a constant.
 """
 
 from ml_collections import config_dict
 
-# Of the run, so that warm-up and drops of the rate scale with it.
-EPOCH = 1_281_167 / (4_096 * 32_000)
-
 
 def get_config() -> config_dict.ConfigDict:
     """Returns the keys that differ from the defaults in `rigl_optax.training.config`."""
-    return config_dict.ConfigDict(
-        {
-            "steps": 32_000,
-            "batch_size": 4_096,
-            "data": {
-                "name": "imagenet2012",
-                "image_size": 224,
-                "augment": "resized_crop",
-                "threads": 16,
-            },
-            "model": {"name": "resnet50"},
-            "method": {
-                "name": "rigl",
-                "sparsity": 0.8,
-                "until": 25_000 / 32_000,
-                "prune_from": 10_000 / 32_000,
-            },
-            "optimizer": {
-                "name": "sgd",
-                "nesterov": True,
-                "momentum": 0.9,
-                "learning_rate": 1.6,
-                "schedule": "step",
-                "warmup": 5 * EPOCH,
-                "decay_at": (30 * EPOCH, 70 * EPOCH, 90 * EPOCH),
-                "decay_factor": 0.1,
-                "weight_decay": 1e-4,
-            },
-            "loss": {"label_smoothing": 0.1},
-            "eval": {"every": 1_250, "batch_size": 1_000},
-            "checkpoint": {"every": 1_250},
-        }
-    )
+    epoch = 1_281_167 / (4_096 * 32_000)  # one epoch as a fraction of the 1x run
+    sgd = {"momentum": 0.9, "nesterov": True, "learning_rate": 1.6, "weight_decay": 1e-4}
+    drops = {"decay_at": (30 * epoch, 70 * epoch, 90 * epoch), "decay_factor": 0.1}
+    photos = {"name": "imagenet2012", "image_size": 224, "augment": "resized_crop", "threads": 16}
+    keys = {
+        "steps": 32_000,
+        "batch_size": 4_096,
+        "data": photos,
+        "model": {"name": "resnet50"},
+        "method": {"name": "rigl", "sparsity": 0.8, "until": 25 / 32, "prune_from": 10 / 32},
+        "optimizer": {**sgd, "schedule": "step", "warmup": 5 * epoch, **drops},
+        "loss": {"label_smoothing": 0.1},
+        "eval": {"every": 1_250, "batch_size": 1_000},
+        "checkpoint": {"every": 1_250},
+    }
+    return config_dict.ConfigDict(keys)

@@ -1,4 +1,4 @@
-"""What sparse training costs and weighs: FLOPs and bytes, counted before the first step."""
+"""Counts FLOPs and bytes of sparse training before the first step."""
 
 from rigl_optax.accounting.costs import METHODS as METHODS
 from rigl_optax.accounting.costs import FlopsCounter as FlopsCounter

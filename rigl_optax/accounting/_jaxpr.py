@@ -1,4 +1,4 @@
-"""Walks a jaxpr, through every kind of call and loop, and adds up what it costs."""
+"""Walks a jaxpr, through every kind of call and loop, and adds up its FLOPs."""
 
 import collections
 import math
@@ -15,7 +15,14 @@ Equation = Any
 
 
 class Tally:
-    """FLOPs found so far: per parameter leaf, unattributed, elementwise; and remarks."""
+    """Sums of FLOPs.
+
+    Attributes:
+      leaves: FLOPs of products, by the index of the parameter leaf that takes part in them.
+      unattributed: Other FLOPs of products, by (primitive, location, reason).
+      elementwise: FLOPs of elementwise operations, one per element.
+      notes: What the count had to assume, in order; the values are None.
+    """
 
     def __init__(self) -> None:
         self.leaves: collections.Counter[int] = collections.Counter()
@@ -25,7 +32,7 @@ class Tally:
 
     @property
     def products(self) -> int:
-        """All FLOPs of products, attributed or not."""
+        """FLOPs of all products, attributed or not."""
         return self.leaves.total() + self.unattributed.total()
 
     def add(self, other: "Tally") -> None:
@@ -41,7 +48,7 @@ class Walker:
 
     Args:
       names: Path of each parameter leaf.
-      sizes: Number of elements of each.
+      sizes: Number of elements of each parameter leaf.
     """
 
     def __init__(self, names: Sequence[str], sizes: Sequence[int]) -> None:
@@ -49,7 +56,17 @@ class Walker:
         self.axis_sizes: dict[str, int] = {}
 
     def walk(self, jaxpr: Any, inputs: Sequence[Value], tally: Tally, times: int) -> list[Value]:
-        """Adds `times` runs of `jaxpr` to `tally`; returns descriptions of its outputs."""
+        """Adds the FLOPs of `times` runs of a jaxpr to `tally`.
+
+        Args:
+          jaxpr: Open or closed.
+          inputs: Descriptions of its arguments.
+          tally: Updated.
+          times: Number of runs; 0 only propagates the descriptions.
+
+        Returns:
+          Descriptions of its outputs.
+        """
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
         known: dict[Any, Value] = {}
         known.update(zip(jaxpr.invars, inputs, strict=True))
@@ -75,6 +92,7 @@ class Walker:
             return self._cond(equation, values, tally, times)
         if name == "shard_map":
             return self._shard_map(params, values, tally, times)
+        # Any other primitive with one jaxpr of matching arity is a call: jit, remat, custom_jvp.
         inner = [p for p in params.values() if isinstance(p, core.Jaxpr | core.ClosedJaxpr)]
         if len(inner) == 1 and len(getattr(inner[0], "jaxpr", inner[0]).invars) == len(values):
             is_call = len(getattr(inner[0], "jaxpr", inner[0]).outvars) == len(equation.outvars)
@@ -84,6 +102,7 @@ class Walker:
         return [_provenance.propagate(equation, values, self.sizes)] * len(equation.outvars)
 
     def _count(self, equation: Equation, values: list[Value], tally: Tally, times: int) -> None:
+        # Devices that hold different values each do work of their own.
         for axis in frozenset[str]().union(*(v.axes for v in values)):
             times *= self.axis_sizes[axis]
         products = _primitives.product_flops(equation)
@@ -99,17 +118,17 @@ class Walker:
 
     def _attribute(self, equation: Equation, values: list[Value], tally: Tally, flops: int) -> None:
         weights = [v for v in values if v.shares and not v.data] or [v for v in values if v.shares]
-        left = flops
+        remaining = flops
         if len(weights) == 1:
             for leaf, share in weights[0].shares:
                 part = int(flops * share)
                 tally.leaves[leaf] += part
-                left -= part
-        if left:
-            why = self._why(values, weights)
-            tally.unattributed[(equation.primitive.name, location(equation), why)] += left
+                remaining -= part
+        if remaining:
+            reason = self._reason(values, weights)
+            tally.unattributed[(equation.primitive.name, location(equation), reason)] += remaining
 
-    def _why(self, values: list[Value], weights: list[Value]) -> str:
+    def _reason(self, values: list[Value], weights: list[Value]) -> str:
         if len(weights) == 1:
             return "padded with a constant"
         leaves = frozenset[int]().union(*(v.leaves for v in values))
@@ -124,13 +143,13 @@ class Walker:
         self, params: Mapping[str, Any], values: list[Value], tally: Tally, times: int
     ) -> list[Value]:
         consts, carry, slices = _scan_operands(params, values)
-        carry = self._settle(params["jaxpr"], consts, carry, slices)
+        carry = self._fixed_point(params["jaxpr"], consts, carry, slices)
         return self.walk(params["jaxpr"], consts + carry + slices, tally, times * params["length"])
 
-    def _settle(
+    def _fixed_point(
         self, body: Any, consts: list[Value], carry: list[Value], slices: list[Value]
     ) -> list[Value]:
-        """What the carry is in every iteration: the fixed point of running the body."""
+        """Runs a loop body on descriptions until that of the carry holds for every iteration."""
         while True:
             after = self.walk(body, consts + carry + slices, Tally(), 0)[: len(carry)]
             joined = [_provenance.join(pair) for pair in zip(carry, after, strict=True)]
@@ -144,7 +163,7 @@ class Walker:
         params = equation.params
         split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
         tests, consts, carry = values[: split[0]], values[split[0] : split[1]], values[split[1] :]
-        carry = self._settle(params["body_jaxpr"], consts, carry, [])
+        carry = self._fixed_point(params["body_jaxpr"], consts, carry, [])
         once = Tally()
         self.walk(params["cond_jaxpr"], tests + carry, once, times)
         self.walk(params["body_jaxpr"], consts + carry, once, times)
@@ -166,11 +185,12 @@ class Walker:
             outputs.append(self.walk(branch, operands, tallies[-1], times))
         worst = max(tallies, key=lambda t: (t.products, t.elementwise))
         costs = [t.products for t in tallies]
-        # Of branches by platform, those that do without products do the same in another way.
+        # Branches of `platform_dependent` compute the same thing; some just use no product for it.
         is_by_platform = equation.params.get("branches_platforms") is not None
         if min(costs) != max(costs) and not is_by_platform:
             worst.notes[
-                f"cond at {location(equation)}: worst of the branches counted, of {costs} FLOPs"
+                f"cond at {location(equation)}: most expensive branch counted; they have {costs} "
+                "FLOPs"
             ] = None
         tally.add(worst)
         joined = [_provenance.join(branch) for branch in zip(*outputs, strict=True)]
@@ -190,7 +210,7 @@ class Walker:
 
 
 def _scan_operands(params: Mapping[str, Any], values: list[Value]) -> list[list[Value]]:
-    """Constants, carries and slices: by their numbers, or grouped (newer versions of JAX)."""
+    """Splits operands of a scan into constants, carries and slices; newer JAX has `ft_in`."""
     if "ft_in" in params:
         return [list(group) for group in params["ft_in"].update(values).unpack()]
     fixed = params["num_consts"]
@@ -199,6 +219,7 @@ def _scan_operands(params: Mapping[str, Any], values: list[Value]) -> list[list[
 
 
 def _spec_axes(spec: Any) -> frozenset[str]:
+    """Returns the mesh axes that a `PartitionSpec` names."""
     names: set[str] = set()
     for entry in spec:
         names.update(entry if isinstance(entry, tuple) else [entry] if entry else [])
@@ -206,19 +227,19 @@ def _spec_axes(spec: Any) -> frozenset[str]:
 
 
 def location(equation: Equation) -> str:
-    """File (without its folder), line and function that made an equation, and its scope."""
+    """Returns file name, line and function that made an equation, and its name scope."""
     source, scope = equation.source_info, str(equation.source_info.name_stack)
     where = source_info_util.summarize(source).replace("\\", "/").rsplit("/", 1)[-1]
     return f"{where} in {scope}" if scope else where
 
 
 def leaf_size(leaf: Any) -> int:
-    """Number of elements of an array or `jax.ShapeDtypeStruct`."""
+    """Returns the number of elements of an array or `jax.ShapeDtypeStruct`."""
     return math.prod(leaf.shape)
 
 
 def argument_value(leaf: Any) -> Value:
-    """Arguments are data, except bools (masks) and PRNG keys."""
+    """Describes an argument of the function: data, unless it holds bools (masks) or PRNG keys."""
     dtype = jax.dtypes.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
     is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
     return Value(data=not (is_key or jax.dtypes.issubdtype(dtype, bool)))

@@ -1,4 +1,4 @@
-"""What one JAX primitive costs: matrix products, elementwise arithmetic, or nothing."""
+"""Counts the FLOPs of one JAX primitive: a product, elementwise arithmetic, or data movement."""
 
 import math
 from collections.abc import Callable
@@ -40,27 +40,30 @@ MOVES = _names("""
 
 
 def product_flops(equation: Equation) -> int | None:
-    """Multiplies and adds of a matrix product, convolution or factorisation.
+    """Counts multiplies and adds of a matrix product, convolution or factorisation.
 
     Args:
       equation: One equation of a jaxpr.
 
     Returns:
-      FLOPs, a multiply-add being two (complex ones eight); None for any other primitive.
+      FLOPs, two for a multiply-add (eight for a complex one); None for any other primitive.
     """
     count = _PRODUCTS.get(equation.primitive.name)
     if count is None:
         return None
     is_complex = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.complexfloating)
-    is_product = equation.primitive.name != "fft"  # whose formula has complex numbers in it
+    is_product = equation.primitive.name != "fft"  # `_fft` counts complex operations already
     return count(equation) * (4 if is_complex and is_product else 1)
 
 
 def elementwise_flops(equation: Equation) -> int | None:
-    """Operations of an elementwise function, reduction or pooling window, one per element.
+    """Counts operations of an elementwise function, reduction or pooling window.
 
-    Every function counts as one operation, `tanh` like `add`; integers, comparisons and
-    data movement are free.
+    Every function counts as one operation per element, `tanh` like `add`; integer arithmetic,
+    comparisons and data movement are free.
+
+    Args:
+      equation: One equation of a jaxpr.
 
     Returns:
       Operations on floating-point elements; None if the primitive is not known here.
@@ -93,11 +96,11 @@ def convolution_flops(
     input_dilation: tuple[int, ...],
     kernel_dilation: tuple[int, ...],
 ) -> int:
-    """FLOPs of a convolution, from its geometry.
+    """Computes the FLOPs of a convolution from its geometry.
 
-    Each output position costs the full window, also where the window hangs over into the
-    padding (the usual convention, and the paper's); taps that fall into the holes of a
-    dilated input, as in a transposed convolution, are not computed and not counted.
+    Each output position costs the full window, also where the window overlaps the padding (the
+    usual convention, and the paper's). Window elements that meet the holes of a dilated input, as
+    in a transposed convolution, are neither computed nor counted.
 
     Args:
       out_shape: Spatial output sizes.
@@ -106,7 +109,7 @@ def convolution_flops(
       outputs: Batch size times output channels.
       strides: Window strides.
       padding_low: Padding before the first element; may be negative.
-      input_dilation: Distance between input elements; 1 has no holes.
+      input_dilation: Distance between input elements; 1: no holes.
       kernel_dilation: Distance between kernel elements.
 
     Returns:
@@ -151,7 +154,8 @@ def _ragged_dot(equation: Equation) -> int:
     numbers = equation.params["ragged_dot_dimension_numbers"]
     (contracted, _), _ = numbers.dot_dimension_numbers
     flops = 2 * math.prod(out) * math.prod(left[d] for d in contracted)
-    if set(numbers.lhs_ragged_dimensions) & set(contracted):  # groups share out the contraction
+    # Each group contracts its own part of a ragged contracting dimension.
+    if set(numbers.lhs_ragged_dimensions) & set(contracted):
         flops //= equation.invars[2].aval.shape[-1]
     return flops
 
@@ -167,6 +171,7 @@ def _triangular_solve(equation: Equation) -> int:
 
 
 def _fft(equation: Equation) -> int:
+    # The usual 5 n log2(n) real operations of a complex transform of n points.
     n = math.prod(equation.params["fft_lengths"])
     size = max(math.prod(v.aval.shape) for v in (*equation.invars, *equation.outvars))
     return int(5 * size * math.log2(max(n, 1)))

@@ -1,4 +1,4 @@
-"""Which parameter a value inside a computation stands for."""
+"""Tracks which parameter a value inside a computation is a view of."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ _UNITES_DEVICES = frozenset(
 
 
 class Value(NamedTuple):
-    """What is known of one value of a jaxpr.
+    """Describes one value of a jaxpr.
 
     Attributes:
-      shares: `(leaf, fraction of the elements)` for the parameters that it is a view of,
-        by casts, reshapes, slices, masks, normalisation, ...; empty for anything else.
+      shares: `(leaf, fraction of its elements)` of each parameter leaf that the value is a view
+        of, through casts, reshapes, slices, masks, normalisation, ...; empty if of none.
       data: Whether it depends on an argument other than params (bools and keys aside).
-      leaves: Of a value computed from parameters alone, all of them.
+      leaves: All parameter leaves it is computed from; empty if it depends on data.
       axes: Mesh axes, inside `shard_map`, along which devices hold different values.
     """
 
@@ -33,12 +33,12 @@ class Value(NamedTuple):
 
 
 def parameter(leaf: int) -> Value:
-    """The value of a parameter leaf itself."""
+    """Describes a parameter leaf itself."""
     return Value(((leaf, Fraction(1)),), False, frozenset({leaf}))
 
 
 def join(values: Sequence[Value]) -> Value:
-    """One description for a value that may be any of several: branches, loop carries."""
+    """Describes a value that may be any of several: outputs of branches, loop carries."""
     same = all(v.shares == values[0].shares for v in values)
     return _merged(values)._replace(shares=values[0].shares if same else ())
 
@@ -46,10 +46,10 @@ def join(values: Sequence[Value]) -> Value:
 def propagate(equation: Equation, values: Sequence[Value], sizes: Sequence[int]) -> Value:
     """Describes the outputs of a primitive, given its operands.
 
-    A value that is computed from one parameter (and constants) stays a view of it; one from
-    several parameters is a view of none, except that a concatenation is shared out by size,
-    and that a product belongs to the factor that is as large as the result (`w * scale`).
-    With data, only a mask or rescaling of a whole weight stays a view.
+    A value computed from one parameter (and constants) stays a view of it. One computed from
+    several parameters is a view of none, except that a concatenation is divided by size, and that
+    a product belongs to the factor that is as large as the result (`w * scale`). Where data take
+    part, only a mask or rescaling of a whole weight stays a view.
 
     Args:
       equation: The equation.
@@ -57,7 +57,7 @@ def propagate(equation: Equation, values: Sequence[Value], sizes: Sequence[int])
       sizes: Number of elements of every parameter leaf.
 
     Returns:
-      The description all outputs share.
+      The description of all outputs.
     """
     name = equation.primitive.name
     merged = _merged(values)
@@ -92,7 +92,7 @@ def propagate(equation: Equation, values: Sequence[Value], sizes: Sequence[int])
 
 
 def axis_names(params: dict[str, Any]) -> frozenset[str]:
-    """Mesh axes that a collective names."""
+    """Returns the mesh axes that a collective names in its parameters."""
     axes = params.get("axes", params.get("axis_name", ()))
     return frozenset(a for a in (axes if isinstance(axes, tuple) else (axes,)) if a is not None)
 
@@ -104,7 +104,7 @@ def _merged(values: Sequence[Value]) -> Value:
 
 
 def _concatenated(equation: Equation, values: Sequence[Value]) -> tuple[tuple[int, Fraction], ...]:
-    """Shares in proportion to the elements each operand brings."""
+    """Computes shares in proportion to the number of elements of each operand."""
     total = math.prod(equation.outvars[0].aval.shape)
     shares: dict[int, Fraction] = {}
     for var, value in zip(equation.invars, values, strict=True):
@@ -119,5 +119,5 @@ def _slice_shape(equation: Equation) -> tuple[int, ...]:
 
 
 def _is_matrix(shape: Sequence[int]) -> bool:
-    """Whether two dimensions or more are not trivial: rows of a table are not weights."""
+    """Returns whether two or more dimensions exceed 1. A row looked up in a table has just one."""
     return sum(n > 1 for n in shape) >= 2

@@ -1,4 +1,4 @@
-"""Why a leaf is dense, in words."""
+"""Says in words why a leaf is dense."""
 
 import math
 from collections.abc import Mapping
@@ -13,12 +13,13 @@ from rigl_optax import _distributions, _layout, _paths
 def find(
     layout: _layout.Layout, distribution: Any, active: Mapping[str, np.ndarray]
 ) -> dict[str, str]:
-    """The reason for each leaf that has no inactive weight.
+    """Gives a reason for each leaf that has no inactive weight.
 
     Args:
-      layout: The leaves of params.
-      distribution: What decides on their sparsity: one of ours, or any function.
-      active: Active weights of each sparse leaf, one entry per layer stacked in it.
+      layout: Layout of params.
+      distribution: `erk`, `uniform`, ..., or any `distribution(params) -> {path: sparsity}`.
+      active: Number of active weights of each sparse leaf: int64, one entry per layer stacked in
+        the leaf.
 
     Returns:
       `{path: reason}`.
@@ -28,13 +29,15 @@ def find(
     reasons = {}
     for path, leaf in _paths.flatten_with_paths(params):
         if path not in active:
-            reasons[path] = _left_out(path, leaf, ours, params)
+            reasons[path] = _reason_without_mask(path, leaf, ours, params)
         elif active[path].sum() == math.prod(leaf.shape):
-            reasons[path] = _nothing_inactive(path, leaf, ours, distribution(params), params)
+            reasons[path] = _reason_all_active(path, leaf, ours, distribution(params), params)
     return reasons
 
 
-def _left_out(path: str, leaf: Any, ours: _distributions.Distribution | None, params: Any) -> str:
+def _reason_without_mask(
+    path: str, leaf: Any, ours: _distributions.Distribution | None, params: Any
+) -> str:
     if not math.prod(leaf.shape):
         return "no weights"
     if ours is None:
@@ -51,7 +54,7 @@ def _left_out(path: str, leaf: Any, ours: _distributions.Distribution | None, pa
     return reason
 
 
-def _nothing_inactive(
+def _reason_all_active(
     path: str,
     leaf: Any,
     ours: _distributions.Distribution | None,

@@ -1,4 +1,4 @@
-"""What usually goes wrong with sparse training, looked for before the first step."""
+"""Looks for the usual mistakes of sparse training before the first step."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,10 +11,10 @@ from rigl_optax import _axes, _distributions, _layout, _paths
 from rigl_optax._plan import RewiringPlan
 from rigl_optax.accounting.report import Explanation
 
-FEW_INPUTS = 2  # per unit
-LITTLE_TURNOVER = 0.5  # of the active weights, in all
-EARLY_END = 0.25  # of training; the paper stops at three quarters (section 4)
-LARGE_SHARE = 0.1  # of the FLOPs
+FEW_INPUTS = 2  # active inputs of a unit, on average over its layer
+LITTLE_TURNOVER = 0.5  # weights replaced by all rewirings / active weights
+EARLY_END = 0.25  # fraction of training; the paper rewires for three quarters (section 4)
+LARGE_SHARE = 0.1  # fraction of the FLOPs
 
 
 def find(
@@ -24,25 +24,26 @@ def find(
     active: Mapping[str, np.ndarray],
     plan: RewiringPlan | None,
     fractions: Mapping[str, np.ndarray],
-    *,
-    random: bool,
+    is_random: bool,
 ) -> list[str]:
-    """Warnings, each one sentence that names the layers and says what to do.
+    """Returns warnings, each a sentence that names the layers and says what to do.
 
     Args:
-      report: All else that is known.
+      report: The explanation, complete but for its warnings.
       named: Paths and leaves of params.
       layout: Which leaves are sparse.
-      active: Active weights of each sparse leaf, one entry per layer stacked in it.
+      active: Number of active weights of each sparse leaf: int64, one entry per layer stacked in
+        the leaf.
       plan: When to rewire; None for never.
-      fractions: Drop fraction of each leaf at each of its rewirings; empty for methods without.
-      random: Whether initial masks are drawn at random.
+      fractions: Drop fraction of each leaf at each of its rewirings, float32; empty for methods
+        without one.
+      is_random: Whether initial masks are drawn at random.
     """
     return [
         *_layers(dict(named), layout, active, fractions),
         *_flops(report),
         *_schedule(report, plan, fractions),
-        *_pretrained(named, report, random),
+        *_pretrained(named, report, is_random),
     ]
 
 
@@ -97,7 +98,7 @@ def _flops(report: Explanation) -> Iterator[str]:
 def _schedule(
     report: Explanation, plan: RewiringPlan | None, fractions: Mapping[str, np.ndarray]
 ) -> Iterator[str]:
-    # Where the weights themselves decide what moves, a schedule has little to say.
+    # Without drop fractions the weights decide how much is replaced, whatever the schedule.
     if plan is None or not report.rewirings or not fractions:
         return
     if not report.weights or report.active_at_end == report.weights:
@@ -106,7 +107,7 @@ def _schedule(
     if report.turnover is not None and report.turnover < LITTLE_TURNOVER:
         yield (
             f"the schedule ends before it matters: its {report.rewirings} rewirings replace "
-            f"{report.turnover:.0%} of the active weights in all; the topology is all but static"
+            f"{report.turnover:.0%} of the active weights in all; the topology is nearly static"
         )
     if schedule.end > report.steps:
         yield (
@@ -125,10 +126,13 @@ def _schedule(
         )
 
 
-def _pretrained(named: list[tuple[str, Any]], report: Explanation, random: bool) -> Iterator[str]:
-    if not random or report.active == report.weights:
+def _pretrained(
+    named: list[tuple[str, Any]], report: Explanation, is_random: bool
+) -> Iterator[str]:
+    if not is_random or report.active == report.weights:
         return
-    # Equinox draws the biases of its linear layers at random, as PyTorch does.
+    # In a new model biases and scales are constant. Not Equinox's: like PyTorch's, the biases of
+    # its linear layers start at random.
     drawn = {_parent(path) for path, leaf in named if _is_equinox_kernel(path, leaf)}
     trained = [
         path

@@ -1,4 +1,9 @@
-"""From FLOPs of a forward pass to FLOPs of training, sparse against dense."""
+"""Computes FLOPs of training from FLOPs of a forward pass, for every method.
+
+FLOPs are multiplies plus adds. A training step is a forward pass, a gradient with respect to the
+activations and one with respect to the weights, each as costly as the forward pass (paper,
+appendix H); loss, normalisation, the optimizer and the selection of weights are not counted.
+"""
 
 import bisect
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +19,14 @@ from rigl_optax.accounting.flops import Cost
 
 
 class StepCost(NamedTuple):
-    """Which of the three passes of a training step run at the dense cost.
+    """States which of the three passes of a training step are dense.
 
     Attributes:
       forward: Whether the forward pass is dense.
-      activations: Whether the gradient with respect to the activations is.
-      weights: Whether the gradient with respect to the weights is.
-      is_wider: Whether that gradient is of more weights than the forward pass has, if not of
-        all (the backward set of Top-KAST).
+      activations: Whether the gradient with respect to the activations is dense.
+      weights: Whether the gradient with respect to the weights is dense.
+      is_wider: Whether that gradient covers more weights than the forward pass, but not all (the
+        backward set of Top-KAST).
     """
 
     forward: bool
@@ -30,12 +35,12 @@ class StepCost(NamedTuple):
     is_wider: bool = False
 
     def flops(self, f_dense: float, f_sparse: float, f_wider: float | None = None) -> float:
-        """FLOPs per example: each pass costs one forward pass (paper, appendix H).
+        """Computes the FLOPs of the step per example.
 
         Args:
-          f_dense: Of a dense forward pass.
-          f_sparse: Of a sparse one.
-          f_wider: Of one with the weights that have a gradient, where these are more.
+          f_dense: FLOPs of a dense forward pass.
+          f_sparse: FLOPs of a sparse forward pass.
+          f_wider: FLOPs of a forward pass with all weights that have a gradient, if `is_wider`.
 
         Raises:
           ValueError: If the method needs `f_wider` and it is not given.
@@ -44,21 +49,21 @@ class StepCost(NamedTuple):
         if self.is_wider:
             if f_wider is None:
                 raise ValueError(
-                    "f_wider=None: gradients are those of a wider set of weights here, neither "
-                    "dense nor sparse; give the FLOPs of a forward pass with that set"
+                    "f_wider=None: this method computes gradients of more weights than are active; "
+                    "give the FLOPs of a forward pass with those weights"
                 )
             weights = f_wider
         return sum(f_dense if dense else f_sparse for dense in self[:2]) + weights
 
 
 class MethodCost(NamedTuple):
-    """What the steps of a method cost.
+    """Costs of the kinds of steps of a method.
 
     Attributes:
       ordinary: A step that trains.
-      rewiring: A step that changes the topology instead; None where it costs the same.
-      initial: A gradient taken before the first step.
-      initial_times: How often.
+      rewiring: A step that changes the topology; None if it costs the same.
+      initial: A gradient taken before the first step; None if there is none.
+      initial_times: Number of such gradients.
     """
 
     ordinary: StepCost
@@ -73,16 +78,16 @@ _DENSE_GRADIENT = StepCost(False, False, True)
 
 METHODS: dict[str, MethodCost] = {
     "dense": MethodCost(_DENSE),
-    "small_dense": MethodCost(_DENSE),  # with the narrow network's own `f_dense`
+    "small_dense": MethodCost(_DENSE),  # `f_dense` is that of the narrow network
     "static": MethodCost(_SPARSE),
     "snip": MethodCost(_SPARSE, initial=_DENSE),
-    # A gradient, and its derivative along it: two more.
+    # A gradient, and a Hessian-vector product, which costs two more.
     "grasp": MethodCost(_SPARSE, initial=_DENSE, initial_times=3.0),
-    # A hundred gradients of one example each: about a batch.
+    # A hundred gradients of one example each cost about as much as one of a batch.
     "synflow": MethodCost(_SPARSE, initial=_DENSE),
-    "lottery": MethodCost(_SPARSE),  # the run that its masks come from is not in it
+    "lottery": MethodCost(_SPARSE),  # without the run that its masks come from
     "lottery_rigl": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
-    # Growth is random: no dense gradient. The loop has taken a sparse gradient all the same.
+    # Growth is random and needs no gradient, but the training loop computes the sparse one first.
     "set": MethodCost(_SPARSE),
     "deepr": MethodCost(_SPARSE),
     "dsr": MethodCost(_SPARSE),
@@ -91,22 +96,21 @@ METHODS: dict[str, MethodCost] = {
     # The average sees a dense gradient at every step.
     "snfs": MethodCost(_DENSE_GRADIENT),
     "snfs_redistribute": MethodCost(_DENSE_GRADIENT),
-    # These at the density of the moment, where it changes; `pruning` is the paper's name.
+    # `f_sparse` changes in training, as these prune. `pruning` is the paper's name of `gmp`.
     "pruning": MethodCost(_SPARSE),
     "gmp": MethodCost(_SPARSE),
     "gmp_global": MethodCost(_SPARSE),
     "granet": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
     "str": MethodCost(_SPARSE),
-    "dnw": MethodCost(_DENSE_GRADIENT),  # all shadow weights learn
+    "dnw": MethodCost(_DENSE_GRADIENT),  # all shadow weights are trained
     "top_kast": MethodCost(StepCost(False, False, False, is_wider=True)),
 }
 
 
 class FlopsCounter:
-    """Training FLOPs after any number of steps: the one sum that everything told is taken from.
+    """Sums training FLOPs; every number of spent FLOPs that is reported comes from here.
 
-    A step is a forward pass, a gradient by activations and one by weights, each as costly as the
-    forward pass (paper, appendix H). What a forward pass costs is noted as it changes.
+    The FLOPs of a sparse forward pass may change in training; `record` tells the counter.
     """
 
     def __init__(
@@ -122,47 +126,56 @@ class FlopsCounter:
         """Starts before the first step.
 
         Args:
-          method: What the steps cost.
-          plan: When it rewires, and how many dense gradients decide on growth; None for never.
+          method: Costs of the steps.
+          plan: When the method rewires, and how many dense gradients decide on growth; None for
+            never.
           f_dense: FLOPs of a dense forward pass, per example.
-          f_sparse: FLOPs of a sparse one, at first.
+          f_sparse: FLOPs of a sparse forward pass, per example, at the start.
           batch_size: Examples per step.
           f_wider: As in `cumulative_cost`.
         """
         self._method, self._batch_size = method, batch_size
         self._f_dense, self._f_wider = f_dense, f_wider
-        # Where such a step costs as much as any other, nobody need count them.
+        # Rewirings that cost as much as any other step need not be counted.
         has_own_cost = method.rewiring not in (None, method.ordinary)
         self._plan = plan if has_own_cost else None
-        self._noted = [(0, f_sparse)]
-        self._spent = [0.0]  # when each entry of `_noted` was made
+        self._recorded = [(0, f_sparse)]
+        self._spent = [0.0]  # FLOPs spent at each entry of `_recorded`
         if method.initial is not None:
             first = method.initial.flops(f_dense, f_sparse, f_wider)
             self._spent = [method.initial_times * first * batch_size]
 
     @property
     def f_sparse(self) -> float:
-        """FLOPs of a sparse forward pass, as last noted."""
-        return self._noted[-1][1]
+        """FLOPs of a sparse forward pass per example, as last recorded."""
+        return self._recorded[-1][1]
 
-    def note(self, done: int, f_sparse: float) -> None:
-        """Notes what a forward pass costs after `done` steps, no fewer than at the last note."""
-        if done < self._noted[-1][0]:
-            raise ValueError(f"done={done}: less than {self._noted[-1][0]}, noted before")
+    def record(self, done: int, f_sparse: float) -> None:
+        """Records that a sparse forward pass costs `f_sparse` from now on.
+
+        Args:
+          done: Number of steps done; no fewer than at the last record.
+          f_sparse: FLOPs of a sparse forward pass per example, from here on.
+
+        Raises:
+          ValueError: If `done` is less than at the last record.
+        """
+        if done < self._recorded[-1][0]:
+            raise ValueError(f"done={done}: less than {self._recorded[-1][0]}, recorded before")
         spent = self.spent(done)
-        self._noted.append((done, f_sparse))
+        self._recorded.append((done, f_sparse))
         self._spent.append(spent)
 
     def spent(self, steps: int) -> float:
-        """FLOPs after so many steps, from the beginning.
+        """Computes the FLOPs of the first `steps` steps, over whole batches.
 
         Raises:
           ValueError: If `steps` is negative.
         """
         if steps < 0:
             raise ValueError(f"steps={steps}: the number of steps done is 0 or more")
-        index = bisect.bisect_right(self._noted, steps, key=lambda note: note[0]) - 1
-        start, f_sparse = self._noted[index]
+        index = bisect.bisect_right(self._recorded, steps, key=lambda entry: entry[0]) - 1
+        start, f_sparse = self._recorded[index]
         dense = 0
         if self._plan is not None:
             before = self._plan.dense_gradients_before
@@ -171,20 +184,20 @@ class FlopsCounter:
             each.flops(self._f_dense, f_sparse, self._f_wider)
             for each in (self._method.rewiring or self._method.ordinary, self._method.ordinary)
         )
-        each_example = dense * rewiring + (steps - start - dense) * ordinary
-        return self._spent[index] + self._batch_size * each_example
+        per_example = dense * rewiring + (steps - start - dense) * ordinary
+        return self._spent[index] + self._batch_size * per_example
 
 
 def flops_at_sparsity(cost: Cost, sparsity: Mapping[str, float]) -> float:
-    """FLOPs of a forward pass, given the sparsity of each layer.
+    """Computes FLOPs of a forward pass from the sparsity of each layer.
 
     Args:
       cost: From `count_flops`.
-      sparsity: `{path: sparsity}` as `uniform`, `erk`, ... return it; layers it leaves out are
-        dense, and so is all that is unattributed.
+      sparsity: `{path: sparsity}` as `uniform`, `erk`, ... return it; layers that are not in it
+        are dense, and so are unattributed FLOPs.
 
     Returns:
-      The sparse cost `f_S`; every layer at exactly `1 - sparsity`, unrounded.
+      The sparse cost `f_S`, with every layer at exactly `1 - sparsity`, unrounded.
 
     Raises:
       ValueError: If `sparsity` names a path that `cost` does not have.
@@ -205,14 +218,14 @@ def flops_at_sparsity(cost: Cost, sparsity: Mapping[str, float]) -> float:
 
 
 def flops_of_masks(cost: Cost, masks: PyTree) -> float:
-    """FLOPs of a forward pass under real masks.
+    """Computes FLOPs of a forward pass from masks.
 
     Args:
       cost: From `count_flops`.
       masks: Bool arrays in the tree structure of the parameters, as `get_masks` returns them.
 
     Returns:
-      The sparse cost `f_S`, by the number of active weights in each leaf.
+      The sparse cost `f_S`, from the number of active weights in each leaf.
 
     Raises:
       ValueError: If the paths of `masks` are not those of `cost`.
@@ -241,39 +254,38 @@ def cumulative_cost(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     f_wider: float | None = None,
 ) -> Callable[[Any], Any]:
-    """Training FLOPs spent after any number of steps, for curves against FLOPs.
+    """Returns a function that computes the training FLOPs spent after any number of steps.
 
-    Sums what this library's steps do. A step is a forward pass, a gradient by activations and one
-    by weights, each as costly as the forward pass (paper, appendix H); loss, normalisation, the
-    optimizer and the selection of weights are not counted.
+    It counts this library's steps, for plots against FLOPs; `published_cost` has the paper's
+    formulas. With `f_D` and `f_S` the FLOPs of a dense and a sparse forward pass, a step costs
 
     - dense `3 f_D`; static, SNIP and SET `3 f_S`; SNFS and DNW `2 f_S + f_D`;
-    - RigL `3 f_S`, and `2 f_S + f_D` where `begin <= t < end` and `(t - begin) % every == 0`:
-      there the gradient by weights is dense. That step replaces a gradient step. With
-      `accumulate=n` the gradients of the last n steps up to it are dense;
-    - a SET rewiring replaces a step too. It could do without a gradient, but the training loop has
-      taken the sparse one before the transformation knows: `3 f_S` are spent;
-    - SNIP scores one batch of the dense network before the first step: `3 f_D` once;
+    - RigL `3 f_S`, and `2 f_S + f_D` where `begin <= t < end` and `(t - begin) % every == 0`: such
+      a step replaces a gradient step and computes the dense gradient of the weights. With
+      `accumulate=n` so do the n - 1 steps before it;
+    - SET `3 f_S` at a rewiring too. It needs no gradient there, but the training loop computes the
+      sparse one before the transformation can tell;
+    - SNIP `3 f_D` once, to score one batch of the dense network before the first step;
     - pruning `3 f_S(t)`, with `f_sparse` a function of the step;
     - Top-KAST `2 f_S + f_B`, with the forward FLOPs `f_B` of its backward set in `f_wider`.
 
     Args:
       method: A key of `METHODS`, or a `MethodCost` of your own.
       f_dense: FLOPs of a dense forward pass per example.
-      f_sparse: FLOPs of a sparse one; or a function of the step, if they change over time, which
-        may change at and just after rewiring steps and `end`.
+      f_sparse: FLOPs of a sparse forward pass per example; or a function of the step, whose value
+        may change only at and just after rewiring steps and `end`.
       batch_size: Examples per step.
       begin: First rewiring step.
       end: No rewiring at or after it; must be given if the method's rewiring steps cost
         differently or `f_sparse` is a function.
       every: Steps between rewirings.
-      accumulate: As in `rigl`.
-      overrides: As in `rigl`.
-      f_wider: FLOPs of a forward pass with the weights that have a gradient, where these are more
+      accumulate: Number of steps whose dense gradients decide on growth, as in `rigl`.
+      overrides: Schedules of single layers, as in `rigl`.
+      f_wider: FLOPs of a forward pass with all weights that have a gradient, if these are more
         than the active ones.
 
     Returns:
-      A function of the number of steps done (scalar or array) to FLOPs (float or array).
+      `spent(steps)`, from a number of steps done (scalar or array) to FLOPs (float or array).
 
     Raises:
       ValueError: If the method is not known, `end` or `f_wider` is missing, or the schedule is
@@ -299,8 +311,8 @@ def cumulative_cost(
         changes = sorted({0, *steps, *(t + 1 for t in steps), end, end + 1})
     counter = FlopsCounter(kind, plan, f_dense, f_at(0), batch_size=batch_size, f_wider=f_wider)
     for t in changes[1:]:
-        counter.note(t, f_at(t))
-    counter.spent(1)  # raises what is missing now, not at the first use
+        counter.record(t, f_at(t))
+    counter.spent(1)  # raises now if `f_wider` is missing, not at the first use
 
     def cumulative(steps: Any) -> Any:
         if np.ndim(steps) == 0:
@@ -319,7 +331,7 @@ def training_cost(
     steps: int,
     **arguments: Any,
 ) -> float:
-    """FLOPs of a whole training run of `steps` steps; other arguments as in `cumulative_cost`."""
+    """Computes FLOPs of a training run of `steps` steps; see `cumulative_cost` for the rest."""
     return float(cumulative_cost(method, f_dense, f_sparse, **arguments)(steps))
 
 
@@ -331,17 +343,17 @@ def published_cost(
     every: int = 100,
     f_wider: float | None = None,
 ) -> float:
-    """FLOPs per example and step by the paper's formulas (appendix H).
+    """Computes FLOPs per example and step by the paper's formulas (appendix H).
 
-    They differ from `training_cost` for RigL, `(3 f_S Delta T + 2 f_S + f_D) / (Delta T + 1)`: a
-    rewiring comes on top of `Delta T` gradient steps, and goes on to the end of training, whatever
-    T_end; and for SNIP, whose dense gradient is left out.
+    They differ from `training_cost` for two methods. RigL costs `(3 f_S Delta T + 2 f_S + f_D) /
+    (Delta T + 1)`: each rewiring comes after `Delta T` gradient steps instead of replacing one, and
+    rewirings go on to the end of training, whatever T_end. SNIP's dense gradient is not counted.
 
     Args:
       method: A key of `METHODS`.
       f_dense: FLOPs of a dense forward pass.
-      f_sparse: FLOPs of a sparse one; for pruning, samples of it over the whole of training, to be
-        averaged.
+      f_sparse: FLOPs of a sparse forward pass; for pruning, samples over the whole of training,
+        which are averaged.
       every: The paper's Delta T.
       f_wider: As in `cumulative_cost`.
 

@@ -1,4 +1,4 @@
-"""What a sparse run will be, before its first step: layer by layer, and in all."""
+"""Explains a sparse run before its first step: active weights, rewirings and FLOPs by layer."""
 
 import functools
 import inspect
@@ -30,9 +30,10 @@ from rigl_optax.methods import (
     static,
 )
 
-Counts = Mapping[str, np.ndarray]  # of each sparse leaf: int64, one entry per layer stacked in it
+# Number of active weights of each sparse leaf: int64, one entry per layer stacked in the leaf.
+Counts = Mapping[str, np.ndarray]
 
-# The transformation of each method, by the names of `costs.METHODS`; None where nothing is sparse.
+# The transformation of each key of `costs.METHODS`; None where nothing is sparse.
 TRANSFORMATIONS: dict[str, Callable[..., optax.GradientTransformation] | None] = {
     "dense": None,
     "static": static.static_sparse,
@@ -57,16 +58,11 @@ TRANSFORMATIONS: dict[str, Callable[..., optax.GradientTransformation] | None] =
 }
 
 
-class _Numbers(NamedTuple):
-    """Active weights of the sparse leaves, in the order of the layout, and their groups."""
+class _ActiveCounts(NamedTuple):
+    """Numbers of active weights, and of active groups, of each sparse leaf; see `Counts`."""
 
     weights: dict[str, np.ndarray]
     groups: dict[str, np.ndarray]
-
-    @property
-    def total(self) -> int:
-        """Active weights in all."""
-        return sum(int(counts.sum()) for counts in self.weights.values())
 
 
 def explain(
@@ -87,15 +83,15 @@ def explain(
     inputs: Sequence[PyTree] = (),
     **options: Any,
 ) -> Explanation:
-    """Explains what `rigl` (or another method), given these arguments, will do and cost.
+    """Explains what `rigl` (or another method) will do and cost, given its arguments.
 
-    The transformation itself is built and asked: the numbers are those of its `init`.
+    Builds the transformation and asks it, so the numbers are those that its `init` makes.
 
     Args:
       params: Parameters, or their shapes: nothing is computed with them.
-      sparsity: As in `rigl`; of `str` its `layers`.
-      end: As in `rigl`. What a method has no use for of these four is idle.
-      every: As in `rigl`; the method's own default if not given.
+      sparsity: As in `rigl`; for `str` its `layers`.
+      end: As in `rigl`. Ignored if the method has no such argument, like the next three.
+      every: As in `rigl`; None: the method's own default.
       begin: As in `rigl`.
       drop_fraction: As in `rigl`.
       accumulate: As in `rigl`.
@@ -105,13 +101,13 @@ def explain(
       method: `rigl`, `set`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `top_kast`, `dnw`, `str`,
         `static`, `dense`; `snip`, `grasp`, `synflow` and `lottery`, which train as `static` does;
         or the name of the function, as `sparse_momentum`.
-      steps: Training steps in all, for the cost of training; `end` if not given.
-      model: Forward pass, `model(params, *inputs)`; without it nothing is said about FLOPs.
-      inputs: Its further arguments, or their shapes: one example.
+      steps: Number of training steps, for the cost of training; None: `end`.
+      model: Forward pass, `model(params, *inputs)`; None: FLOPs are not counted.
+      inputs: Further arguments of `model`, or their shapes: a batch of one example.
       **options: More arguments of the method, as `redistribute=True` or `backward_sparsity=0.8`.
 
     Returns:
-      An `Explanation`: print it for a table, or take `to_dict()`.
+      The explanation: print it for a table, or call `to_dict()`.
 
     Raises:
       ValueError: As the method does, on a bad schedule, distribution or structure; if the method
@@ -131,8 +127,8 @@ def explain(
         raise ValueError("end=None, steps=None: give the number of training steps")
     name = _name(method)
     make = TRANSFORMATIONS[name]
-    idle = {"end": end, "every": every, "begin": begin, "drop_fraction": drop_fraction}
-    needed = dict(options)
+    optional = {"end": end, "every": every, "begin": begin, "drop_fraction": drop_fraction}
+    required = dict(options)
     for key, value, default in (
         ("accumulate", accumulate, 1),
         ("overrides", overrides, None),
@@ -140,12 +136,12 @@ def explain(
         ("initial_masks", initial_masks, None),
     ):
         if value is not default and value != default:
-            needed[key] = value
+            required[key] = value
     if make is None:
-        if needed:
-            raise ValueError(f"method {method!r} has no {_paths.listing(list(needed))}")
-        return _dense(params, name, steps, model, inputs)
-    tx = make(optax.identity(), **_arguments(make, name, sparsity, idle, needed))
+        if required:
+            raise ValueError(f"method {method!r} has no {_paths.listing(list(required))}")
+        return _explain_dense(params, name, steps, model, inputs)
+    tx = make(optax.identity(), **_arguments(make, name, sparsity, optional, required))
     design = design_of(tx)
     assert design is not None
     return explain_design(design, params, method=name, steps=steps, model=model, inputs=inputs)
@@ -161,68 +157,71 @@ def explain_design(
     inputs: Sequence[PyTree] = (),
     spent_before: float = 0.0,
 ) -> Explanation:
-    """As `explain`, of a transformation that there is.
+    """Explains a transformation that has been built already, as `explain` does.
 
     Args:
-      design: Of the transformation.
+      design: Design of the transformation, from `design_of`.
       params: As in `explain`.
       method: A key of `costs.METHODS`.
-      steps: As in `explain`.
+      steps: As in `explain`, but must be given.
       model: As in `explain`.
       inputs: As in `explain`.
       spent_before: FLOPs of finding the initial masks, per example of a batch.
+
+    Returns:
+      The explanation.
     """
     first, final = design.layouts(params)
     named = _paths.flatten_with_paths(params)
-    start = _numbers(first, design)
-    end = (
-        start
-        if design.method.progress is None
-        else _numbers(final, design._replace(initial_masks=None))
-    )
+    start = _active_counts(first, design)
+    end = start
+    if design.method.progress is not None:
+        end = _active_counts(final, design._replace(initial_masks=None))
     cost = None if model is None else count_flops(model, params, *inputs)
     reasons = _reasons.find(final, design.distribution, end.weights)
     layers = tuple(
         _layer(path, leaf, start.weights.get(path), end.weights.get(path), reasons.get(path), cost)
         for path, leaf in named
     )
-    fractions = _fractions(design, first, steps)
-    rewirings = (
-        0 if design.plan is None or not first.sparse else design.plan.rewirings_before(steps)
-    )
+    fractions = _drop_fractions(design, first, steps)
     f_dense = f_sparse = training = None
     if cost is not None:
         f_dense = float(cost.total)
         f_sparse = costs.flops_at_sparsity(cost, _sparsities(final, end.weights))
-        spent = _spent(design, method, cost, first, start, end, steps)
-        training = (spent_before + spent) / (3 * f_dense * steps) if f_dense else None
+        spent = spent_before + _spent(design, method, cost, first, start, end, steps)
+        training = spent / (3 * f_dense * steps) if f_dense else None
     report = Explanation(
         method=method,
         layers=layers,
-        rewirings=rewirings,
+        rewirings=design.plan.rewirings_before(steps) if design.plan and first.sparse else 0,
         replaced=_replaced(design, start, end, fractions),
         steps=steps,
         flops_dense=f_dense,
         flops_sparse=f_sparse,
         training_ratio=training,
-        storage=storage.storage_at(
-            params,
-            {x.path: x.active_at_end for x in layers if x.is_sparse},
-            axes=_layout.axes_rule(design.distribution),
-            stacked=getattr(design.distribution, "stacked", ()),
-        ),
-        notes=(*([] if cost is None else _notes(cost)), *_unforeseen(method, design)),
+        storage=_bytes_at_end(design, params, layers),
+        notes=(*([] if cost is None else _notes(cost)), *_decided_in_training(method, design)),
         warnings=(),
     )
-    random = design.initial_masks is None
-    warnings = _warnings.find(
-        report, named, final, end.weights, design.plan, fractions, random=random
+    is_random = design.initial_masks is None
+    found = _warnings.find(report, named, final, end.weights, design.plan, fractions, is_random)
+    return report._replace(warnings=tuple(found))
+
+
+def _bytes_at_end(
+    design: Design, params: PyTree, layers: Sequence[LayerReport]
+) -> storage.StorageBytes:
+    """Counts bytes of the weights when training ends."""
+    return storage.storage_at(
+        params,
+        {x.path: x.active_at_end for x in layers if x.is_sparse},
+        axes=_layout.axes_rule(design.distribution),
+        stacked=getattr(design.distribution, "stacked", ()),
     )
-    return report._replace(warnings=tuple(warnings))
 
 
 def _name(method: str) -> str:
-    """The short name of a method, from that or from its function's."""
+    """Returns the short name of a method, from that name or the name of its function."""
     if method in TRANSFORMATIONS:
         return method
     for name, make in TRANSFORMATIONS.items():
@@ -235,19 +234,23 @@ def _arguments(
     make: Callable[..., Any],
     name: str,
     sparsity: Sparsity | None,
-    idle: Mapping[str, Any],
-    needed: Mapping[str, Any],
+    optional: Mapping[str, Any],
+    required: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The arguments of a method: of `idle` those that it has, and all of `needed`."""
+    """Returns the arguments for a method: those of `optional` that it has, and all of `required`.
+
+    Raises:
+      ValueError: If it has not all of `required`, or needs others.
+    """
     has = {p.name: p for p in inspect.signature(make).parameters.values()}
-    unknown = [key for key in needed if key not in has]
+    unknown = [key for key in required if key not in has]
     if unknown:
         listed = [key for key in has if key not in ("inner", "sparsity", "layers")]
         raise ValueError(
             f"method {name!r} has no {_paths.listing(unknown)}; it has {_paths.listing(listed)}"
         )
-    found = {key: value for key, value in idle.items() if key in has and value is not None}
-    found |= needed
+    found = {key: value for key, value in optional.items() if key in has and value is not None}
+    found |= required
     if "sparsity" in has:
         found["sparsity"] = sparsity
     elif sparsity is not None:
@@ -260,14 +263,14 @@ def _arguments(
     return found
 
 
-def _dense(
+def _explain_dense(
     params: PyTree,
     method: str,
     steps: int,
     model: Callable[..., Any] | None,
     inputs: Sequence[PyTree],
 ) -> Explanation:
-    """The explanation of the dense network."""
+    """Explains the dense network."""
     cost = None if model is None else count_flops(model, params, *inputs)
     f_dense = None if cost is None else float(cost.total)
     layers = tuple(
@@ -289,8 +292,8 @@ def _dense(
     )
 
 
-def _numbers(layout: _layout.Layout, design: Design) -> _Numbers:
-    """How many weights and groups the masks of `init` have active, if they are of this layout."""
+def _active_counts(layout: _layout.Layout, design: Design) -> _ActiveCounts:
+    """Counts the weights and groups that are active in the masks that `init` makes of a layout."""
     given = dict(_paths.flatten_with_paths(design.initial_masks))
     weights, groups = {}, {}
     ragged = []
@@ -299,7 +302,7 @@ def _numbers(layout: _layout.Layout, design: Design) -> _Numbers:
         in_layer = math.prod(leaf.grid[leaf.stacked :])
         if design.initial_masks is not None:
             weights[leaf.path] = _counted(given[leaf.path], leaf)
-            # Of groups of one size so many; of several sizes nearly so.
+            # Exact for groups of one size, and an estimate where those at the edges are smaller.
             groups[leaf.path] = np.rint(
                 weights[leaf.path] * in_layer / max(1, math.prod(leaf.shape[leaf.stacked :]))
             ).astype(np.int64)
@@ -310,14 +313,14 @@ def _numbers(layout: _layout.Layout, design: Design) -> _Numbers:
         if len(sizes) == 1:
             weights[leaf.path] = groups[leaf.path] * int(sizes[0])
         else:
-            weights[leaf.path] = groups[leaf.path]  # for the order; replaced below
+            weights[leaf.path] = groups[leaf.path]  # keeps the order; replaced below
             ragged.append(leaf)
     if ragged:
-        # Which groups are drawn decides: those at the edges are smaller.
+        # Groups at the edges are smaller, so the count depends on the masks that are drawn.
         drawn = _masks.random_masks(layout._replace(sparse=ragged), design.seed)
         for leaf in ragged:
             weights[leaf.path] = _counted(drawn[leaf.position], leaf)
-    return _Numbers(weights, groups)
+    return _ActiveCounts(weights, groups)
 
 
 def _counted(mask: Any, leaf: _layout.SparseLeaf) -> np.ndarray:
@@ -354,10 +357,12 @@ def _layer(
     )
 
 
-def _fractions(design: Design, layout: _layout.Layout, steps: int) -> dict[str, np.ndarray]:
-    """Drop fraction of each leaf at each of its rewirings, float32 in [0, 1].
+def _drop_fractions(design: Design, layout: _layout.Layout, steps: int) -> dict[str, np.ndarray]:
+    """Computes the drop fraction of each leaf at each of its rewirings, float32 in [0, 1].
 
-    Empty for a method that has none: its rewirings replace what the weights themselves decide.
+    Returns:
+      `{path: float32 (rewirings,)}`; empty for a method that has no drop fraction, as its weights
+      decide how many are replaced.
     """
     if design.plan is None or design.method.shadow is not None:
         return {}
@@ -371,14 +376,17 @@ def _fractions(design: Design, layout: _layout.Layout, steps: int) -> dict[str, 
             computed[own] = np.clip(jax.vmap(fraction)(counts.astype(jnp.int32)), 0, 1)
         found[leaf.path] = computed[own]
     if design.method.progress is not None and not any(np.any(f) for f in found.values()):
-        return {}  # it prunes, and replaces nothing
+        return {}  # it only prunes, and replaces nothing
     return found
 
 
 def _replaced(
-    design: Design, start: _Numbers, end: _Numbers, fractions: Mapping[str, np.ndarray]
+    design: Design, start: _ActiveCounts, end: _ActiveCounts, fractions: Mapping[str, np.ndarray]
 ) -> int | None:
-    """Weights that all rewirings together replace: the transformation's own rounding."""
+    """Counts the weights that all rewirings replace, rounded as the transformation rounds.
+
+    None if the weights decide how many are replaced.
+    """
     if design.plan is not None and design.method.shadow is not None:
         return None
     if not fractions:
@@ -386,15 +394,16 @@ def _replaced(
     assert design.plan is not None
     total = 0
     for path, groups in start.groups.items():
-        ways = np.zeros(len(fractions[path]))
+        progress = np.zeros(len(fractions[path]))
         if design.method.progress is not None:
-            steps = design.plan.of(path).schedule.steps()[: len(ways)]
-            ways = np.asarray([design.method.progress(t) for t in steps])
-        left = groups[:, None] + np.floor((end.groups[path] - groups)[:, None] * ways[None, :])
-        counts = left.astype(np.float32) * fractions[path][None, :].astype(np.float32)
-        moved = np.minimum(counts.astype(np.int64), left.astype(np.int64)).sum(1)
-        size = start.weights[path] / np.maximum(groups, 1)  # mean of a group
-        total += int((moved * size).sum())
+            steps = design.plan.of(path).schedule.steps()[: len(progress)]
+            progress = np.asarray([design.method.progress(t) for t in steps])
+        change = (end.groups[path] - groups)[:, None] * progress[None, :]
+        active = groups[:, None] + np.floor(change)  # (stacked layers, rewirings)
+        counts = active.astype(np.float32) * fractions[path][None, :].astype(np.float32)
+        moved = np.minimum(counts.astype(np.int64), active.astype(np.int64)).sum(1)
+        group_size = start.weights[path] / np.maximum(groups, 1)  # mean
+        total += int((moved * group_size).sum())
     return total
 
 
@@ -403,29 +412,29 @@ def _spent(
     method: str,
     cost: Cost,
     layout: _layout.Layout,
-    start: _Numbers,
-    end: _Numbers,
+    start: _ActiveCounts,
+    end: _ActiveCounts,
     steps: int,
 ) -> float:
-    """Training FLOPs per example."""
+    """Computes the FLOPs of `steps` training steps per example."""
     wider = None
     if design.method.wider is not None:
         backward = design.method.wider(layout)
-        own = _numbers(backward, design._replace(initial_masks=None)).weights
+        own = _active_counts(backward, design._replace(initial_masks=None)).weights
         counts = {p: np.maximum(n, start.weights[p]) for p, n in own.items()}
         wider = costs.flops_at_sparsity(cost, _sparsities(layout, counts))
-    at_first, at_end = (
+    at_start, at_end = (
         costs.flops_at_sparsity(cost, _sparsities(layout, n.weights)) for n in (start, end)
     )
     counter = costs.FlopsCounter(
-        costs.METHODS[method], design.plan, float(cost.total), at_first, f_wider=wider
+        costs.METHODS[method], design.plan, float(cost.total), at_start, f_wider=wider
     )
     if design.method.progress is not None and design.plan is not None:
         schedule = design.plan.default.schedule
         for t in schedule.steps():
             if t < steps:
-                way = design.method.progress(t)
-                counter.note(t + 1, at_first + way * (at_end - at_first))
+                progress = design.method.progress(t)
+                counter.record(t + 1, at_start + progress * (at_end - at_start))
     return counter.spent(steps)
 
 
@@ -436,15 +445,16 @@ def _notes(cost: Cost) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _unforeseen(method: str, design: Design) -> list[str]:
-    """What only training decides, and what is told in its place."""
+def _decided_in_training(method: str, design: Design) -> list[str]:
+    """Says which numbers only training decides, and what the explanation shows instead."""
     if method == "str":
         return [
-            "how sparse it becomes is learned: the numbers are those of the start, and the most"
+            "the sparsity is learned: the numbers of active weights and FLOPs are those of the "
+            "start, which are upper bounds"
         ]
     if design.method.moves_between_layers:
         return [
-            "weights move between layers: the numbers of single layers, and FLOPs, are those of "
-            "the distribution"
+            "weights move between layers: numbers of single layers, and FLOPs, are those of the "
+            "distribution at the start"
         ]
     return []

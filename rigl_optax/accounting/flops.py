@@ -1,4 +1,4 @@
-"""FLOPs of one forward pass of any JAX function, per parameter."""
+"""Counts FLOPs of one run of any JAX function, per parameter."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,8 +17,8 @@ class Unattributed(NamedTuple):
       primitive: Name of the JAX primitive, such as `dot_general`.
       flops: Multiplies plus adds.
       where: File, line, function and scope of the operation.
-      why: What its operands are instead: data only (attention scores), a constant, several
-        parameters at once.
+      why: The kind of its operands: data only (attention scores), a constant, several parameters
+        at once.
     """
 
     primitive: str
@@ -28,16 +28,16 @@ class Unattributed(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """FLOPs of one run of a function.
+    """FLOPs (multiplies plus adds) of one run of a function.
 
     Attributes:
       by_parameter: `{path: FLOPs}` of the products each parameter leaf takes part in, in tree
         order; 0 for biases and scales, which only meet elementwise operations.
-      unattributed: Products that no single parameter explains. Dense in a sparse network.
-      elementwise: Operations of activations, normalisation, pooling, ..., one per element; by
-        the paper's convention in no total, and the same in a sparse network.
-      notes: What the count had to assume: iterations of a `while`, the branch of a `cond`,
-        primitives whose cost is not known.
+      unattributed: Products that belong to no single parameter. A sparse network has the same.
+      elementwise: Operations of activations, normalisation, pooling, ..., one per element. They
+        are the same in a sparse network, and by the paper's convention in no total.
+      notes: Assumptions of the count: iterations of a `while`, the branch of a `cond`, primitives
+        whose cost is not known.
     """
 
     by_parameter: dict[str, int]
@@ -55,26 +55,28 @@ def count_flops(fn: Callable[..., Any], params: PyTree, *args: PyTree) -> Cost:
     """Counts multiplies plus adds of `fn(params, *args)`, read from its jaxpr.
 
     Nothing is computed: params and arguments may be `jax.ShapeDtypeStruct`s. Every product
-    (`dot_general`, convolution) goes to the parameter it multiplies by, followed through casts,
-    reshapes, transposes, broadcasts, slices, gathers, masks, concatenation and any function
-    of that one parameter. A parameter used twice counts twice. `n` products summed up cost `2 n`.
+    (`dot_general`, convolution) is attributed to the parameter it multiplies by, which is followed
+    through casts, reshapes, transposes, broadcasts, slices, gathers, masks, concatenation and any
+    function of that one parameter. A parameter used twice counts twice. A sum of `n` products
+    costs `2 n`.
 
-    - Convolutions have their real output sizes; windows count in full where they overlap
+    - Convolutions count with their real output sizes; windows count in full where they overlap
       padding; the holes of a transposed convolution's input do not count.
-    - Scans count once per iteration, `while` loops once altogether (and a note says so), `cond` by
-      its most expensive branch (and a note says so).
-    - `shard_map` counts the work of all devices together; what all devices along an axis compute
-      alike counts once.
-    - Rematerialisation costs nothing in a forward pass; custom derivative rules neither. Code is
-      counted as traced, also what the compiler later finds to be dead or computed twice.
+    - Scans count once per iteration, `while` loops once in all (with a note), `cond` by its most
+      expensive branch (with a note).
+    - `shard_map` counts the work of all devices together; work that all devices along an axis
+      repeat counts once.
+    - Rematerialisation and custom derivative rules cost nothing in a forward pass. Code is counted
+      as traced, even if the compiler later removes it as dead or duplicate.
 
     Args:
-      fn: Any function of params and arrays that `jax.jit` accepts. Bind what is not an array.
-      params: Pytree of parameters.
-      *args: Further arguments; one example, if FLOPs per example are wanted.
+      fn: `fn(params, *args)`, any function that `jax.jit` accepts. Bind arguments that are not
+        arrays, as with `functools.partial`.
+      params: Parameters, arrays or shapes.
+      *args: Further arguments, arrays or shapes; a batch of one example gives FLOPs per example.
 
     Returns:
-      A `Cost`.
+      FLOPs per parameter, and the rest.
 
     Raises:
       ValueError: If two parameter leaves have the same path.
@@ -94,7 +96,7 @@ def count_flops(fn: Callable[..., Any], params: PyTree, *args: PyTree) -> Cost:
     inputs = [
         _provenance.parameter(i)
         if jax.dtypes.issubdtype(leaf.dtype, jax.numpy.number)
-        else _provenance.Value()  # a mask kept among the parameters
+        else _provenance.Value()  # a mask that is kept among the parameters
         for i, (_, leaf) in enumerate(named)
     ] + [_jaxpr.argument_value(leaf) for leaf in jax.tree.leaves(args)]
     tally = _jaxpr.Tally()

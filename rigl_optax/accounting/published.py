@@ -1,16 +1,16 @@
-"""The paper's way of counting: its published FLOPs and model sizes, to the digit.
+"""Reproduces the paper's published FLOPs and model sizes to the digit.
 
-Not how this library counts (`count_flops` does that). The reference code hands Keras layers to the
-micronet challenge's counting functions, with a few quirks that the published numbers need:
+This library counts otherwise (`count_flops`). The reference code passes Keras layers to the
+counting functions of the MicroNet challenge; the published numbers depend on their quirks:
 
-- every layer has a bias and a ReLU, also convolutions before a normalisation and the classifier:
-  `(2 v + 1) n` FLOPs, with v inputs per output (at the real-valued density) and n outputs;
-- outputs are `ceil((size - kernel + 1 + 2 (kernel // 2)) / stride)` wide, from the size that the
-  layer is given; where the model pads before the layer, that is the padded one;
-- a depthwise kernel counts as a convolution with one output channel: the same multiplies, one
+- Every layer has a bias and a ReLU, even convolutions before a normalisation and the classifier:
+  `(2 v + 1) n` FLOPs, with v inputs per output (at the real-valued density) and n outputs.
+- Outputs are `ceil((size - kernel + 1 + 2 (kernel // 2)) / stride)` wide, where `size` is that of
+  the layer's input: the padded one where the model pads before the layer.
+- A depthwise kernel counts as a convolution with one output channel: the same multiplies, one
   bias instead of one per channel.
 
-Source: reference code `sparse_utils.get_stats`, paper appendix H; fact sheet section 6.2.
+Source: `sparse_utils.get_stats` in the reference code; paper, appendix H.
 """
 
 import math
@@ -22,9 +22,9 @@ class Layer(NamedTuple):
     """A layer as the counting functions see it.
 
     Attributes:
-      name: Its name.
-      shape: Of the kernel: (height, width, in, out) or (in, out); depthwise (h, w, channels, 1) as
-        in Keras for the quirk, or (h, w, 1, channels) to be counted correctly.
+      name: Name of the layer.
+      shape: Shape of the kernel: (height, width, in, out) or (in, out). Depthwise: (h, w,
+        channels, 1) as in Keras to reproduce the quirk, or (h, w, 1, channels) to count correctly.
       size: Height and width of its input, in pixels, after any explicit padding.
       stride: Stride of a convolution.
     """
@@ -41,7 +41,7 @@ class Layer(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """Numbers the layer puts out, one for each window and output channel."""
+        """Number of outputs: one for each window and output channel."""
         if len(self.shape) == 2:
             return self.shape[1]
         kernel = self.shape[0]
@@ -50,10 +50,10 @@ class Layer(NamedTuple):
 
 
 def published_flops(layers: Sequence[Layer], sparsity: Mapping[str, float] | None = None) -> float:
-    """FLOPs of a forward pass by the paper's counting.
+    """Counts FLOPs of a forward pass as the paper does.
 
     Args:
-      layers: As `resnet50()`, ... make them.
+      layers: From `resnet50()`, `mobilenet_v1()`, ....
       sparsity: `{name: sparsity}`; layers that are not in it are dense.
 
     Returns:
@@ -73,10 +73,20 @@ def published_flops(layers: Sequence[Layer], sparsity: Mapping[str, float] | Non
 def published_megabytes(
     layers: Sequence[Layer], sparsity: Mapping[str, float] | None = None
 ) -> float:
-    """Model size by the paper's counting, in 10^6 bytes.
+    """Computes the model size as the paper does, in units of 10^6 bytes.
 
-    Active weights and one bias per output channel in float32; a bit for every weight of a layer
-    that is not dense. Arguments as in `published_flops`.
+    Active weights and one bias per output channel take 4 bytes each; a layer that is not dense
+    takes one more bit per weight, its mask.
+
+    Args:
+      layers: As in `published_flops`.
+      sparsity: As in `published_flops`.
+
+    Returns:
+      Size in 10^6 bytes, real-valued.
+
+    Raises:
+      ValueError: If `sparsity` names a layer that does not exist.
 
     Example:
       >>> round(published_megabytes(resnet50()), 3)
@@ -92,7 +102,7 @@ def published_megabytes(
 
 
 def resnet50(width: float = 1.0) -> list[Layer]:
-    """ResNet-50 on 224 pixels, stride in the 3x3; layers in the order of the forward pass."""
+    """Lists the layers of ResNet-50 on 224x224 pixels, stride in the 3x3, in forward order."""
     stem = int(64 * width)
     layers = [Layer("conv1", (7, 7, 3, stem), 230, 2)]
     channels, size = stem, 56
@@ -113,9 +123,10 @@ def resnet50(width: float = 1.0) -> list[Layer]:
 
 
 def mobilenet_v1(width: float = 1.0) -> list[Layer]:
-    """MobileNet-v1 on 224 pixels as Keras has it: the classifier is a 1x1 convolution.
+    """Lists the layers of MobileNet-v1 on 224x224 pixels, as in Keras.
 
-    Names end in `_dw` for depthwise and `_pw` for pointwise convolutions.
+    The classifier is a 1x1 convolution. Names end in `_dw` for depthwise and `_pw` for pointwise
+    convolutions.
     """
     channels, size = int(32 * width), 112
     layers = [Layer("conv1", (3, 3, 3, channels), 225, 2)]
@@ -131,9 +142,10 @@ def mobilenet_v1(width: float = 1.0) -> list[Layer]:
 
 
 def mobilenet_v2() -> list[Layer]:
-    """MobileNet-v2 1.0 on 224 pixels; names end in `_expand`, `_dw`, `_project`.
+    """Lists the layers of MobileNet-v2 1.0 on 224x224 pixels.
 
-    The paper has no figures for it, so paddings and depthwise kernels are counted correctly.
+    Names end in `_expand`, `_dw`, `_project`. The paper has no FLOPs of it, so paddings and
+    depthwise kernels are counted correctly.
     """
     layers = [Layer("conv1", (3, 3, 3, 32), 224, 2)]
     channels, size, block = 32, 112, 0
@@ -158,7 +170,7 @@ def mobilenet_v2() -> list[Layer]:
 
 
 def wide_resnet(depth: int = 22, width: int = 2) -> list[Layer]:
-    """WideResNet on 32 pixels (CIFAR-10), WRN-22-2 by default."""
+    """Lists the layers of a wide ResNet on 32x32 pixels (CIFAR-10), WRN-22-2 by default."""
     layers = [Layer("conv1", (3, 3, 3, 16), 32)]
     channels, size = 16, 32
     for group in range(3):

@@ -1,4 +1,4 @@
-"""The answer of `explain`: an object to compute with, a dict for JSON, a table to read."""
+"""Defines what `explain` returns: an object with fields, a dict for JSON, a table to read."""
 
 import importlib.util
 import io
@@ -13,15 +13,15 @@ class LayerReport(NamedTuple):
     """One parameter leaf.
 
     Attributes:
-      path: Its name.
-      shape: Its shape.
-      is_sparse: Whether it has a mask (at sparsity 0, too).
-      sparsity: Fraction of inactive weights at the start, as rounded.
+      path: Path of the leaf.
+      shape: Shape of the leaf.
+      is_sparse: Whether it has a mask (even at sparsity 0).
+      sparsity: Fraction of inactive weights at the start, after rounding to whole weights.
       active: Number of active weights at the start.
-      active_at_end: When training ends; another number of methods that prune.
-      flops: FLOPs of the dense forward pass that use it; None without a model.
-      flops_share: Of all FLOPs of the dense forward pass; None without a model.
-      dense_because: Why nothing in it is inactive; None where something is.
+      active_at_end: Number of active weights when training ends; differs if the method prunes.
+      flops: FLOPs of the dense forward pass that use the leaf; None without a model.
+      flops_share: Fraction that these are of all FLOPs of the pass; None without a model.
+      dense_because: Why no weight of the leaf is inactive; None if some are.
     """
 
     path: str
@@ -41,21 +41,23 @@ class LayerReport(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What a sparse run will be and cost; made by `explain`.
+    """The layers, rewirings and costs of a sparse run; made by `explain`.
+
+    FLOPs are multiplies plus adds per example.
 
     Attributes:
       method: Name of the method.
       layers: Every leaf of params, in tree order.
-      rewirings: Number of rewirings in these steps.
-      replaced: Weights that all rewirings together replace, at most (a weight that is dropped
-        and grown again at once counts); None where the weights themselves decide.
-      steps: Training steps that the cost of training is for.
+      rewirings: Number of rewirings in `steps` steps.
+      replaced: Upper bound of the weights that all rewirings together replace (a weight that is
+        dropped and grown again at once counts); None if the weights decide how many.
+      steps: Number of training steps.
       flops_dense: FLOPs of a dense forward pass; None without a model.
-      flops_sparse: FLOPs of a sparse one when training ends; None without a model.
-      training_ratio: Cost of training relative to dense training; None without a model.
-      storage: Bytes of the weights in several formats, when training ends.
-      notes: What counting FLOPs had to assume, and what belongs to no single parameter.
-      warnings: What usually goes wrong, found here.
+      flops_sparse: FLOPs of a sparse forward pass when training ends; None without a model.
+      training_ratio: FLOPs of training relative to dense training; None without a model.
+      storage: Bytes of the weights in several formats when training ends.
+      notes: Assumptions of the count, and FLOPs that belong to no single parameter.
+      warnings: Likely mistakes, a sentence each.
     """
 
     method: str
@@ -72,47 +74,47 @@ class Explanation(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """Weights of the sparse leaves, active or not."""
+        """Number of weights of the sparse leaves, active or not."""
         return sum(x.size for x in self.layers if x.is_sparse)
 
     @property
     def active(self) -> int:
-        """Active weights of the sparse leaves, as `init` makes them."""
+        """Number of active weights of the sparse leaves, as `init` makes them."""
         return sum(x.active for x in self.layers if x.is_sparse)
 
     @property
     def active_at_end(self) -> int:
-        """Active weights of the sparse leaves when training ends."""
+        """Number of active weights of the sparse leaves when training ends."""
         return sum(x.active_at_end for x in self.layers if x.is_sparse)
 
     @property
     def sparsity(self) -> float:
-        """Of the sparse leaves together, at the start."""
+        """Sparsity of the sparse leaves together, at the start."""
         return 1 - self.active / self.weights if self.weights else 0.0
 
     @property
     def turnover(self) -> float | None:
-        """How many times over the rewirings replace the active weights, at most."""
+        """Upper bound of the replaced weights / active weights, over all rewirings."""
         if self.replaced is None:
             return None
         return self.replaced / self.active if self.active else 0.0
 
     @property
     def reach(self) -> float | None:
-        """The fraction of the sparse leaves' weights that may ever have been active."""
+        """Upper bound of the fraction of the sparse leaves' weights that is ever active."""
         if self.replaced is None:
             return None
         return min(1.0, (self.active + self.replaced) / self.weights) if self.weights else 1.0
 
     @property
     def inference_ratio(self) -> float | None:
-        """FLOPs of a sparse forward pass relative to a dense one."""
+        """FLOPs of a sparse forward pass relative to a dense one; None without a model."""
         if self.flops_dense is None or self.flops_sparse is None:
             return None
         return self.flops_sparse / self.flops_dense if self.flops_dense else 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has."""
+        """Returns all fields and properties in types that JSON has."""
         derived = (
             "weights",
             "active",

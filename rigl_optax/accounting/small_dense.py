@@ -1,4 +1,4 @@
-"""The dense network that is as small as a sparse one."""
+"""Finds the dense network that takes as many bytes as a sparse one."""
 
 import math
 from collections.abc import Callable
@@ -11,23 +11,23 @@ from rigl_optax._types import PyTree
 def small_dense_width(
     params_of_width: Callable[[float], PyTree], target_bytes: float, *, tolerance: float = 1e-3
 ) -> float:
-    """The largest width multiplier in (0, 1] at which a model takes at most so many bytes.
+    """Finds the largest width multiplier in (0, 1] at which a model fits into `target_bytes`.
 
     Small-Dense is the control that spends the storage of a sparse network on a narrow dense
-    one (paper, section 4). What to aim at is the sparse network's size on disk with its bit
-    mask, as in the paper's accounting: 4 bytes for an active weight and a bit for every weight.
+    one (paper, section 4). The target is the sparse network's size with its bit mask, as in the
+    paper's accounting: 4 bytes for an active weight and a bit for every weight.
 
     Args:
-      params_of_width: From a multiplier to parameters or their shapes, of a network that does
-        not shrink as it grows; for LeNet all hidden widths times the multiplier.
-      target_bytes: What the parameters may take.
-      tolerance: How exact the multiplier is to be.
+      params_of_width: `params_of_width(multiplier)`, parameters or their shapes; their size must
+        not decrease with the multiplier. For LeNet all hidden widths are multiplied.
+      target_bytes: Bytes that the parameters may take.
+      tolerance: Accuracy of the multiplier, and the smallest one that is tried.
 
     Returns:
       The multiplier.
 
     Raises:
-      ValueError: If even the narrowest network (`tolerance`) is larger.
+      ValueError: If even the narrowest network (multiplier `tolerance`) is larger.
 
     Example:
       >>> import jax, jax.numpy as jnp

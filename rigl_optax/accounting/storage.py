@@ -1,4 +1,4 @@
-"""Bytes: of weights in several formats, of an optimizer's state, of a rewiring step."""
+"""Counts bytes of weights in several formats, of optimizer state, and of a rewiring step."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ INDEX_BYTES = 4  # column indices and row pointers are int32
 
 
 class StorageBytes(NamedTuple):
-    """Bytes of the same weights in different formats; whole bytes, masks rounded up.
+    """Bytes of the same weights in different formats.
 
     A kernel counts as a matrix whose columns are its output units, found by `axes`. Leaves that
     stay dense are plain arrays in every format.
 
     Attributes:
-      dense: Plain arrays: what masked training holds in memory, zeros and all.
-      masks: The masks alone, one bit per weight of a sparse leaf. (Live masks are bool arrays, a
-        byte per weight; a checkpoint or a file needs no more than this.)
-      values_and_bitmask: Active values, and those masks: the paper's model size, without biases
-        it invents for convolutions that have none.
-      csr: Active values, a column index each, and a pointer per row and one more.
-      condensed: Constant fan-in: each output unit has room for as many values, with an input
-        index each, as the mean unit has active weights, rounded up.
+      dense: Plain arrays, as masked training holds them in memory, zeros included.
+      masks: The masks alone, one bit per weight of a sparse leaf, rounded up to bytes. (In memory
+        masks are bool arrays, a byte per weight; a checkpoint or a file needs only the bits.)
+      values_and_bitmask: Active values, and those masks. This is the paper's model size without
+        the biases that it counts for convolutions that have none.
+      csr: Active values with a column index each, and one row pointer more than rows.
+      condensed: Constant fan-in: each output unit stores the same number of values with an input
+        index each, the mean number of active weights of a unit, rounded up.
     """
 
     dense: int
@@ -40,15 +40,15 @@ class StorageBytes(NamedTuple):
 
 
 class RewiringBytes(NamedTuple):
-    """Bytes that a rewiring step holds at once, part by part: a lower bound of its peak.
+    """Bytes that a rewiring step holds at the same time: a lower bound of its peak.
 
     Attributes:
-      params: The parameters.
+      params: Parameters.
       gradients: Dense gradients, in the dtypes of the parameters.
-      optimizer: State of the optimizer, updated in place (donated).
+      optimizer: Optimizer state, updated in place (donated).
       masks: Old and new masks, a byte per weight each; dense leaves have masks as well.
-      scores: Drop and grow scores of all sparse leaves, an int32 per weight each: the selection
-        of all layers shares one loop.
+      scores: Drop and grow scores of all sparse leaves, an int32 per weight each. All are held at
+        once, as one loop selects for all layers.
     """
 
     params: int
@@ -59,7 +59,7 @@ class RewiringBytes(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The sum: activations come on top, but are gone when the optimizer runs."""
+        """Sum of the parts. Activations are not in it: they are freed before the optimizer runs."""
         return sum(self)
 
 
@@ -68,8 +68,8 @@ class UpdateBytes(NamedTuple):
 
     Attributes:
       arguments: Parameters, optimizer state and gradients.
-      results: What could not be written over the arguments.
-      temporary: What lives within the update: scores, copies.
+      results: Results that could not be written over the arguments.
+      temporary: Temporary arrays of the update: scores, copies.
     """
 
     arguments: int
@@ -78,20 +78,20 @@ class UpdateBytes(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The peak."""
+        """Sum of the parts: the peak."""
         return sum(self)
 
 
 def leaf_bytes(
     shape: tuple[int, ...], dtype: Any, active: int, axes: KernelAxes | None = None
 ) -> StorageBytes:
-    """Bytes of one sparse leaf.
+    """Counts bytes of one sparse leaf.
 
     Args:
       shape: Shape of the leaf.
-      dtype: Its dtype.
+      dtype: Dtype of the leaf.
       active: Number of active weights.
-      axes: Which of its axes are inputs and outputs, if not the last two.
+      axes: Input and output axes of the leaf; None: the last two.
 
     Returns:
       Bytes in each format.
@@ -126,16 +126,16 @@ def storage_bytes(
     axes: _axes.Axes = _axes.default_axes,
     stacked: Sequence[str] = (),
 ) -> StorageBytes:
-    """Bytes of all parameters, sparse leaves in each format and dense ones as they are.
+    """Counts bytes of all parameters, sparse leaves in each format and dense ones as they are.
 
     Args:
-      params: Arrays or shapes.
+      params: Parameters or their shapes.
       sparsity: `{path: sparsity}` of the sparse leaves, as a distribution returns it.
-      axes: As in `uniform`: which axes of a leaf count its units.
-      stacked: As in `uniform`.
+      axes: Rule for the input and output axes of a leaf, as in `uniform`.
+      stacked: Patterns of leaves whose leading axis counts layers, as in `uniform`.
 
     Returns:
-      Totals.
+      Totals over all leaves.
 
     Raises:
       ValueError: If `sparsity` names a path that params do not have.
@@ -162,7 +162,17 @@ def storage_at(
     axes: _axes.Axes = _axes.default_axes,
     stacked: Sequence[str] = (),
 ) -> StorageBytes:
-    """As `storage_bytes`, from the number of active weights of each sparse leaf."""
+    """Counts bytes as `storage_bytes` does, from the number of active weights of each leaf.
+
+    Args:
+      params: Parameters or their shapes.
+      active: `{path: number of active weights}` of the sparse leaves.
+      axes: As in `storage_bytes`.
+      stacked: As in `storage_bytes`.
+
+    Returns:
+      Totals over all leaves.
+    """
     totals = [0] * len(StorageBytes._fields)
     stacks = _distributions.stacked_paths(params, stacked)
     for path, leaf in _paths.flatten_with_paths(params):
@@ -177,18 +187,18 @@ def storage_at(
 
 
 def array_bytes(tree: PyTree) -> int:
-    """Bytes of all arrays of a tree, from shapes and dtypes; PRNG keys count as their data."""
+    """Counts bytes of all arrays of a tree from their shapes; PRNG keys count as their data."""
     return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def optimizer_bytes(tx: optax.GradientTransformation, params: PyTree) -> int:
-    """Bytes of an optimizer's state, by `eval_shape` of its `init`: nothing is allocated.
+    """Counts bytes of an optimizer's state by `eval_shape` of its `init`: nothing is allocated.
 
-    Of a sparse transformation this includes the masks, a byte per weight.
+    For a sparse transformation this includes the masks, a byte per weight.
 
     Args:
       tx: Any Optax transformation.
-      params: Arrays or shapes.
+      params: Parameters or their shapes.
 
     Returns:
       Bytes.
@@ -199,18 +209,18 @@ def optimizer_bytes(tx: optax.GradientTransformation, params: PyTree) -> int:
 def rewiring_bytes(
     params: PyTree, inner: optax.GradientTransformation, sparsity: Mapping[str, float]
 ) -> RewiringBytes:
-    """What a rewiring step must hold at once: a lower bound of its peak, at no cost.
+    """Computes a lower bound of the memory of a rewiring step, without compiling it.
 
-    params + gradients + optimizer state + 2 bytes per weight (masks) + 8 bytes per weight of
-    sparse leaves (scores). XLA keeps copies on top; `compiled_update_bytes` asks it.
+    It is params + gradients + optimizer state + 2 bytes per weight (masks) + 8 bytes per weight of
+    sparse leaves (scores). XLA keeps copies besides; `compiled_update_bytes` counts them.
 
     Args:
-      params: Arrays or shapes.
-      inner: The optimizer that is wrapped.
+      params: Parameters or their shapes.
+      inner: The wrapped optimizer.
       sparsity: `{path: sparsity}` of the sparse leaves.
 
     Returns:
-      The parts.
+      The parts of the bound.
     """
     sizes = {path: math.prod(leaf.shape) for path, leaf in _paths.flatten_with_paths(params)}
     size = array_bytes(params)
@@ -224,20 +234,20 @@ def rewiring_bytes(
 
 
 def compiled_update_bytes(tx: optax.GradientTransformation, params: PyTree) -> UpdateBytes:
-    """Asks the compiler what one optimizer update needs on this device, rewiring included.
+    """Asks the compiler for the memory of one optimizer update on this device.
 
-    Compiles `tx.update` and `optax.apply_updates` from shapes, with parameters and state donated:
-    seconds, and no memory for the arrays themselves.
+    Compiles `tx.update` (rewiring included) and `optax.apply_updates` from shapes, with parameters
+    and state donated. This takes seconds, but no memory for the arrays.
 
     Args:
       tx: Any Optax transformation.
-      params: Arrays or shapes.
+      params: Parameters or their shapes.
 
     Returns:
-      Bytes by XLA's memory analysis.
+      Bytes from XLA's memory analysis.
 
     Raises:
-      RuntimeError: If the backend has no such analysis.
+      RuntimeError: If the backend has no memory analysis.
     """
     shapes = jax.eval_shape(lambda tree: tree, params)
     state = jax.eval_shape(tx.init, shapes)

@@ -1,34 +1,16 @@
-"""Images of another size, and training images that are never twice the same.
+"""Random crops and flips of training images that are in memory.
 
-What is drawn for an image is a function of (seed, step, its place in the batch): every host can
-augment its own part, and a run that is resumed sees what it would have seen.
+The random numbers of an image are a function of (seed, step, row in the batch): every host can
+augment its own part, and a resumed run sees the same images.
 """
 
-from typing import TYPE_CHECKING
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:  # which apply it, and so import this module
-    from rigl_optax.data import batches
-
-PAD = 4  # pixels on each side, mirrored: the CIFAR recipe
-AREA = (0.08, 1.0)  # of the image that a random crop keeps, and its aspect: the ImageNet recipe
-ASPECT = (3 / 4, 4 / 3)
-_STREAM = 0x6175676D  # keeps what is drawn here apart from the order of the data
-
-
-def resized(dataset: "batches.Dataset", size: int) -> "batches.Dataset":
-    """The same images with `size` pixels a side, resized once, bilinearly; all of it if 0."""
-    shape = dataset.train.images.shape[1:3]
-    if not size or shape == (size, size):
-        return dataset
-    train, validation, test = (
-        split._replace(images=_resize(split.images, size))
-        for split in (dataset.train, dataset.validation, dataset.test)
-    )
-    return dataset._replace(train=train, validation=validation, test=test)
+PAD = 4  # pixels mirrored on each side (CIFAR recipe)
+AREA = (0.08, 1.0)  # fraction of the image that a random crop keeps (ImageNet recipe)
+ASPECT = (3 / 4, 4 / 3)  # width / height of that crop
+# Offset in the Philox stream: `batches` draws the order of the data from its beginning.
+_STREAM = 0x6175676D
 
 
 def augmented(
@@ -39,15 +21,18 @@ def augmented(
     step: int,
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Training images as they are to be seen at this step: uint8, the same shape.
+    """Crops and flips the images of one training step.
 
     Args:
       images: uint8 (part, height, width, ...).
-      augment: As `Config.augment`.
-      batch_size: Of the whole batch.
-      seed: The data seed.
+      augment: `config.data.augment`: "none", "pad_crop" (CIFAR) or "resized_crop" (ImageNet).
+      batch_size: Number of examples in the whole batch, over all hosts.
+      seed: Data seed.
       step: Training step, from 0.
-      rows: int64 (part,): which examples of the batch these are; None for all.
+      rows: int64 (part,), the rows of the batch that `images` are; None for all.
+
+    Returns:
+      uint8 (part, height, width, ...).
     """
     if augment == "none":
         return images
@@ -62,7 +47,7 @@ def augmented(
 
 
 def _pad_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """A crop of the size of the image from the image with a mirrored border, edge included."""
+    """Mirrors a border of `PAD` pixels and cuts a random part of the original size."""
     count, height, width = images.shape[:3]
     border = [(0, 0), (PAD, PAD), (PAD, PAD)] + [(0, 0)] * (images.ndim - 3)
     padded = np.pad(images, border, mode="symmetric")
@@ -73,44 +58,30 @@ def _pad_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def _resized_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """A random part of the image, of random area and aspect, resized bilinearly to its size."""
+    """Cuts a part of random area and aspect ratio and resizes it to the size of the image."""
     height, width = images.shape[1:3]
     area = AREA[0] + draws[:, 2] * (AREA[1] - AREA[0])
     ratio = np.exp(np.log(ASPECT[0]) + draws[:, 3] * np.log(ASPECT[1] / ASPECT[0]))
     high = np.minimum(1.0, np.sqrt(area / ratio)) * height
     wide = np.minimum(1.0, np.sqrt(area * ratio)) * width
-    y = _places(draws[:, 0] * (height - high), high, height)
-    x = _places(draws[:, 1] * (width - wide), wide, width)
-    found = _between(_between(images.astype(np.float32), y, 1), x, 2)
+    y = _sample_positions(draws[:, 0] * (height - high), high, height)
+    x = _sample_positions(draws[:, 1] * (width - wide), wide, width)
+    found = _interpolate(_interpolate(images.astype(np.float32), y, 1), x, 2)
     return np.rint(found).astype(images.dtype)
 
 
-def _places(start: np.ndarray, length: np.ndarray, size: int) -> np.ndarray:
-    """Where the centres of the new pixels lie among those of the old: (images, size)."""
+def _sample_positions(start: np.ndarray, length: np.ndarray, size: int) -> np.ndarray:
+    """Returns where the centres of the new pixels lie in the old image: (images, size)."""
     centres = start[:, None] + (np.arange(size) + 0.5) / size * length[:, None] - 0.5
     return np.clip(centres, 0, size - 1)
 
 
-def _between(images: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
-    """Values of each image at places along an axis, linear between its pixels."""
-    low = places.astype(np.int64)
+def _interpolate(images: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """Interpolates each image linearly at `positions` (images, size) along an axis."""
+    low = positions.astype(np.int64)
     shape = [len(images), *[1] * (images.ndim - 1)]
     shape[axis] = -1
     high = np.minimum(low + 1, images.shape[axis] - 1)
-    part = (places - low).astype(np.float32).reshape(shape)
+    part = (positions - low).astype(np.float32).reshape(shape)
     before, after = (np.take_along_axis(images, i.reshape(shape), axis) for i in (low, high))
     return before * (1 - part) + after * part
-
-
-def _resize(images: np.ndarray, size: int) -> np.ndarray:
-    @jax.jit
-    def resize(part: jax.Array) -> jax.Array:
-        shape = (len(part), size, size, *images.shape[3:])
-        found = jax.image.resize(part.astype(jnp.float32), shape, "linear")
-        return jnp.rint(found).astype(images.dtype)
-
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        parts = [
-            np.asarray(resize(part)) for part in np.array_split(images, -(-len(images) // 5000))
-        ]
-    return np.concatenate(parts)

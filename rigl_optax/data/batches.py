@@ -1,8 +1,8 @@
-"""What a dataset is, and which of its examples make up a batch.
+"""Defines a dataset of images, and picks the examples of each batch.
 
 A training batch is a pure function of (seed, step): a run that is stopped and
 started again needs to remember nothing about its data but the step, and every
-host of a larger run can work out its own part.
+host of a larger run can compute its own part.
 """
 
 import functools
@@ -18,14 +18,16 @@ from rigl_optax.data import augmentation
 Batch: TypeAlias = dict[str, np.ndarray]
 
 
-class Place(NamedTuple):
-    """Which part of which batch: what is drawn for its images follows from it.
+class BatchPart(NamedTuple):
+    """Identifies the part of a training batch that one host makes.
+
+    It is the key of the random numbers that augment the images of that part.
 
     Attributes:
-      batch_size: Of the whole batch, over all hosts.
-      seed: The data seed.
+      batch_size: Number of examples in the whole batch, over all hosts.
+      seed: Data seed.
       step: Training step, from 0.
-      rows: int64 (part,): which examples of the batch; None for all.
+      rows: int64 (part,), the rows of the whole batch in this part; None for all.
     """
 
     batch_size: int
@@ -39,30 +41,40 @@ class Examples(Protocol):
 
     @property
     def examples(self) -> int:
-        """How many there are."""
+        """Number of examples."""
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one image."""
 
-    def training(self, indices: np.ndarray, augment: str, place: Place) -> Batch:
-        """`images` uint8 (part, ...) and `labels` int32 (part,), augmented.
+    def training(self, indices: np.ndarray, augment: str, part: BatchPart) -> Batch:
+        """Returns augmented `images` uint8 (part, ...) and their `labels` int32 (part,).
 
         Args:
-          indices: (part,), of the examples.
-          augment: As in a config.
-          place: What they are in.
+          indices: int64 (part,), indices of the examples in the split.
+          augment: `config.data.augment`.
+          part: The part of the batch that the examples are; keys the augmentation.
         """
 
     def evaluation(self, indices: np.ndarray) -> Batch:
-        """The same, not augmented, with `weights` float32 (part,): 0 for what cannot be read."""
+        """Returns the examples without augmentation.
+
+        Args:
+          indices: int64 (part,), indices of the examples in the split.
+
+        Returns:
+          `images`, `labels`, and `weights` float32 (part,), 0 for a record that cannot be read.
+        """
 
 
 class Split(NamedTuple):
-    """Images uint8 (examples, ...) and labels int32 (examples,), both on the host.
+    """A split in memory, on the host.
 
-    `standardised` says that each image is to have mean 0 and deviation 1; batches then hold its
-    `mean` and `deviation`, which are those of the whole image, whatever part of it is looked at.
+    Attributes:
+      images: uint8 (examples, ...).
+      labels: int32 (examples,).
+      standardised: Whether each image is to be scaled to mean 0 and deviation 1. Batches then
+        also hold its `mean` and `deviation`, computed before augmentation.
     """
 
     images: np.ndarray
@@ -71,7 +83,7 @@ class Split(NamedTuple):
 
     @property
     def examples(self) -> int:
-        """How many there are."""
+        """Number of examples."""
         return len(self.labels)
 
     @property
@@ -79,14 +91,14 @@ class Split(NamedTuple):
         """Shape of one image."""
         return self.images.shape[1:]
 
-    def training(self, indices: np.ndarray, augment: str, place: Place) -> Batch:
-        """See `Examples`."""
+    def training(self, indices: np.ndarray, augment: str, part: BatchPart) -> Batch:
+        """Returns augmented examples; see `Examples`."""
         batch = self._batch(indices)
-        batch["images"] = augmentation.augmented(batch["images"], augment, *place)
+        batch["images"] = augmentation.augmented(batch["images"], augment, *part)
         return batch
 
     def evaluation(self, indices: np.ndarray) -> Batch:
-        """See `Examples`."""
+        """Returns examples as they are, all of weight 1; see `Examples`."""
         return self._batch(indices) | {"weights": np.ones(len(indices), np.float32)}
 
     def _batch(self, indices: np.ndarray) -> Batch:
@@ -94,20 +106,28 @@ class Split(NamedTuple):
         batch = {"images": images, "labels": self.labels[indices]}
         if self.standardised:
             flat = images.reshape(len(images), -1)
-            # A constant image is divided by 1 / sqrt(pixels), as TensorFlow does.
-            least = 255.0 / np.sqrt(flat.shape[1])
+            # As `tf.image.per_image_standardization`: the bound keeps a constant image finite.
+            lower_bound = 255.0 / np.sqrt(flat.shape[1])
+            deviation = np.maximum(flat.std(1, np.float64), lower_bound)
             batch["mean"] = flat.mean(1, np.float64).astype(np.float32)
-            batch["deviation"] = np.maximum(flat.std(1, np.float64), least).astype(np.float32)
+            batch["deviation"] = deviation.astype(np.float32)
         return batch
 
 
 class Dataset(NamedTuple):
-    """Three disjoint splits and how to read a pixel.
+    """Three disjoint splits, and how pixels become floating-point numbers.
 
-    `maximum` is the pixel value that stands for 1.0: images stay uint8 on the host
-    and become float32 on the device (`normalised`): in [0, 1], or, where `mean` and `deviation` of
-    the channels are given, these are subtracted and divided by. `left_out` says which records
-    of the files could not be read so far, and why.
+    Images stay uint8 on the host and become float32 on the device (`normalised`).
+
+    Attributes:
+      train: `Examples`.
+      validation: `Examples`.
+      test: `Examples`.
+      classes: Number of classes; labels are 0 to `classes - 1`.
+      maximum: Pixel value that becomes 1.0.
+      bad_records: Returns a line for each record that could not be read so far, with the reason.
+      mean: Mean of each channel in [0, 1], which is subtracted; empty: nothing is.
+      deviation: Standard deviation of each channel, by which the difference is divided.
     """
 
     train: Any
@@ -115,13 +135,22 @@ class Dataset(NamedTuple):
     test: Any
     classes: int
     maximum: float
-    left_out: Callable[[], tuple[str, ...]] = tuple
+    bad_records: Callable[[], tuple[str, ...]] = tuple
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
 
 
 def normalised(batch: dict[str, Any], dataset: Any) -> jax.Array:
-    """The images of a batch as float32 numbers, same shape; runs on the device."""
+    """Scales the images of a batch as their dataset asks; runs on the device.
+
+    Args:
+      batch: With `images` uint8 (part, ...), and `mean` and `deviation` float32 (part,) where
+        each image is standardised by itself.
+      dataset: What has the `maximum`, `mean` and `deviation` of the dataset.
+
+    Returns:
+      float32, of the shape of the images.
+    """
     if "mean" in batch:
         over = (-1, *[1] * (batch["images"].ndim - 1))
         mean, deviation = (batch[key].reshape(over) for key in ("mean", "deviation"))
@@ -133,19 +162,23 @@ def normalised(batch: dict[str, Any], dataset: Any) -> jax.Array:
 
 
 def to_float(images: jax.Array, maximum: float) -> jax.Array:
-    """Float32 images in [0, 1] from integer ones, same shape; runs on the device."""
+    """Scales integer images to float32 in [0, 1], same shape; runs on the device."""
     return images.astype(jnp.float32) / jnp.float32(maximum)
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Full batches in an epoch; what is left over is in another epoch's batches."""
+    """Returns the number of full batches in an epoch; the rest of the examples is left out.
+
+    Raises:
+      ValueError: If the batch size is not between 1 and the number of examples.
+    """
     if not 1 <= batch_size <= examples:
         raise ValueError(f"batch_size={batch_size}: must be from 1 to {examples}, the examples")
     return examples // batch_size
 
 
 def batch_indices(examples: int, batch_size: int, *, seed: int, step: int) -> np.ndarray:
-    """Which examples make up the batch of this step: int64 (batch_size,).
+    """Picks the examples of a training step.
 
     An epoch is a permutation of the examples drawn from a counter-based generator
     whose key is (seed, epoch); no generator state is carried from step to step.
@@ -153,11 +186,11 @@ def batch_indices(examples: int, batch_size: int, *, seed: int, step: int) -> np
     Args:
       examples: Number of examples in the split.
       batch_size: Examples in a batch; an incomplete last batch is left out.
-      seed: The data seed, from 0 to 2**64 - 1.
+      seed: Data seed, from 0 to 2**64 - 1.
       step: Training step, from 0.
 
     Returns:
-      Indices into the split.
+      int64 (batch_size,), indices into the split.
 
     Example:
       >>> epoch = [batch_indices(10, 5, seed=0, step=step) for step in (2, 3)]
@@ -178,38 +211,44 @@ def training_batch(
     rows: np.ndarray | None = None,
     augment: str = "none",
 ) -> Batch:
-    """The batch of one training step: `images` uint8 (batch, ...), `labels` int32 (batch,).
+    """Makes the batch of one training step, or one host's part of it.
 
     Args:
-      split: All examples.
-      batch_size: Of the whole batch, over all hosts.
-      seed: The data seed.
+      split: The training split.
+      batch_size: Number of examples in the whole batch, over all hosts.
+      seed: Data seed.
       step: Training step, from 0.
-      rows: int64 (part,): which examples of the batch this host is to have; None for all. The
-        whole batch does not depend on how many hosts share it.
-      augment: How images are augmented, as in a config.
+      rows: int64 (part,), the rows of the batch that this host makes; None for all. The whole
+        batch does not depend on how many hosts share it.
+      augment: `config.data.augment`.
+
+    Returns:
+      `images` uint8 (part, ...) and `labels` int32 (part,).
     """
     chosen = batch_indices(split.examples, batch_size, seed=seed, step=step)
     if rows is not None:
         chosen = chosen[rows]
-    return split.training(chosen, augment, Place(batch_size, seed, step, rows))
+    return split.training(chosen, augment, BatchPart(batch_size, seed, step, rows))
 
 
 def evaluation_batches(
     split: Examples, batch_size: int, rows: np.ndarray | None = None
 ) -> Iterator[Batch]:
-    """All examples in order, in batches of one shape.
+    """Makes batches of one shape from all examples in order.
 
     The last batch is filled up with examples of weight 0, so that every example
     counts exactly once and the compiled function sees a single shape.
 
     Args:
-      split: All examples.
-      batch_size: Of a whole batch, over all hosts.
-      rows: int64 (part,): which examples of each batch this host is to have; None for all.
+      split: The split to evaluate on.
+      batch_size: Number of examples in a whole batch, over all hosts.
+      rows: int64 (part,), the rows of each batch that this host makes; None for all.
 
     Yields:
-      `images` uint8 (batch, ...), `labels` int32 (batch,), `weights` float32 (batch,).
+      `images` uint8 (part, ...), `labels` int32 (part,), `weights` float32 (part,).
+
+    Raises:
+      ValueError: If the batch size is less than 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
@@ -220,7 +259,7 @@ def evaluation_batches(
         found = split.evaluation(chosen)
         if missing:
             found = {
-                # What is divided by must not be 0: 0 / 0 with a weight of 0 is not 0.
+                # Images are divided by `deviation`: 0 / 0 is NaN, which a weight of 0 keeps.
                 key: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
                 for key, x in found.items()
                 for fill in [1 if key == "deviation" else 0]

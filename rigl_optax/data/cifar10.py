@@ -5,10 +5,10 @@ import pathlib
 import numpy as np
 
 from rigl_optax.data import batches, tfds_directory, tfds_images
-from rigl_optax.data.records import LeftOut
+from rigl_optax.data.records import BadRecords
 
 CLASSES = 10
-SHAPE = (3, 32, 32)  # of an image in the binary version: planes of red, green, blue
+SHAPE = (3, 32, 32)  # an image in the binary version: planes of red, green, blue
 TRAIN = [f"data_batch_{i}.bin" for i in range(1, 6)]
 TEST = ["test_batch.bin"]
 PER_FILE = 10_000
@@ -22,26 +22,26 @@ PREPARE = (
 
 
 def load(data_dir: str, max_bad_records: int = 0) -> batches.Dataset:
-    """CIFAR-10, split 47,500 / 2,500 / 10,000 into train, validation and test.
+    """Loads CIFAR-10, split 47,500 / 2,500 / 10,000 into train, validation and test.
 
     Args:
-      data_dir: Holds the six files `*.bin` or the folder `cifar-10-batches-bin` with them; or
-        a TFDS directory with `cifar10`, tfrecord or array_record.
-      max_bad_records: How many records of a TFDS directory may be left out since they cannot be
-        read, in all splits together. The files of the binary version have no checksums.
+      data_dir: A folder with the six files `*.bin`, or with `cifar-10-batches-bin` that holds
+        them; or a TFDS directory with `cifar10`, tfrecord or array_record.
+      max_bad_records: How many unreadable records of a TFDS directory may be skipped, over all
+        splits. The files of the binary version have no checksums.
 
     Returns:
-      Images uint8 (examples, 32, 32, 3), labels int32 (examples,), to be standardised each. The
-      last 2,500 training examples are the validation split; the files are shuffled already.
+      Images uint8 (examples, 32, 32, 3), each to be standardised, and labels int32 (examples,).
+      The last 2,500 training examples are the validation split; the files are shuffled already.
 
     Raises:
-      FileNotFoundError: If the data are not there, saying how to get them.
+      FileNotFoundError: If the data are not there; the message says how to get them.
       ValueError: If a file is not what its name says, or too many records cannot be read.
     """
     if not data_dir:
-        raise FileNotFoundError(f"config.data.dir is empty; CIFAR-10 comes with nothing: {PREPARE}")
+        raise FileNotFoundError(f"config.data.dir is empty; no CIFAR-10 is installed: {PREPARE}")
     directory = pathlib.Path(data_dir)
-    left_out = LeftOut(max_bad_records)
+    bad_records = BadRecords(max_bad_records)
     folders = (directory, directory / BINARY)
     binary = next((f for f in folders if any((f / n).is_file() for n in TRAIN + TEST)), None)
     if binary is not None:
@@ -49,11 +49,11 @@ def load(data_dir: str, max_bad_records: int = 0) -> batches.Dataset:
     else:
         if any((directory / name).exists() for name in (PYTHON, "data_batch_1")):
             raise ValueError(
-                f"{directory} holds the Python version of CIFAR-10, which are pickles and are not "
+                f"{directory} holds the Python version of CIFAR-10, which is pickled and not "
                 "read: a pickle executes what is in it. Take the binary version"
             )
         found = tfds_directory.find(directory, "cifar10", PREPARE)
-        train, test = (tfds_images.read(found, split, left_out) for split in ("train", "test"))
+        train, test = (tfds_images.read(found, split, bad_records) for split in ("train", "test"))
     if len(train.labels) <= VALIDATION:
         raise ValueError(
             f"{directory} has {len(train.labels)} training images; the last {VALIDATION} are for "
@@ -68,16 +68,22 @@ def load(data_dir: str, max_bad_records: int = 0) -> batches.Dataset:
         test=test,
         classes=CLASSES,
         maximum=255.0,
-        left_out=left_out.lines,
+        bad_records=bad_records.lines,
     )
 
 
 def read_binary(paths: list[pathlib.Path]) -> batches.Split:
-    """The examples of files of the binary version: each a label and 3,072 bytes of pixels.
+    """Reads files of the binary version, in which an example is a label and 3,072 pixels.
+
+    Args:
+      paths: Files of `PER_FILE` examples each.
+
+    Returns:
+      Images uint8 (examples, 32, 32, 3) and labels int32 (examples,).
 
     Raises:
-      FileNotFoundError: If one is not there.
-      ValueError: If one has another size, or a label that is none.
+      FileNotFoundError: If a file is missing.
+      ValueError: If a file has another size, or a label above 9.
     """
     missing = [path.name for path in paths if not path.is_file()]
     if missing:

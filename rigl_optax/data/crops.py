@@ -1,4 +1,4 @@
-"""Which part of an image is looked at: functions of its size and of numbers drawn before.
+"""Chooses the part of a photo that is seen, from its size and from random numbers.
 
 The numbers are uniform in [0, 1), `DRAWS` of them for each example of a batch, from a counter-based
 generator keyed by (seed, step): the same on every host, and after every restart.
@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-AREA = (0.1, 1.0)  # of the image. The reference says 0.08, and that 0.1 must be covered.
-ASPECT = (3 / 4, 4 / 3)  # width by height
+# Fraction of the image. The reference code passes area_range=(0.08, 1.0), but with a
+# min_object_covered=0.1 of the whole image, which makes 0.1 the smallest area.
+AREA = (0.1, 1.0)
+ASPECT = (3 / 4, 4 / 3)  # width / height
 ATTEMPTS = 10
 MARGIN = 32  # the central crop is size / (size + MARGIN) of the short side
-DRAWS = 2 * ATTEMPTS + 3  # the last three: where it is, vertically and horizontally; flip
+# Aspect ratio and height of each attempt; then vertical position, horizontal position, flip.
+DRAWS = 2 * ATTEMPTS + 3
 
-# Philox's counter is 256 bits; the order of examples is drawn from its beginning.
+# Start in Philox's 256-bit counter: `batches` draws the order of examples from its beginning.
 _AUGMENTATION = 1 << 192
 
 
@@ -29,7 +32,17 @@ class Window(NamedTuple):
 
 
 def draws(batch_size: int, seed: int, step: int, rows: np.ndarray | None = None) -> np.ndarray:
-    """Float64 (part, DRAWS), uniform in [0, 1), for `rows` of a training batch; None for all."""
+    """Draws the random numbers that augment the images of a training batch.
+
+    Args:
+      batch_size: Number of examples in the whole batch.
+      seed: Data seed.
+      step: Training step, from 0.
+      rows: int64 (part,), the rows of the batch to draw for; None for all.
+
+    Returns:
+      float64 (part, DRAWS), uniform in [0, 1).
+    """
     key = np.array([seed, step], np.uint64)
     generator = np.random.Generator(np.random.Philox(key=key, counter=_AUGMENTATION))
     drawn = generator.random((batch_size, DRAWS))
@@ -37,25 +50,25 @@ def draws(batch_size: int, seed: int, step: int, rows: np.ndarray | None = None)
 
 
 def is_flipped(drawn: np.ndarray) -> np.ndarray:
-    """Whether to mirror left and right, from (..., DRAWS)."""
+    """Returns bools (...): whether to mirror left and right, from numbers (..., DRAWS)."""
     return drawn[..., -1] < 0.5
 
 
 def resized_crop(height: int, width: int, size: int, drawn: np.ndarray) -> Window:
-    """A random part of an image: 10 to 100 % of its area, aspect ratio 3/4 to 4/3.
+    """Chooses a random part of an image: 10 to 100 % of its area, aspect ratio 3/4 to 4/3.
 
-    As `tf.image.sample_distorted_bounding_box` with the reference's arguments draws it: the aspect
-    ratio is uniform, then the height is among those that are possible. If ten attempts give none,
-    or it is the whole image, the central crop is taken.
+    Follows `tf.image.sample_distorted_bounding_box` with the arguments of the reference code: the
+    aspect ratio is uniform, then the height is uniform among those that are possible. If ten
+    attempts fail, or one yields the whole image, the central crop is taken.
 
     Args:
-      height: Of the image, in pixels.
-      width: Likewise.
-      size: Side of what it will be resized to; matters for the central crop alone.
-      drawn: (DRAWS,)
+      height: Height of the image in pixels.
+      width: Width of the image in pixels.
+      size: Side of the square that the part is resized to; used for the central crop only.
+      drawn: (DRAWS,), uniform in [0, 1).
 
     Returns:
-      The part, to be resized to a square.
+      The part, in pixels of the image.
     """
     for attempt in range(ATTEMPTS):
         aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * float(drawn[2 * attempt])
@@ -64,7 +77,7 @@ def resized_crop(height: int, width: int, size: int, drawn: np.ndarray) -> Windo
             break
         if found is not None:
             h, w = found
-            # Like the reference, never the last place of all but one.
+            # Like TensorFlow's op, this never picks the last of several positions.
             top = int(float(drawn[-3]) * max(height - h, 1))
             left = int(float(drawn[-2]) * max(width - w, 1))
             return Window(top, left, h, w)
@@ -72,13 +85,13 @@ def resized_crop(height: int, width: int, size: int, drawn: np.ndarray) -> Windo
 
 
 def central_crop(height: int, width: int, size: int) -> Window:
-    """The central square of an image, size / (size + 32) of its short side (224/256)."""
+    """Returns the central square, size / (size + 32) of the image's short side (224/256)."""
     side = max(1, int(size / (size + MARGIN) * min(height, width)))
     return Window((height - side + 1) // 2, (width - side + 1) // 2, side, side)
 
 
 def _with_aspect(height: int, width: int, aspect: float, drawn: float) -> tuple[int, int] | None:
-    """Height and width of this aspect ratio with an area in range; None if there are none."""
+    """Draws a height and width of this aspect ratio with an area in range; None if none fits."""
     area = height * width
     least, most = AREA[0] * area, AREA[1] * area
     low = round(math.sqrt(least / aspect))
@@ -87,7 +100,8 @@ def _with_aspect(height: int, width: int, aspect: float, drawn: float) -> tuple[
         high -= 1
     low = min(low, high)
     h = low + int(drawn * (high - low + 1))
-    if h * round(h * aspect) < least:  # by rounding
+    # Rounding may have moved the area out of range.
+    if h * round(h * aspect) < least:
         h += 1
     if h * round(h * aspect) > most:
         h -= 1

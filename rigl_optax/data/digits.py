@@ -1,28 +1,31 @@
 """Scikit-learn's digits: 1,797 real handwritten 8x8 images, bundled in its wheel.
 
-The embedded default: no download. They are the test part of UCI's "Optical
-Recognition of Handwritten Digits", with pixel values 0 to 16.
+The default dataset: it needs no download. The images are the test part of UCI's
+"Optical Recognition of Handwritten Digits", with pixel values 0 to 16.
 """
 
 import numpy as np
 
 from rigl_optax.data import batches
 
-TEST, VALIDATION = 500, 297  # which leaves 1,000 for training
+TEST, VALIDATION = 500, 297  # leaves 1,000 for training
 SPLIT_SEED = 0
 
 
 def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
-    """The digits, split 1,000 / 297 / 500 into train, validation and test.
+    """Loads the digits, split 1,000 / 297 / 500 into train, validation and test.
 
-    The split never changes: it is drawn once from `SPLIT_SEED`, stratified by class.
+    The split never changes: it is drawn from the fixed `SPLIT_SEED`, stratified by class.
 
     Args:
       data_dir: Must be empty; the data come with scikit-learn.
-      max_bad_records: Means nothing here: there is one file, read whole.
+      max_bad_records: Ignored: the data are one file, read whole.
 
     Returns:
       Images uint8 (examples, 8, 8) with values 0 to 16, labels int32 (examples,).
+
+    Raises:
+      ValueError: If `data_dir` is not empty.
 
     Example:
       >>> data = load()
@@ -31,7 +34,9 @@ def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
     """
     del max_bad_records
     if data_dir:
-        raise ValueError(f"data_dir={data_dir!r}: digits come with scikit-learn; leave it empty")
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: digits come with scikit-learn; leave it empty"
+        )
     from sklearn import datasets
 
     bunch = datasets.load_digits()
@@ -49,10 +54,10 @@ def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
 
 
 def _stratified_order(labels: np.ndarray) -> np.ndarray:
-    """A random order in which every stretch holds each class in its share.
+    """Draws an order of which any stretch holds the classes in proportion.
 
-    Example `i` of the `n` in a class is put at `(i + u) / n` of the way, `u` uniform, so
-    any cut of the order is stratified to within one example or two of a class.
+    Example `i` of the `n` in a class is put at position `(i + u) / n`, with one uniform `u` for
+    the class, so any cut of the order is stratified to within one or two examples of a class.
     """
     generator = np.random.Generator(np.random.Philox(key=SPLIT_SEED))
     place = np.empty(len(labels))

@@ -1,7 +1,7 @@
 """Fashion-MNIST from the four gz IDX files, or from a prepared TFDS directory.
 
-Debian's package `dataset-fashion-mnist` (MIT licence) puts the files where they are
-looked for when no directory is given.
+Debian's package `dataset-fashion-mnist` (MIT licence) installs the files in `DEBIAN_DIR`,
+where they are looked for when no directory is given.
 """
 
 import gzip
@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 
 from rigl_optax.data import batches, tfds_directory, tfds_images
-from rigl_optax.data.records import LeftOut
+from rigl_optax.data.records import BadRecords
 
 DEBIAN_DIR = "/usr/share/datasets/fashion-mnist"
 FILES = {
@@ -25,31 +25,31 @@ IMAGES_MAGIC, LABELS_MAGIC = 0x0803, 0x0801  # IDX: unsigned bytes in three, one
 
 
 def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
-    """Fashion-MNIST, split 55,000 / 5,000 / 10,000 into train, validation and test.
+    """Loads Fashion-MNIST, split 55,000 / 5,000 / 10,000 into train, validation and test.
 
     Args:
       data_dir: A directory with the four gz IDX files, or a TFDS directory that holds
-        `fashion_mnist/3.0.1` (array_record or tfrecord). Empty: where Debian's package puts them.
-      max_bad_records: How many records of a TFDS directory may be left out since they cannot be
-        read, in all splits together. IDX files are read whole or not at all.
+        `fashion_mnist/3.0.1` (array_record or tfrecord). Empty: `DEBIAN_DIR`.
+      max_bad_records: How many unreadable records of a TFDS directory may be skipped, over all
+        splits. IDX files are read whole or not at all.
 
     Returns:
       Images uint8 (examples, 28, 28), labels int32 (examples,). The last 5,000 training
       examples are the validation split; the files are shuffled already.
 
     Raises:
-      FileNotFoundError: If the data are not there, saying how to get them.
+      FileNotFoundError: If the data are not there; the message says how to get them.
       ValueError: If a file is not what its name says, or too many records cannot be read.
     """
     directory = pathlib.Path(data_dir or DEBIAN_DIR)
     names = [name for images, labels, _ in FILES.values() for name in (images, labels)]
-    left_out = LeftOut(max_bad_records)
+    bad_records = BadRecords(max_bad_records)
     missing = [name for name in names if not (directory / name).is_file()]
     if not missing:
         train, test = (_read_idx_split(directory, *FILES[split]) for split in ("train", "test"))
     elif (directory / "fashion_mnist").is_dir():
         found = tfds_directory.find(directory, "fashion_mnist", PREPARE)
-        train, test = (tfds_images.read(found, split, left_out) for split in ("train", "test"))
+        train, test = (tfds_images.read(found, split, bad_records) for split in ("train", "test"))
     else:
         raise FileNotFoundError(
             f"Fashion-MNIST is not in {directory}: no {', '.join(missing)}, and no TFDS directory "
@@ -67,7 +67,7 @@ def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
         test=test,
         classes=10,
         maximum=255.0,
-        left_out=left_out.lines,
+        bad_records=bad_records.lines,
     )
 
 
@@ -82,25 +82,25 @@ def _read_idx_split(
 
 
 def read_idx(path: pathlib.Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Unsigned bytes of the given shape from a gz IDX file, checked in every respect.
+    """Reads unsigned bytes of the given shape from a gz IDX file, and checks its header.
 
     Args:
       path: The file.
-      magic: Its first four bytes, as a big-endian number.
-      shape: The sizes that must follow.
+      magic: Expected value of its first four bytes, a big-endian number.
+      shape: Expected shape, which the header states after that number.
 
     Returns:
       uint8 array of that shape.
 
     Raises:
-      ValueError: If the file is not gzip, is cut short or too long, or its magic number or
-        sizes are others.
+      ValueError: If the file is not gzip, is too short or too long, or its magic number or shape
+        differ from the expected ones.
     """
     header_size = 4 + 4 * len(shape)
     expected = header_size + int(np.prod(shape))
     try:
         with gzip.open(path) as file:
-            raw = file.read(expected + 1)  # never more: the size in the file is not trusted
+            raw = file.read(expected + 1)  # bounded: a hostile file may unpack to any size
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a complete gzip file ({error})") from error
     if len(raw) < header_size:

@@ -1,4 +1,4 @@
-"""A tree of photos: `root/train/<class>/<anything>.jpeg` and `root/val/<class>/...`."""
+"""Reads a tree of photos: `root/train/<class>/<anything>.jpeg` and `root/val/<class>/...`."""
 
 import logging
 import os
@@ -24,7 +24,14 @@ def load(
     threads: int,
     validation_fraction: float = 0.0,
 ) -> batches.Dataset:
-    """The photos of a tree; those under `val` are the test split. Arguments as in `imagenet.load`.
+    """Loads the photos of a tree; those under `val` are the test split.
+
+    Args:
+      data_dir: Root of the tree.
+      max_bad_records: How many unreadable photos are tolerated; see `photos.dataset`.
+      size: Side of the squares that photos are resized to, in pixels.
+      threads: Number of threads that decode.
+      validation_fraction: Fraction of the training photos that is held out; see `photos.dataset`.
 
     Raises:
       FileNotFoundError: If there is no such tree.
@@ -48,11 +55,11 @@ class Folder:
         """Lists the files once.
 
         Args:
-          root: Has a folder for every class that occurs.
-          classes: Names of all classes, in the order of their numbers.
+          root: Holds a folder for every class that occurs.
+          classes: Names of all classes, in the order of their labels.
 
         Raises:
-          ValueError: If there is a class that is not among them, or no photo at all.
+          ValueError: If there is a folder that is not among `classes`, or no photo at all.
         """
         self._root = root
         found = _folders(root)
@@ -83,18 +90,18 @@ class Folder:
         self._classes = classes
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Returns the number of photos."""
         return len(self._files)
 
     def read(self, i: int) -> Record:
-        """A photo; raises a ValueError if the file cannot be read."""
+        """Reads a photo; raises a ValueError if the file cannot be read."""
         try:
             return Record(self._path(i).read_bytes(), self._files[i][0])
         except OSError as error:
             raise ValueError(f"{error}") from error
 
     def name(self, i: int) -> str:
-        """Its path."""
+        """Returns the path of a photo."""
         return str(self._path(i))
 
     def _path(self, i: int) -> pathlib.Path:
@@ -103,14 +110,14 @@ class Folder:
 
 
 def classes(root: pathlib.Path) -> list[str]:
-    """The names of the classes of a split, in alphabetical order, which numbers them.
+    """Lists the classes of a split in alphabetical order; a class's index is its label.
 
     Raises:
-      FileNotFoundError: If there is no such folder, or no class in it.
+      FileNotFoundError: If `root` does not exist, or has no folders in it.
     """
     found = _folders(root) if root.is_dir() else []
     if not found:
-        raise FileNotFoundError(f"{root} is not there, or has no folders in it. {TREE}")
+        raise FileNotFoundError(f"{root} does not exist, or has no folders in it. {TREE}")
     return found
 
 

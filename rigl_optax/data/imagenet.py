@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) from a prepared TFDS directory, tfrecord or array_record."""
+"""Reads ImageNet (ILSVRC 2012) from a prepared TFDS directory, tfrecord or array_record."""
 
 import pathlib
 
@@ -20,18 +20,17 @@ def load(
     threads: int,
     validation_fraction: float = 0.0,
 ) -> batches.Dataset:
-    """ImageNet; its own validation photos are the test split, as in the paper.
+    """Loads ImageNet; its own validation photos are the test split, as in the paper.
 
     Args:
-      data_dir: What was given to TFDS as `data_dir`, or the folder of the version itself.
-      max_bad_records: How many records may be left out since they cannot be read; see
-        `photos.dataset`.
-      size: Side of the squares that photos become.
-      threads: How many decode at once.
-      validation_fraction: See `photos.dataset`.
+      data_dir: The `data_dir` that was given to TFDS, or the folder of the version itself.
+      max_bad_records: How many unreadable records are tolerated; see `photos.dataset`.
+      size: Side of the squares that photos are resized to, in pixels.
+      threads: Number of threads that decode.
+      validation_fraction: Fraction of the training photos that is held out; see `photos.dataset`.
 
     Raises:
-      FileNotFoundError: If the data are not there, or not to the end, saying how to get them.
+      FileNotFoundError: If the data are missing or incomplete; the message says how to get them.
       ValueError: If they are damaged.
     """
     if not data_dir:

@@ -1,4 +1,4 @@
-"""Photos that stay encoded in their files until a batch needs them."""
+"""Splits of photos that stay encoded in their files until a batch needs them."""
 
 import dataclasses
 import functools
@@ -8,57 +8,58 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from rigl_optax.data import crops, decode
-from rigl_optax.data.batches import Batch, Dataset, Place
-from rigl_optax.data.records import LeftOut, Records
+from rigl_optax.data.batches import Batch, BatchPart, Dataset
+from rigl_optax.data.records import BadRecords, Records
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels
-HELD_OUT = 0.01  # of the training photos, for validation, if not told otherwise
-LEAST = 500  # of them then, or a tenth of all if that is less
+# Without `validation_fraction`, 1 % of the training photos is held out for validation, but at
+# least 500, or a tenth of all if that is less.
+HELD_OUT, LEAST = 0.01, 500
 _ORDER_SEED = 0
-# A tree of so few photos is read once before training, up to so many bytes: in seconds.
+# A tree of at most so many photos is read once before training, up to so many bytes: seconds.
 CHECKED, CHECKED_BYTES = 1_000, 64_000_000
-_TOGETHER = 4  # photos that a thread takes at once
+_CHUNK = 4  # photos that a thread decodes in one task
 
 
 @dataclasses.dataclass(frozen=True)
 class Photos:
-    """Some of the records of a dataset.
+    """A split of photos in files.
 
     Attributes:
-      records: All of them.
-      members: int64 (examples,): which of them are in this split.
-      classes: Labels are below it.
-      size: Side of the squares that they become.
-      left_out: Where a record that cannot be read is noted.
-      threads: How many decode at once.
+      records: All records of the files.
+      members: int64 (examples,), indices of the records in this split.
+      classes: Number of classes; labels are 0 to `classes - 1`.
+      size: Side of the squares that photos are resized to, in pixels.
+      bad_records: Collects the records that cannot be read.
+      threads: Number of threads that decode.
     """
 
     records: Records
     members: np.ndarray
     classes: int
     size: int
-    left_out: LeftOut
+    bad_records: BadRecords
     threads: int
 
     @property
     def examples(self) -> int:
-        """How many there are."""
+        """Number of examples."""
         return len(self.members)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
+        """Height, width and channels of an image."""
         return (self.size, self.size, 3)
 
-    def training(self, indices: np.ndarray, augment: str, place: Place) -> Batch:
-        """See `batches.Examples`.
+    def training(self, indices: np.ndarray, augment: str, part: BatchPart) -> Batch:
+        """Returns augmented examples; see `batches.Examples`.
 
-        In the place of a record that cannot be read is the next one of the split that can, on
-        every host and after every restart the same.
+        A record that cannot be read is replaced by the next one of the split that can: the same
+        one on every host and after every restart.
         """
-        drawn = crops.draws(*place) if augment == "resized_crop" else None
+        drawn = crops.draws(*part) if augment == "resized_crop" else None
 
-        def look(row: int, image: np.ndarray) -> int:
+        def fill(row: int, image: np.ndarray) -> int:
             numbers = None if drawn is None else drawn[row]
             for further in range(self.examples):
                 label = self._read((indices[row] + further) % self.examples, numbers, image)
@@ -66,27 +67,30 @@ class Photos:
                     return label
             raise ValueError("no photo of the split can be read")
 
-        return self._all(len(indices), look)
+        return self._batch(len(indices), fill)
 
     def evaluation(self, indices: np.ndarray) -> Batch:
-        """See `batches.Examples`; the central crop is looked at."""
+        """Returns the central crops of examples; see `batches.Examples`."""
         weights = np.ones(len(indices), np.float32)
 
-        def look(row: int, image: np.ndarray) -> int:
+        def fill(row: int, image: np.ndarray) -> int:
             label = self._read(indices[row], None, image)
             if label is None:
                 image[:], weights[row] = 0, 0
             return label or 0
 
-        return self._all(len(indices), look) | {"weights": weights}
+        return self._batch(len(indices), fill) | {"weights": weights}
 
     def _read(self, at: int, numbers: np.ndarray | None, image: np.ndarray) -> int | None:
-        """Puts pixels into `image` and returns the label; None, and noted, if it cannot be read.
+        """Decodes a photo into `image` and returns its label.
 
         Args:
-          at: Of the split.
+          at: Index in the split.
           numbers: (crops.DRAWS,), for a random crop; None for the central one.
-          image: (size, size, 3)
+          image: uint8 (size, size, 3), overwritten.
+
+        Returns:
+          The label; None if the record cannot be read, which is recorded in `bad_records`.
         """
 
         def choose(height: int, width: int) -> crops.Window:
@@ -102,20 +106,25 @@ class Photos:
             flip = numbers is not None and bool(crops.is_flipped(numbers))
             decode.photo(record.image, choose, image, flip=flip)
         except ValueError as error:
-            self.left_out.note(self.records.name(i), error)
+            self.bad_records.add(self.records.name(i), error)
             return None
         return record.label
 
-    def _all(self, count: int, look: Callable[[int, np.ndarray], int]) -> Batch:
-        """What `look` puts into the rows of a batch, and the labels it returns."""
+    def _batch(self, count: int, fill: Callable[[int, np.ndarray], int]) -> Batch:
+        """Makes a batch of `count` rows on all threads.
+
+        Args:
+          count: Number of examples.
+          fill: `fill(row, image) -> label`; overwrites `image`, uint8 (size, size, 3).
+        """
         images = np.empty((count, *self.image_shape), np.uint8)
         labels = np.empty(count, np.int32)
 
-        def some(start: int) -> None:
-            for row in range(start, min(start + _TOGETHER, count)):
-                labels[row] = look(row, images[row])
+        def fill_chunk(start: int) -> None:
+            for row in range(start, min(start + _CHUNK, count)):
+                labels[row] = fill(row, images[row])
 
-        list(_pool(self.threads).map(some, range(0, count, _TOGETHER)))
+        list(_pool(self.threads).map(fill_chunk, range(0, count, _CHUNK)))
         return {"images": images, "labels": labels}
 
 
@@ -128,18 +137,21 @@ def dataset(
     threads: int,
     validation_fraction: float = 0.0,
 ) -> Dataset:
-    """Three splits of photos: some of the training records, drawn once, are for validation.
+    """Makes three splits of photos; a fixed random part of the training records is validation.
 
     Args:
       train: Training records.
       test: Test records.
-      classes: How many there are.
-      max_bad_records: How many records each process may meet that cannot be read. In training the
-        next one takes their place, in evaluation they are not counted; one more is an error.
-      size: Side of the squares that photos become.
-      threads: How many decode at once.
-      validation_fraction: Of the training records; 0 for 1 %, but at least 500 or a tenth of all,
-        whichever is less.
+      classes: Number of classes.
+      max_bad_records: How many unreadable records a process tolerates; one more is an error. In
+        training the next record replaces one, in evaluation it does not count.
+      size: Side of the squares that photos are resized to, in pixels.
+      threads: Number of threads that decode.
+      validation_fraction: Fraction of the training records that is held out for validation. 0: 1 %,
+        but at least 500, or a tenth of all if that is less.
+
+    Raises:
+      ValueError: If there are too few photos, or too many that cannot be read.
     """
     held_out = round((validation_fraction or HELD_OUT) * len(train))
     least = 1 if validation_fraction else min(LEAST, len(train) // 10)
@@ -148,44 +160,44 @@ def dataset(
         raise ValueError(f"{len(train)} photos for training and {len(test)} for tests are too few")
     key = np.random.Philox(key=_ORDER_SEED)
     order = np.random.Generator(key).permutation(len(train))
-    left_out = LeftOut(max_bad_records)
+    bad_records = BadRecords(max_bad_records)
 
     def split(records: Records, members: np.ndarray) -> Photos:
-        # Neighbours are near each other in the files: an evaluation reads them in order.
-        return Photos(records, np.sort(members), classes, size, left_out, threads)
+        # Sorted, so that an evaluation reads the files in order.
+        return Photos(records, np.sort(members), classes, size, bad_records, threads)
 
     if len(train) + len(test) <= CHECKED:
-        left = CHECKED_BYTES
+        budget = CHECKED_BYTES
         for records in (train, test):
-            left = _check(split(records, np.arange(len(records))), left)
+            budget = _check(split(records, np.arange(len(records))), budget)
     return Dataset(
         train=split(train, order[held_out:]),
         validation=split(train, order[:held_out]),
         test=split(test, np.arange(len(test))),
         classes=classes,
         maximum=255.0,
-        left_out=left_out.lines,
+        bad_records=bad_records.lines,
         mean=MEAN,
         deviation=DEVIATION,
     )
 
 
-def _check(photos: Photos, left: int) -> int:
+def _check(photos: Photos, budget: int) -> int:
     """Reads photos once, so that a damaged one ends a run before anything is compiled.
 
-    Stops after `left` bytes, and returns how many of them are left then.
+    Stops after `budget` encoded bytes, and returns what remains of the budget.
     """
-    for start in range(0, photos.examples, photos.threads * _TOGETHER):
-        if left <= 0:
+    for start in range(0, photos.examples, photos.threads * _CHUNK):
+        if budget <= 0:
             break
-        stop = min(start + photos.threads * _TOGETHER, photos.examples)
+        stop = min(start + photos.threads * _CHUNK, photos.examples)
         photos.evaluation(np.arange(start, stop))
-        left -= sum([_bytes(photos.records, i) for i in range(start, stop)])
-    return left
+        budget -= sum([_bytes(photos.records, i) for i in range(start, stop)])
+    return budget
 
 
 def _bytes(records: Records, i: int) -> int:
-    """How long an encoded image is; 0 if it cannot be read."""
+    """Returns the length of an encoded image in bytes; 0 if it cannot be read."""
     try:
         return len(records.read(i).image)
     except ValueError:
@@ -194,5 +206,5 @@ def _bytes(records: Records, i: int) -> int:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that all splits share."""
+    """Returns the thread pool that all splits share."""
     return ThreadPoolExecutor(threads, thread_name_prefix="photos")

@@ -1,4 +1,4 @@
-"""Encoded photos with a class, at random: what every reader of files gives."""
+"""Defines random access to encoded photos, and counts the records that cannot be read."""
 
 import logging
 import threading
@@ -8,7 +8,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
-    """One encoded image, and the number of its class, from 0."""
+    """One encoded image (JPEG or PNG), and its label, from 0."""
 
     image: bytes
     label: int
@@ -18,32 +18,40 @@ class Records(Protocol):
     """The records of one split. Safe to read from several threads."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Returns the number of records."""
 
     def read(self, i: int) -> Record:
-        """The record of this index; raises a ValueError if it is damaged."""
+        """Reads the record of this index; raises a ValueError if it is damaged."""
 
     def name(self, i: int) -> str:
-        """Where it is, for a message."""
+        """Returns where the record is, for a message."""
 
 
 class DamagedFileError(ValueError):
-    """A file of many records is not what it should be: none of them can be found."""
+    """Raised when a file of many records is damaged so that none of them can be found."""
 
 
-class LeftOut:
-    """Which records could not be read, at most so many; shared by the splits of a dataset."""
+class BadRecords:
+    """Collects the records that could not be read; shared by the splits of a dataset.
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    Args:
+      limit: `config.data.max_bad_records`: one more is an error.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._lines: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def note(self, name: str, error: ValueError) -> None:
-        """Notes that a record is left out for this reason; one that is met again counts once.
+    def add(self, name: str, error: ValueError) -> None:
+        """Adds a record; one that is met again counts once.
+
+        Args:
+          name: Where the record is.
+          error: Why it cannot be read.
 
         Raises:
-          ValueError: If it is one too many, or all of its file is damaged.
+          ValueError: If the limit is exceeded, or the whole file of the record is damaged.
         """
         if isinstance(error, DamagedFileError):
             raise error
@@ -51,15 +59,15 @@ class LeftOut:
             if name in self._lines:
                 return
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            if len(self._lines) >= self._most:
+            if len(self._lines) >= self._limit:
                 raise ValueError(
                     f"{name} cannot be read ({reason}), and "
-                    f"config.data.max_bad_records={self._most}"
+                    f"config.data.max_bad_records={self._limit}"
                 ) from error
             self._lines[name] = f"{name}: {reason}"
-        _LOG.warning("left out: %s", self._lines[name])  # each host tells of its own
+        _LOG.warning("left out: %s", self._lines[name])  # every host logs its own
 
     def lines(self) -> tuple[str, ...]:
-        """A line for each, in the order in which they were met."""
+        """Returns a line for each record, in the order in which they were met."""
         with self._lock:
             return tuple(self._lines.values())

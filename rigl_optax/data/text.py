@@ -1,8 +1,8 @@
-"""Text as bytes: lanes that are read side by side, and which bytes make up a batch.
+"""Reads text as bytes, and cuts it into batches of parallel lanes.
 
-A split is cut into as many equal lanes as a batch has; a step reads the next bytes of every lane,
-so that the state of a recurrent network can be carried from step to step. As for images, a batch
-is a pure function of (seed, step), and of which lanes a host is to have.
+A split is cut into as many equal lanes as a batch has sequences; a step reads the next bytes of
+every lane, so that the state of a recurrent network can be carried from step to step. As for
+images, a batch is a pure function of (seed, step), and every host can make its own lanes.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ class Part(NamedTuple):
 
     Attributes:
       tokens: uint8 (bytes,), or uint16 (tokens,); may be a memory map.
-      starts: int64 (texts,), ascending: where a text begins that has nothing to do with what is
-        before it. The first is 0.
+      starts: int64 (texts,), ascending: offsets where independent texts begin, at which a
+        recurrent state is reset. The first is 0.
     """
 
     tokens: np.ndarray
@@ -55,22 +55,23 @@ class Text(NamedTuple):
 
 
 def whole(tokens: bytes | np.ndarray, starts: np.ndarray | None = None) -> Part:
-    """A split of one text, or of several that begin at `starts`."""
+    """Makes a split of one text, or of several that begin at `starts`."""
     array = np.frombuffer(tokens, np.uint8) if isinstance(tokens, bytes) else tokens
     return Part(array, np.zeros(1, np.int64) if starts is None else starts)
 
 
 def treasury_of_david(data_dir: str = "") -> Text:
-    """The Treasury of David, 11.8 MB of Victorian prose, split 90/5/5 in order.
+    """Loads the Treasury of David, 11.8 MB of Victorian prose, split 90/5/5 in order.
 
-    Debian's package `sword-comm-tdavid` (public domain) puts it where it is looked for. Its mark-up
-    is removed. `xz -9` needs 2.124 bits a byte for it.
+    Debian's package `sword-comm-tdavid` (public domain) installs it. Its mark-up is removed. For
+    comparison with the bits per byte of a model: `xz -9` needs 2.124.
 
     Args:
-      data_dir: The folder with `ot.czs` and `ot.czz`; empty: where Debian's package puts them.
+      data_dir: The folder with `ot.czs` and `ot.czz`; empty: `TREASURY_DIR`, where Debian's
+        package puts them.
 
     Raises:
-      FileNotFoundError: If the files are not there, saying how to get them.
+      FileNotFoundError: If the files are not there; the message says how to get them.
       ValueError: If they are damaged.
     """
     folder = pathlib.Path(data_dir or TREASURY_DIR)
@@ -83,7 +84,7 @@ def treasury_of_david(data_dir: str = "") -> Text:
         )
     index, blocks = index_path.read_bytes(), blocks_path.read_bytes()
     if not index or len(index) % 12:
-        raise ValueError(f"{index_path}: {len(index)} bytes, not a number of entries of 12")
+        raise ValueError(f"{index_path}: {len(index)} bytes, not a multiple of 12")
     out = []
     for number, (offset, size, _) in enumerate(struct.iter_unpack("<III", index)):
         if offset + size > len(blocks):
@@ -94,23 +95,27 @@ def treasury_of_david(data_dir: str = "") -> Text:
 
 
 def python_topics(data_dir: str = "") -> Text:
-    """Python's own help texts, split 90/5/5: no download, but each version has others."""
+    """Loads Python's own help texts, split 90/5/5: no download, but they differ by version."""
     if data_dir:
-        raise ValueError(f"data_dir={data_dir!r}: the topics come with Python; leave it empty")
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: the topics come with Python; leave it empty"
+        )
     from pydoc_data import topics
 
     return in_order("\n".join(topics.topics.values()).encode())
 
 
 def wikitext(data_dir: str) -> Text:
-    """WikiText-103 raw: a folder with `wiki.{train,valid,test}.raw`, or the zip they come in.
+    """Loads WikiText-103 raw; every article is a text of its own.
 
-    Each split is memory-mapped; out of a zip, from temporary files. Every article is a text of its
-    own.
+    Each split is memory-mapped; out of a zip, by way of a temporary file.
+
+    Args:
+      data_dir: A folder with `wiki.{train,valid,test}.raw`, or the zip they come in.
 
     Raises:
-      FileNotFoundError: If the files are not there; it lists those that are missing.
-      ValueError: If one is empty or has no title of an article in it, or the zip is damaged.
+      FileNotFoundError: If files are missing; the message lists them.
+      ValueError: If a file is empty or has no title of an article in it, or the zip is damaged.
     """
     if not data_dir:
         raise FileNotFoundError(f"config.data.dir is empty. {_WIKITEXT_IS}")
@@ -121,7 +126,7 @@ def wikitext(data_dir: str) -> Text:
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{path} is damaged ({error})") from error
     else:
-        found = [p for p in sorted(path.glob("**/wiki.train.raw")) if hidden.is_seen(p, path)]
+        found = [p for p in sorted(path.glob("**/wiki.train.raw")) if hidden.is_visible(p, path)]
         folder = found[0].parent if found else path
         _check_there(path, [n for n in WIKITEXT.values() if not (folder / n).is_file()])
         for name in WIKITEXT.values():
@@ -132,21 +137,24 @@ def wikitext(data_dir: str) -> Text:
 
 
 def raw(data_dir: str) -> Text:
-    """All files of a folder in the order of their names, split 90/5/5 by bytes; each is a text.
+    """Loads all files of a folder, each a text of its own, split 90/5/5 by bytes.
 
-    What has a name that begins with a dot, a file or a folder, is left out.
+    Files are read in the order of their paths; hidden files and folders (leading dot) are left out.
+    The tokens are one memory map: of the file if there is only one, else of a temporary copy of all
+    of them.
 
-    They are one memory-mapped array: of the file if there is only one, else of a temporary copy of
-    all of them.
+    Args:
+      data_dir: The folder, searched recursively.
 
     Raises:
-      FileNotFoundError: If there are none.
+      FileNotFoundError: If there are no files that are not empty.
+      ValueError: If there is too little text for three splits.
     """
     folder = pathlib.Path(data_dir)
-    found = (p for p in folder.rglob("*") if hidden.is_seen(p, folder)) if data_dir else ()
+    found = (p for p in folder.rglob("*") if hidden.is_visible(p, folder)) if data_dir else ()
     paths = sorted(p for p in found if p.is_file() and p.stat().st_size)
     if not paths:
-        raise FileNotFoundError(f"data_dir={data_dir!r}: no files with text in it")
+        raise FileNotFoundError(f"config.data.dir={data_dir!r}: no files with text in it")
     if len(paths) == 1:
         return in_order(np.memmap(paths[0], np.uint8, "r"))
     with contextlib.ExitStack() as stack:
@@ -179,11 +187,11 @@ def token_files(data_dir: str) -> Text:
 
 
 def in_order(tokens: bytes | np.ndarray, starts: np.ndarray | None = None) -> Text:
-    """The first 90 % for training, then 5 % for validation, 5 % for test.
+    """Splits a text: the first 90 % for training, then 5 % for validation and 5 % for test.
 
     Args:
       tokens: All bytes.
-      starts: Where texts begin; a split always begins one.
+      starts: int64 (texts,), offsets where texts begin; the start of a split is always one.
 
     Raises:
       ValueError: If that leaves a split with fewer than two bytes.
@@ -201,10 +209,15 @@ def in_order(tokens: bytes | np.ndarray, starts: np.ndarray | None = None) -> Te
 
 
 def steps_per_epoch(size: int, lanes: int, length: int) -> int:
-    """Steps in which every lane is read once; what is left over at its end is not.
+    """Returns the number of steps that read every lane once, without an incomplete last step.
+
+    Args:
+      size: Number of bytes in the split.
+      lanes: Sequences in a batch.
+      length: Bytes of each sequence.
 
     Raises:
-      ValueError: If there is not a single one.
+      ValueError: If there is not a single step.
     """
     steps = (size // lanes - 1) // length if lanes > 0 and length > 0 else 0
     if steps < 1:
@@ -217,22 +230,22 @@ def steps_per_epoch(size: int, lanes: int, length: int) -> int:
 def training_batch(
     part: Part, lanes: int, length: int, *, seed: int, step: int, rows: np.ndarray | None = None
 ) -> Batch:
-    """The batch of one training step.
+    """Makes the batch of one training step, or one host's lanes of it.
 
-    Step after step a lane is read from its beginning to its end. In each epoch the lanes begin
-    elsewhere in the text (it is read as a ring), so that sequences are cut at other places.
+    The steps of an epoch read each lane from its beginning to its end. Every epoch shifts the lanes
+    by a random offset (the text is read as a ring), so that sequences are cut at other places.
 
     Args:
-      part: All bytes.
+      part: The training split.
       lanes: Sequences in the whole batch, over all hosts.
-      length: Bytes of each.
-      seed: The data seed.
+      length: Bytes of each sequence.
+      seed: Data seed.
       step: Training step, from 0.
-      rows: int64: which lanes this host is to have; None for all.
+      rows: int64 (part,), the lanes that this host makes; None for all.
 
     Returns:
-      `tokens` uint8 (lanes, length); `labels` int32 (lanes, length), the byte after each; `resets`
-      bool (lanes, length), where a text or a lane begins.
+      `tokens` uint8 (part, length); `labels` int32 (part, length), the byte after each; `resets`
+      bool (part, length), True where a text or a lane begins.
     """
     size = len(part.tokens)
     epoch, position = divmod(step, steps_per_epoch(size, lanes, length))
@@ -251,20 +264,24 @@ def training_batch(
 def evaluation_batches(
     part: Part, lanes: int, length: int, rows: np.ndarray | None = None
 ) -> Iterator[Batch]:
-    """The whole split, every byte but the first predicted exactly once, in lanes side by side.
+    """Makes batches that predict every byte of a split but the first exactly once.
 
-    Lanes differ by at most one byte in length; what the last batches lack is filled up with
-    zeros of weight 0. At the beginning of a lane the state is forgotten, so that what is measured
-    depends a little on the number of lanes.
+    Lanes differ by at most one byte in length; the last batch is filled up with zeros of weight 0.
+    The state is reset at the beginning of each lane, so the loss depends a little on the number of
+    lanes.
 
     Args:
-      part: All bytes.
-      lanes: Of a whole batch, over all hosts.
+      part: The split to evaluate on.
+      lanes: Sequences in a whole batch, over all hosts.
       length: Bytes of each sequence.
-      rows: int64: which lanes this host is to have; None for all. Lanes past the last are empty.
+      rows: int64 (part,), the lanes that this host makes; None for all. Lanes past the last are
+        empty.
 
     Yields:
-      As `training_batch`, and `weights` float32 (lanes, length).
+      As `training_batch`, and `weights` float32 (part, length).
+
+    Raises:
+      ValueError: If `lanes` or `length` is less than 1, or the split has less than two bytes.
     """
     predicted = len(part.tokens) - 1
     if lanes < 1 or length < 1 or predicted < 1:
@@ -305,9 +322,9 @@ def _check_size(path: pathlib.Path, size: int) -> None:
 
 
 def _mapped(files: Iterable[IO[bytes]]) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of all files as one memory-mapped array, and where each begins.
+    """Copies all files into one memory-mapped array; also returns the offset of each.
 
-    It is of a temporary file without a name, which is gone when the array is.
+    The array maps a temporary file without a name, which disappears with the array.
     """
     starts = []
     with tempfile.TemporaryFile() as copy:
@@ -321,7 +338,7 @@ def _mapped(files: Iterable[IO[bytes]]) -> tuple[np.ndarray, np.ndarray]:
 def _unpacked(block: bytes, where: str) -> bytes:
     unpacker = zlib.decompressobj()
     try:
-        # Never more than a block can be: the sizes in the file are not trusted.
+        # Bounded: a hostile file may unpack to any size.
         content = unpacker.decompress(block, 2**24)
     except zlib.error as error:
         raise ValueError(f"{where} is damaged ({error})") from error

@@ -1,4 +1,4 @@
-"""The records of TFDS directories: `tf.train.Example` messages, without TensorFlow."""
+"""Parses and writes `tf.train.Example` messages, the records of TFDS, without TensorFlow."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from google.protobuf.message import DecodeError
 
 
 def image_and_label(record: bytes) -> tuple[bytes, int]:
-    """The encoded image and the class of an example.
+    """Parses an example and returns its encoded image and its label.
 
     Raises:
-      ValueError: If it is not an example, or has not exactly one `image` and one `label`.
+      ValueError: If the record is no example, or has not exactly one `image` and one `label`.
 
     Example:
       >>> image_and_label(serialize({"image": b"a photo", "label": 7}))
@@ -33,7 +33,7 @@ def image_and_label(record: bytes) -> tuple[bytes, int]:
 
 
 def serialize(features: dict[str, bytes | int]) -> bytes:
-    """The record of an example with these features."""
+    """Returns the record of an example with these features."""
     example = _Example()
     for name, value in features.items():
         if isinstance(value, bytes):
@@ -44,9 +44,10 @@ def serialize(features: dict[str, bytes | int]) -> bytes:
 
 
 def _example_type() -> Any:
-    """What tensorflow/core/example/*.proto declare, as far as images need it.
+    """Declares the messages of tensorflow/core/example/*.proto, as far as images need them.
 
-    In a pool and a package of its own: it may live beside TensorFlow in one process.
+    They have a pool and a package name of their own, so that TensorFlow, which registers the same
+    messages, can be loaded in the same process.
     """
     package = "rigl_optax.example"
     file = descriptor_pb2.FileDescriptorProto(

@@ -1,7 +1,7 @@
-"""A prepared TFDS directory, tfrecord or array_record, read without TensorFlow or TFDS.
+"""Reads a prepared TFDS directory, tfrecord or array_record, without TensorFlow or TFDS.
 
-What is in it is told by two JSON files: `dataset_info.json` (splits, the number of records in each
-shard, the names of the files) and `features.json` (how many classes there are).
+Two JSON files describe it: `dataset_info.json` (splits, number of records in each shard, names of
+the files) and `features.json` (number of classes).
 """
 
 import functools
@@ -21,12 +21,12 @@ FORMATS = ("tfrecord", "array_record")
 
 
 class Directory(NamedTuple):
-    """What a directory says that it holds.
+    """The contents of a directory, as its metadata declare them.
 
     Attributes:
-      folder: Where its files are.
-      classes: How many its labels have.
-      splits: The shards of each split.
+      folder: The directory.
+      classes: Number of classes.
+      splits: The shards of each split, by its name.
     """
 
     folder: pathlib.Path
@@ -34,11 +34,11 @@ class Directory(NamedTuple):
     splits: "dict[str, Shards]"
 
     def records(self, split: str) -> "Shards":
-        """The records of a split.
+        """Returns the records of a split, after a look at its files.
 
         Raises:
           FileNotFoundError: If there is no such split, or not all of its files are there.
-          ValueError: If files are shorter or longer than they were when they were prepared.
+          ValueError: If the files have not the size that they had when they were prepared.
         """
         if split not in self.splits:
             raise FileNotFoundError(
@@ -49,16 +49,16 @@ class Directory(NamedTuple):
 
 
 def find(data_dir: pathlib.Path, name: str, prepare: str) -> Directory:
-    """The newest version of a prepared dataset.
+    """Finds the newest version of a prepared dataset.
 
     Args:
-      data_dir: What was given to TFDS as `data_dir`; or the folder of the version itself.
-      name: The dataset's name, as `imagenet2012`.
-      prepare: The command that prepares it, for the error.
+      data_dir: The `data_dir` that was given to TFDS; or the folder of the version itself.
+      name: Name of the dataset, as `imagenet2012`.
+      prepare: The command that prepares it, for the error message.
 
     Raises:
-      FileNotFoundError: If it is not there, or has not been prepared to the end.
-      ValueError: If what the directory says about itself cannot be read.
+      FileNotFoundError: If the dataset is not there, or its preparation was not finished.
+      ValueError: If its metadata cannot be read.
     """
     if (data_dir / INFO).is_file():
         return read(data_dir)
@@ -66,7 +66,7 @@ def find(data_dir: pathlib.Path, name: str, prepare: str) -> Directory:
     prepared = [
         path.parent
         for path in sorted(inside.glob(f"**/{INFO}"))
-        if hidden.is_seen(path, inside)
+        if hidden.is_visible(path, inside)
         and not any(part.startswith("incomplete.") for part in path.parts)
     ]
     if not prepared:
@@ -79,10 +79,13 @@ def find(data_dir: pathlib.Path, name: str, prepare: str) -> Directory:
 
 
 def read(folder: pathlib.Path) -> Directory:
-    """What the directory of one version says that it holds.
+    """Reads the metadata of one version.
+
+    Args:
+      folder: The folder of the version, with `dataset_info.json` and `features.json`.
 
     Raises:
-      ValueError: If its JSON files are not there, or not what TFDS writes.
+      ValueError: If a JSON file is missing, or not what TFDS writes.
     """
     info, features = _json(folder / INFO), _json(folder / FEATURES)
     try:
@@ -98,7 +101,15 @@ def read(folder: pathlib.Path) -> Directory:
 
 
 class Shards:
-    """The records of one split, over its files. Each file is indexed when it is first needed."""
+    """The records of one split, over its files. A file is indexed when it is first needed.
+
+    Args:
+      split: Name of the split.
+      file_format: One of `FORMATS`.
+      paths: The files, in order.
+      lengths: Number of records in each file.
+      payload: Bytes of all records together; 0 if not known.
+    """
 
     def __init__(
         self,
@@ -108,7 +119,6 @@ class Shards:
         lengths: list[int],
         payload: int,
     ) -> None:
-        """From the files, how many records are in each, and the bytes of all records together."""
         self.split = split
         self._format, self._paths, self._lengths, self._payload = (
             file_format,
@@ -121,11 +131,11 @@ class Shards:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """How many records there are."""
+        """Returns the number of records."""
         return int(self._starts[-1])
 
     def check(self) -> None:
-        """Looks at the files without reading them; see `Directory.records`."""
+        """Checks that all files are there with their full size; raises as `Directory.records`."""
         missing = [path for path in self._paths if not path.is_file()]
         if missing:
             raise FileNotFoundError(
@@ -139,11 +149,11 @@ class Shards:
             if size != expected:
                 raise ValueError(
                     f"{self._paths[0].parent}: the files of split {self.split!r} have {size} "
-                    f"bytes; {expected} by {INFO}: they have not been copied to the end"
+                    f"bytes, not {expected} as {INFO} says: they have not been copied to the end"
                 )
 
     def read(self, i: int) -> Record:
-        """A record; raises a ValueError if it is damaged, or its file is."""
+        """Reads a record; raises a ValueError if the record or its file is damaged."""
         shard, at = self._place(i)
         opened = self._open(shard)
         if self._format == "tfrecord":
@@ -153,7 +163,7 @@ class Shards:
         return Record(*tf_example.image_and_label(raw))
 
     def name(self, i: int) -> str:
-        """Where a record is."""
+        """Returns where a record is, for a message."""
         shard, at = self._place(i)
         return f"record {at} of {self._paths[shard]}"
 
@@ -162,14 +172,14 @@ class Shards:
         return shard, i - int(self._starts[shard])
 
     def _open(self, shard: int) -> Any:
-        """The index of a tfrecord file, or the reader of an array_record file."""
+        """Returns the index of a tfrecord file, or the reader of an array_record file."""
         if shard not in self._opened:
             with self._lock:
-                if shard not in self._opened:
-                    self._opened[shard] = self._opening(shard)
+                if shard not in self._opened:  # another thread may have opened it meanwhile
+                    self._opened[shard] = self._open_file(shard)
         return self._opened[shard]
 
-    def _opening(self, shard: int) -> Any:
+    def _open_file(self, shard: int) -> Any:
         path, expected = self._paths[shard], self._lengths[shard]
         if self._format == "tfrecord":
             try:
@@ -186,7 +196,7 @@ class Shards:
 
 
 def _shards(folder: pathlib.Path, name: str, file_format: str, split: dict[str, Any]) -> Shards:
-    """From an entry of `splits` in the metadata; raises what is caught in `read`."""
+    """Makes the shards of one entry of `splits` in the metadata; `read` catches what it raises."""
     if file_format not in FORMATS:
         raise ValueError(f"file format {file_format!r}; {' and '.join(FORMATS)} can be read")
     lengths = [int(length) for length in split["shardLengths"]]
@@ -228,7 +238,7 @@ def _open_array_record(path: pathlib.Path) -> Any:
     from array_record.python import array_record_module
 
     try:
-        # Records are read at random: nothing is to be read ahead.
+        # Records are read in random order, so reading ahead would be wasted.
         return array_record_module.ArrayRecordReader(str(path), options="readahead_buffer_size:0")
     except (RuntimeError, ValueError) as error:
         raise DamagedFileError(f"{path}: not an array_record file ({error})") from error

@@ -1,7 +1,7 @@
-"""Tfrecord files at random, without TensorFlow: a file is indexed once, then records are read.
+"""Reads TFRecord files in random order, without TensorFlow: a file is indexed once.
 
-A record is its length (8 bytes, little-endian), a checksum of these, the payload, a checksum of
-that. The checksums are CRC-32C, masked as TFRecord does.
+A record is the length of its payload (8 bytes, little-endian), a checksum of those 8 bytes (4), the
+payload, and a checksum of the payload (4). Checksums are CRC-32C, masked as TFRecord does.
 """
 
 import os
@@ -16,13 +16,14 @@ _MASK = 0xA282EAD8
 
 
 def index(path: pathlib.Path) -> np.ndarray:
-    """Where the payloads are: int64 (records, 2), of offset and length.
+    """Finds all payloads of a file; reads only the headers, and verifies their checksums.
 
-    Only the headers are read, and their checksums verified.
+    Returns:
+      int64 (records, 2), offset and length of each payload in bytes.
 
     Raises:
-      ValueError: If the file is cut off within a record, or a header is damaged: what is after it
-        cannot be found.
+      ValueError: If the file is cut off within a record, or a header is damaged, so that the
+        records after it cannot be found.
     """
     found = []
     size = path.stat().st_size
@@ -45,12 +46,12 @@ def index(path: pathlib.Path) -> np.ndarray:
 
 
 def read(path: pathlib.Path, offset: int, length: int) -> bytes:
-    """The payload that `index` has found at this place, its checksum verified.
+    """Reads a payload that `index` has found, and verifies its checksum.
 
     Raises:
-      ValueError: If the checksum is another.
+      ValueError: If the checksum is wrong, or the file is cut off.
     """
-    # Opened for each read: a thousand shards are more than a process may have open.
+    # Opened for each read: a process may not have all of a thousand shards open.
     with path.open("rb", buffering=0) as file:
         raw = os.pread(file.fileno(), length + FOOTER, offset)
     if len(raw) != length + FOOTER:
@@ -62,6 +63,6 @@ def read(path: pathlib.Path, offset: int, length: int) -> bytes:
 
 
 def masked_crc(data: bytes) -> int:
-    """TFRecord's checksum of some bytes: their CRC-32C, rotated and shifted."""
+    """Computes TFRecord's checksum: the CRC-32C, rotated by 15 bits and plus a constant."""
     crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF

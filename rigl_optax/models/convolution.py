@@ -1,4 +1,4 @@
-"""What the convolutional networks have in common: convolutions, normalisation, image layout."""
+"""Builds the convolutions and normalisations that all convolutional networks here share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,10 @@ from flax import nnx
 
 from rigl_optax.models import layers
 
-# Of batch statistics, in all networks of the reference code.
+# Batch normalisation of all networks of the reference code.
 MOMENTUM, EPSILON = 0.9, 1e-5
 
-# Its default: truncated normal of variance 1 / fan_in, not He's.
+# The reference code's default: truncated normal of variance 1 / fan_in (He's would be 2 / fan_in).
 lecun_normal = nnx.initializers.lecun_normal()
 
 
@@ -28,19 +28,19 @@ def conv(
     kernel_init: Any = lecun_normal,
     dtype: Any = None,
 ) -> layers.Conv:
-    """A square convolution without bias.
+    """Builds a square convolution without bias.
 
     Args:
-      n_in: Input channels.
-      n_out: Output channels.
-      window: Side of the window.
-      stride: In both directions.
+      n_in: Number of input channels.
+      n_out: Number of output channels.
+      window: Height and width of the window.
+      stride: Stride in both directions.
       rngs: Random keys (stream `params`).
-      groups: Of channels; `n_in` for a depthwise one.
-      padding: As of `nnx.Conv`; if not given, by the window alone: half of it on each side, so that
-        strided outputs do not move with the size of the image ("fixed padding").
+      groups: Number of channel groups; `n_in` for a depthwise convolution.
+      padding: As in `nnx.Conv`. None: half the window on each side, whatever the size of the image
+        and the stride ("fixed padding" in the reference code).
       kernel_init: Initializer of the kernel.
-      dtype: Of inputs and products; float32 if not given. The kernel is float32.
+      dtype: Dtype of inputs and products; None: float32. The kernel is float32.
     """
     sides = ((window - 1) // 2, window - 1 - (window - 1) // 2)
     return layers.Conv(
@@ -58,7 +58,7 @@ def conv(
 
 
 def norm(channels: int, *, rngs: nnx.Rngs, scale: float = 1.0, dtype: Any = None) -> nnx.BatchNorm:
-    """Batch normalisation whose scale starts at `scale`; statistics are float32."""
+    """Builds a batch normalisation whose scale starts at `scale`; its statistics are float32."""
     return nnx.BatchNorm(
         channels,
         momentum=MOMENTUM,
@@ -70,10 +70,10 @@ def norm(channels: int, *, rngs: nnx.Rngs, scale: float = 1.0, dtype: Any = None
 
 
 def channels(image_shape: Sequence[int]) -> int:
-    """Channels of images (height, width) or (height, width, channels).
+    """Returns the number of channels of images (height, width[, channels]).
 
     Raises:
-      ValueError: If they have another shape.
+      ValueError: If the shape has another number of dimensions.
     """
     if len(image_shape) not in (2, 3):
         raise ValueError(
@@ -83,17 +83,17 @@ def channels(image_shape: Sequence[int]) -> int:
 
 
 def with_channels(images: jax.Array) -> jax.Array:
-    """Images (batch, height, width, channels), the last axis added if there is none."""
+    """Returns images (batch, height, width, channels); adds the last axis if it is missing."""
     return images if images.ndim == 4 else jnp.expand_dims(images, -1)
 
 
 def scaled(width: float, units: int) -> int:
-    """So many channels times a width multiplier, rounded down as in the reference; at least 1."""
+    """Returns `width * units` channels, rounded down as in the reference code; at least 1."""
     return max(1, int(width * units))
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, but at least 90 % of `value` and one `divisor`.
+    """Rounds to the nearest multiple of `divisor`, but not below 90 % of `value` or `divisor`.
 
     Example:
       >>> [make_divisible(v) for v in (32, 15.04, 11.2, 3)]

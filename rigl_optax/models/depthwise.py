@@ -1,4 +1,4 @@
-"""Depthwise convolutions, which XLA is slow at on the CPU."""
+"""Computes depthwise convolutions fast on the CPU, where XLA's own are slow."""
 
 import functools
 from collections.abc import Sequence
@@ -18,16 +18,17 @@ def depthwise(
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
 ) -> jax.Array:
-    """Convolution of each channel by itself.
+    """Convolves each channel with a window of its own.
 
-    On the CPU a sum over the taps of shifted images: XLA's grouped convolution takes many times
-    as long there, backward most of all (`benchmarks/depthwise.py`). Elsewhere it is that one.
+    On the CPU this is a sum of shifted and weighted images, one for each element of the window:
+    XLA's grouped convolution takes many times as long there, most of all its gradient
+    (`benchmarks/depthwise.py`). On other devices it is XLA's grouped convolution.
 
     Args:
       x: [batch, height, width, channels].
       kernel: [height, width, 1, channels].
-      strides: Of the window.
-      padding: What is added at both ends of height and width.
+      strides: Strides along height and width.
+      padding: Padding before and after, along height and width.
 
     Returns:
       [batch, height, width, channels].
@@ -50,16 +51,16 @@ def depthwise(
             feature_group_count=x.shape[-1],
         )
 
-    places = (tuple(strides), tuple((int(low), int(high)) for low, high in padding))
+    geometry = (tuple(strides), tuple((int(low), int(high)) for low, high in padding))
     return lax.platform_dependent(
-        x, kernel, cpu=functools.partial(_shifted, *places), default=grouped
+        x, kernel, cpu=functools.partial(_shifted, *geometry), default=grouped
     )
 
 
 def _sum_of_taps(
     strides: tuple[int, ...], padding: _Pads, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """The images as each tap sees them, weighted."""
+    """Sums the images, shifted and weighted for each element (tap) of the window."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     (height, width), (down, right) = kernel.shape[:2], strides
     rows = (x.shape[1] - height) // down + 1
@@ -97,10 +98,10 @@ _shifted.defvjp(_forward, _backward)
 def _kernel_gradient(
     strides: tuple[int, ...], padding: _Pads, x: jax.Array, dy: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """What every tap saw, times the gradient of what it added to, summed over batch and places.
+    """Sums, for each tap, its shifted images times the output's gradient, over all but channels.
 
-    A row of outputs at a time, and elementwise but for one sum at the end: a sum for each tap,
-    over all there is but channels, takes several times as long.
+    Adds up rows of outputs elementwise, and sums over batch and width only once at the end: a full
+    reduction for each tap takes several times as long on the CPU.
     """
     (height, width), (down, right) = kernel.shape[:2], strides
     batch, rows, columns, channels = dy.shape

@@ -1,4 +1,4 @@
-"""Dropout whose state is two plain arrays, so that it is saved and resumed with the rest."""
+"""Defines a dropout whose state is two plain arrays, saved and resumed like all others."""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +6,21 @@ from flax import nnx
 
 
 class DropoutState(nnx.Variable[jax.Array]):
-    """Key data, or how many times something was dropped; no parameter."""
+    """Key data, or the number of calls: state that is no parameter."""
 
 
 class Dropout(nnx.Module):
-    """Zeros a fraction of its input in training, and scales up the rest.
+    """Zeros a random fraction of its input in training, and scales up the rest.
 
-    What is zeroed is a function of the key and of the calls before: a run that is resumed goes on
-    as it would have.
+    The mask is a function of the key and the number of calls before, so a resumed run draws the
+    same masks as one that was not stopped.
 
     Args:
-      rate: The fraction.
+      rate: Fraction that is zeroed, in [0, 1).
       rngs: Random keys (stream `dropout`).
+
+    Raises:
+      ValueError: If the rate is not in [0, 1).
 
     Example:
       >>> from flax import nnx
@@ -39,7 +42,7 @@ class Dropout(nnx.Module):
         self.calls = DropoutState(jnp.zeros((), jnp.int32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`x` with some of its elements zeroed."""
+        """Returns `x` with random elements zeroed and the others divided by `1 - rate`."""
         if self.deterministic or not self.rate:
             return x
         key = jax.random.fold_in(jax.random.wrap_key_data(self.key[...]), self.calls[...])

@@ -1,4 +1,4 @@
-"""Linear maps and convolutions whose kernel may be the stored blocks of a condensed one."""
+"""Defines linear layers and convolutions whose kernel may be stored as blocks (`condensed`)."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -16,17 +16,17 @@ Kernel = TypeVar("Kernel", BlockSparse, CSR, BlockSparse | CSR)
 
 @runtime_checkable
 class TakesBlocks(Protocol):
-    """A module that can multiply by stored blocks."""
+    """A module whose kernels may be `BlockSparse`."""
 
     def kernels_of_blocks(self) -> dict[str, str]:
-        """`{path within the module: why that kernel cannot be blocks, empty if it can}`."""
+        """Returns `{path within the module: reason}`; an empty reason says blocks are possible."""
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear`; also with a `BlockSparse` or `CSR` in the place of its kernel."""
+    """An `nnx.Linear` whose kernel may also be a `BlockSparse` or `CSR`."""
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """[..., in_features] to [..., out_features]."""
+        """Maps [..., in_features] to [..., out_features]."""
         kernel = self.kernel.get_value()
         if not isinstance(kernel, BlockSparse | CSR):
             return super().__call__(x, out_sharding)
@@ -35,19 +35,20 @@ class Linear(nnx.Linear):
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
     def kernels_of_blocks(self) -> dict[str, str]:
-        """As `refused` asks for it."""
+        """Returns that the kernel may be blocks; see `TakesBlocks`."""
         return {"kernel": ""}
 
 
 class Conv(nnx.Conv):
-    """`nnx.Conv` of images; also with a `BlockSparse` in the place of its kernel.
+    """An `nnx.Conv` of images whose kernel may also be a `BlockSparse`.
 
-    Blocks are for one group of channels, no dilation, and zeros as padding; `kernels_of_blocks`
-    says what is in the way. Where it is depthwise and plain, it is quick on the CPU too.
+    Blocks need one group of channels, no dilation, and padding with zeros; `kernels_of_blocks`
+    says what prevents them. A depthwise convolution without other options runs fast on the CPU,
+    too (`models.depthwise`).
     """
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """[batch, height, width, in_features] to [..., out_features]."""
+        """Maps [batch, height, width, in_features] to [batch, height, width, out_features]."""
         kernel = self.kernel.get_value()
         strides = _each(self.strides)
         if isinstance(kernel, BlockSparse):
@@ -61,7 +62,7 @@ class Conv(nnx.Conv):
             not is_depthwise
             or x.ndim != 4
             or out_sharding
-            or self._special()
+            or self._special_option()
             or self.mask is not None
         ):
             return super().__call__(x, out_sharding)
@@ -74,15 +75,15 @@ class Conv(nnx.Conv):
         return y if bias is None else y + bias
 
     def _pads(self) -> Padding:
-        """The padding in one of the forms that `lax` takes, of two dimensions."""
+        """Returns the padding of two dimensions in one of the forms that `lax` takes."""
         if isinstance(self.padding, str):
             return self.padding
         sides = [self.padding] * 2 if isinstance(self.padding, int) else list(self.padding)
         pairs = [(side, side) if isinstance(side, int) else side for side in sides]
         return [(low, high) for low, high in pairs]
 
-    def _special(self) -> str:
-        """What makes it more than a plain convolution of images; empty if nothing does."""
+    def _special_option(self) -> str:
+        """Names an option beyond a plain convolution of images; empty if there is none."""
         if len(self.kernel_size) != 2:
             return f"its window has {len(self.kernel_size)} dimensions, not two"
         for name in ("kernel_dilation", "input_dilation"):
@@ -98,27 +99,29 @@ class Conv(nnx.Conv):
         return ""
 
     def kernels_of_blocks(self) -> dict[str, str]:
-        """As `refused` asks for it."""
+        """Says whether the kernel may be blocks; see `TakesBlocks`."""
         groups = self.feature_group_count
         masked = "it has a mask" if self.mask is not None else ""
         reason = (
-            f"its channels are in {groups} groups" if groups != 1 else self._special() or masked
+            f"its channels are in {groups} groups"
+            if groups != 1
+            else self._special_option() or masked
         )
         return {"kernel": reason}
 
 
 def refused(model: nnx.Module, kernels: Collection[str]) -> dict[str, str]:
-    """Which of the kernels that are to be `BlockSparse` cannot be, and why.
+    """Finds kernels that cannot be `BlockSparse`, and says why.
 
-    Modules answer for their own: `kernels_of_blocks` gives reasons by path within the module,
-    empty where there is none. Of all others an array is expected.
+    Modules that define `kernels_of_blocks` (see `TakesBlocks`) decide for their own kernels. All
+    other parameters must stay arrays.
 
     Args:
-      model: Of arrays, or of their shapes.
-      kernels: Paths of parameters.
+      model: A model of arrays, or of their shapes.
+      kernels: Paths of the parameters that are to be `BlockSparse`.
 
     Returns:
-      `{path: reason}`.
+      `{path: reason}` of those that cannot be.
 
     Example:
       >>> model = nnx.eval_shape(lambda: nnx.List([Linear(4, 4, rngs=nnx.Rngs(0))]))
@@ -135,12 +138,12 @@ def refused(model: nnx.Module, kernels: Collection[str]) -> dict[str, str]:
 
 
 def _each(of: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Strides or dilations along height and width, from one of the forms that Flax takes."""
+    """Returns strides or dilations along height and width, from any form that Flax takes."""
     return (of or 1,) * 2 if of is None or isinstance(of, int) else tuple(of)
 
 
 def _in_dtype(x: jax.Array, kernel: Kernel, dtype: Any) -> tuple[jax.Array, Kernel]:
-    """Both in the dtype of the computation."""
+    """Casts both to the dtype of the computation."""
     if dtype is None:
         return x, kernel
     return x.astype(dtype), kernel.astype(dtype)

@@ -1,4 +1,4 @@
-"""LeNet-300-100: the multilayer perceptron of the paper's appendix B."""
+"""Defines LeNet-300-100, the multilayer perceptron of the paper's appendix B."""
 
 import itertools
 import math
@@ -24,8 +24,11 @@ class LeNet(nnx.Module):
       image_shape: Shape of one image, without the batch; it is flattened.
       classes: Number of logits.
       hidden: Width of each hidden layer.
-      dtype: Of activations; float32 if not given.
+      dtype: Dtype of activations; None: float32.
       rngs: Random keys for the initial weights (stream `params`).
+
+    Raises:
+      ValueError: If a width is below 1.
 
     Example:
       >>> from flax import nnx
@@ -55,7 +58,7 @@ class LeNet(nnx.Module):
         )
 
     def __call__(self, images_BxHxW: jax.Array) -> jax.Array:
-        """Logits of shape (batch, classes) for images of shape (batch, *image_shape)."""
+        """Returns logits float32 (batch, classes) of images (batch, *image_shape)."""
         x_BxD = images_BxHxW.reshape(images_BxHxW.shape[0], -1)
         for layer in self.layers[:-1]:
             x_BxD = nnx.relu(layer(x_BxD))

@@ -1,4 +1,4 @@
-"""MobileNet v1: depthwise and pointwise convolutions in turn."""
+"""Defines MobileNet v1: depthwise and pointwise convolutions in turn."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,11 +22,11 @@ BLOCKS = (
     (1024, 2),
     (1024, 1),
 )
-glorot = nnx.initializers.glorot_uniform()  # of depthwise kernels, in the reference
+glorot = nnx.initializers.glorot_uniform()  # for depthwise kernels, as in the reference code
 
 
 def dense_layers(distribution: str) -> dict[str, str]:
-    """Patterns of the kernels that stay dense, and why; the same for v2."""
+    """Returns `{pattern of kernels that stay dense: reason}`; MobileNet v2 has the same."""
     del distribution
     return {
         r"^stem/kernel": "the first convolution, dense in the paper's MobileNets",
@@ -46,13 +46,13 @@ class Block(nnx.Module):
         self.pointwise_norm = convolution.norm(n_out, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """(batch, height, width, n_in) to (batch, height / stride, width / stride, n_out)."""
+        """Maps (batch, height, width, n_in) to (batch, height/stride, width/stride, n_out)."""
         x_BxHxWxC = nnx.relu(self.depthwise_norm(self.depthwise(x_BxHxWxC)))
         return nnx.relu(self.pointwise_norm(self.pointwise(x_BxHxWxC)))
 
 
 class MobileNetV1(nnx.Module):
-    """A 3x3 convolution, 13 separable blocks, a linear layer; ReLU throughout, no dropout.
+    """MobileNet v1: a 3x3 convolution, 13 separable blocks, a linear layer; no dropout.
 
     Kernels start truncated-normal of variance 1 / fan_in, depthwise ones Glorot-uniform, as in the
     reference code (`imagenet_resnet/mobilenetv1_model.py`).
@@ -61,8 +61,8 @@ class MobileNetV1(nnx.Module):
       image_shape: (height, width) or (height, width, channels) of an image; 224, 224, 3 in the
         paper.
       classes: Number of logits.
-      width: By which all numbers of channels are multiplied, rounded to multiples of 8.
-      dtype: Of activations; float32 if not given.
+      width: Multiplier of all numbers of channels, which are rounded to multiples of 8.
+      dtype: Dtype of activations; None: float32.
       rngs: Random keys (stream `params`).
 
     Example:
@@ -88,7 +88,7 @@ class MobileNetV1(nnx.Module):
         self.stem_norm = convolution.norm(n, dtype=dtype, rngs=rngs)
         blocks = []
         for i, (base, stride) in enumerate(BLOCKS):
-            # The reference rounds the first block's channels to whole ones only.
+            # The reference code rounds the first block's channels to integers only.
             n_out = convolution.make_divisible(int(width * base), 8 if i else 1)
             blocks.append(Block(n, n_out, stride, dtype=dtype, rngs=rngs))
             n = n_out
@@ -97,7 +97,7 @@ class MobileNetV1(nnx.Module):
         self.classifier = layers.Linear(n, classes, kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits float32 (batch, classes) of images (batch, *image_shape)."""
+        """Returns logits float32 (batch, classes) of images (batch, *image_shape)."""
         x_BxHxWxC = self.stem(convolution.with_channels(images))
         x_BxHxWxC = nnx.relu(self.stem_norm(x_BxHxWxC))
         for block in self.blocks:

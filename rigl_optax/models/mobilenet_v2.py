@@ -1,4 +1,4 @@
-"""MobileNet v2: inverted residuals with linear bottlenecks."""
+"""Defines MobileNet v2: inverted residuals with linear bottlenecks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from rigl_optax.models.mobilenet_v1 import dense_layers as dense_layers
 from rigl_optax.models.mobilenet_v1 import glorot
 
 STEM, HEAD = 32, 1280
-EXPANSION = 6  # of all blocks but the first
+EXPANSION = 6  # channels inside a block / channels of its input; 1 in the first block
 # Output channels and stride of each block.
 BLOCKS = (
     (16, 1),
@@ -30,7 +30,7 @@ BLOCKS = (
 
 
 class Block(nnx.Module):
-    """Expansion, depthwise convolution, linear projection; a skip where shapes agree."""
+    """Expands, convolves depthwise and projects linearly; adds the input where shapes agree."""
 
     def __init__(
         self, n_in: int, n_out: int, stride: int, expansion: int, *, dtype: Any, rngs: nnx.Rngs
@@ -49,7 +49,7 @@ class Block(nnx.Module):
         self.has_skip = stride == 1 and n_in == n_out
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """(batch, height, width, n_in) to (batch, height / stride, width / stride, n_out)."""
+        """Maps (batch, height, width, n_in) to (batch, height/stride, width/stride, n_out)."""
         hidden = x_BxHxWxC
         if self.has_expansion:
             hidden = nnx.relu(self.expand_norm(self.expand(hidden)))
@@ -59,18 +59,18 @@ class Block(nnx.Module):
 
 
 class MobileNetV2(nnx.Module):
-    """A 3x3 convolution, 17 inverted residuals, a 1x1 convolution, a linear layer; plain ReLU.
+    """MobileNet v2: a 3x3 convolution, 17 inverted residuals, a 1x1 convolution, a linear layer.
 
-    Kernels start as those of `MobileNetV1`, as in the reference code
-    (`imagenet_resnet/mobilenetv2_model.py`).
+    Activations are ReLU (not ReLU6), and kernels start as those of `MobileNetV1`, both as in the
+    reference code (`imagenet_resnet/mobilenetv2_model.py`).
 
     Args:
       image_shape: (height, width) or (height, width, channels) of an image; 224, 224, 3 in the
         paper.
       classes: Number of logits.
-      width: By which all numbers of channels are multiplied, rounded to multiples of 8; the last
-        convolution has never less than 1280.
-      dtype: Of activations; float32 if not given.
+      width: Multiplier of all numbers of channels, which are rounded to multiples of 8; the last
+        convolution always has at least 1280.
+      dtype: Dtype of activations; None: float32.
       rngs: Random keys (stream `params`).
 
     Example:
@@ -107,7 +107,7 @@ class MobileNetV2(nnx.Module):
         self.classifier = layers.Linear(n_head, classes, kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits float32 (batch, classes) of images (batch, *image_shape)."""
+        """Returns logits float32 (batch, classes) of images (batch, *image_shape)."""
         x_BxHxWxC = self.stem(convolution.with_channels(images))
         x_BxHxWxC = nnx.relu(self.stem_norm(x_BxHxWxC))
         for block in self.blocks:

@@ -1,11 +1,12 @@
-"""The scans of a GRU and an LSTM over time, with their gradients written out.
+"""Scans a GRU or an LSTM over time, with hand-written gradients.
 
-Left to itself, JAX's derivative of a scan adds to the gradient of the recurrent kernel at every
-step, which reads and writes a matrix of its size each time. Here the backward scan keeps what
-reaches each gate, and the kernel's gradient is one product over all steps after it. Gates are
-arrays of their own throughout. `benchmarks/recurrent.py` prints what that gives.
+JAX's derivative of a scan adds to the gradient of the recurrent kernel at every step, which reads
+and writes a matrix of that size each time. Here the backward scan stores the gradients of the
+gates, and one product over all steps then gives the gradient of the kernel. Each gate is an array
+of its own throughout. `benchmarks/recurrent.py` measures the gain.
 
-Reverse mode, and forward over reverse (Hessian times vector), work; forward mode alone does not.
+Reverse mode works, and forward over reverse mode (Hessian-vector products); forward mode alone
+does not.
 """
 
 from typing import TypeAlias
@@ -14,30 +15,32 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-Arrays: TypeAlias = tuple[jax.Array, ...]  # one of each gate, or what a scan keeps
+Arrays: TypeAlias = tuple[jax.Array, ...]  # one for each gate, or the residuals of a scan
 Gradients: TypeAlias = tuple[Arrays, jax.Array, Arrays, None]
-Outcome: TypeAlias = tuple[jax.Array, jax.Array]
+Outputs: TypeAlias = tuple[jax.Array, jax.Array]
 
 
 @jax.custom_vjp
-def gru(x: Arrays, h_BxU: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array) -> Outcome:
-    """States of a GRU after each step.
+def gru(x: Arrays, h_BxU: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array) -> Outputs:
+    """Runs a GRU over time.
 
     Args:
-      x: Of the gates reset, update, candidate: what comes from below, (time, lanes, units) each.
-      h_BxU: The state before the first step.
-      kernels: Of the same gates, from the state, (units, units) each.
-      keep_TxBx1: 0 where the state is forgotten before the step, else 1. Has no gradient.
+      x: Input of the gates reset, update and candidate, after the input kernel and bias:
+        (time, lanes, units) each.
+      h_BxU: State before the first step, (lanes, units).
+      kernels: Recurrent kernels of the same gates, (units, units) each.
+      keep_TxBx1: (time, lanes, 1), 0 where the state is reset before the step, else 1. Has no
+        gradient.
 
     Returns:
-      The states (time, lanes, units), and the last of them again.
+      The states after each step (time, lanes, units), and the last one (lanes, units).
     """
-    return _gru_forward(x, h_BxU, kernels, keep_TxBx1)[0]
+    return _gru_scan(x, h_BxU, kernels, keep_TxBx1)[0]
 
 
-def _gru_forward(
+def _gru_scan(
     x: Arrays, h_BxU: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array
-) -> tuple[Outcome, Arrays]:
+) -> tuple[Outputs, Arrays]:
     kernel_UxG = jnp.concatenate(kernels, axis=1)
 
     def step(h_BxU: jax.Array, now: tuple[Arrays, jax.Array]) -> tuple[jax.Array, Arrays]:
@@ -53,18 +56,18 @@ def _gru_forward(
     return (out_TxBxU, last_BxU), (out_TxBxU, *gates)
 
 
-def _gru_saved(
+def _gru_fwd(
     x: Arrays, h_BxU: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array
-) -> tuple[Outcome, tuple[Arrays, jax.Array, Arrays, jax.Array]]:
-    outcome, kept = _gru_forward(x, h_BxU, kernels, keep_TxBx1)
-    return outcome, (kept, h_BxU, kernels, keep_TxBx1)
+) -> tuple[Outputs, tuple[Arrays, jax.Array, Arrays, jax.Array]]:
+    outputs, kept = _gru_scan(x, h_BxU, kernels, keep_TxBx1)
+    return outputs, (kept, h_BxU, kernels, keep_TxBx1)
 
 
 def _gru_backward(
-    saved: tuple[Arrays, jax.Array, Arrays, jax.Array], gradients: Outcome
+    residuals: tuple[Arrays, jax.Array, Arrays, jax.Array], gradients: Outputs
 ) -> Gradients:
-    (out_TxBxU, *gates), first_BxU, kernels, keep_TxBx1 = saved
-    before_TxBxU = _before(first_BxU, out_TxBxU, keep_TxBx1)
+    (out_TxBxU, *gates), first_BxU, kernels, keep_TxBx1 = residuals
+    before_TxBxU = _states_before(first_BxU, out_TxBxU, keep_TxBx1)
     transposed = tuple(kernel.T for kernel in kernels)
 
     def step(dh_BxU: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, Arrays]:
@@ -79,34 +82,37 @@ def _gru_backward(
     dout_TxBxU, dlast_BxU = gradients
     now = (dout_TxBxU, before_TxBxU, keep_TxBx1, *gates)
     dfirst_BxU, (dr, du, dback_n, dn) = jax.lax.scan(step, dlast_BxU, now, reverse=True)
-    return (dr, du, dn), dfirst_BxU, _of_kernels(before_TxBxU, (dr, du, dback_n)), None
+    return (dr, du, dn), dfirst_BxU, _kernel_gradients(before_TxBxU, (dr, du, dback_n)), None
 
 
-gru.defvjp(_gru_saved, _gru_backward)
+gru.defvjp(_gru_fwd, _gru_backward)
 
 
 @jax.custom_vjp
-def lstm(x: Arrays, hc_BxS: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array) -> Outcome:
-    """Outputs of an LSTM after each step.
+def lstm(x: Arrays, hc_BxS: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array) -> Outputs:
+    """Runs an LSTM over time.
 
     Args:
-      x: Of the gates input, forget, cell, output: what comes from below, (time, lanes, units) each.
-      hc_BxS: The output and the cell before the first step, side by side.
-      kernels: Of the same gates, from the output, (units, units) each.
-      keep_TxBx1: 0 where both are forgotten before the step, else 1. Has no gradient.
+      x: Input of the gates input, forget, cell and output, after the input kernel and bias:
+        (time, lanes, units) each.
+      hc_BxS: Output and cell before the first step, concatenated: (lanes, 2 * units).
+      kernels: Recurrent kernels of the same gates, (units, units) each.
+      keep_TxBx1: (time, lanes, 1), 0 where output and cell are reset before the step, else 1. Has
+        no gradient.
 
     Returns:
-      The outputs (time, lanes, units), and the last output and cell side by side.
+      The outputs after each step (time, lanes, units), and the last output and cell, concatenated
+      (lanes, 2 * units).
     """
-    return _lstm_forward(x, hc_BxS, kernels, keep_TxBx1)[0]
+    return _lstm_scan(x, hc_BxS, kernels, keep_TxBx1)[0]
 
 
-def _lstm_forward(
+def _lstm_scan(
     x: Arrays, hc_BxS: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array
-) -> tuple[Outcome, Arrays]:
+) -> tuple[Outputs, Arrays]:
     kernel_UxG = jnp.concatenate(kernels, axis=1)
 
-    def step(hc: Outcome, now: tuple[Arrays, jax.Array]) -> tuple[Outcome, Arrays]:
+    def step(hc: Outputs, now: tuple[Arrays, jax.Array]) -> tuple[Outputs, Arrays]:
         x_gates, keep_Bx1 = now
         h_BxU, c_BxU = (part * keep_Bx1 for part in hc)
         back = jnp.split(h_BxU @ kernel_UxG, 4, axis=1)
@@ -117,28 +123,28 @@ def _lstm_forward(
         return (h_BxU, c_BxU), (h_BxU, c_BxU, i, f, g, o)
 
     h_BxU, c_BxU = jnp.split(hc_BxS, 2, axis=1)
-    first: Outcome = (h_BxU, c_BxU)
+    first: Outputs = (h_BxU, c_BxU)
     last, kept = jax.lax.scan(step, first, (x, keep_TxBx1))
     return (kept[0], jnp.concatenate(last, axis=1)), kept
 
 
-def _lstm_saved(
+def _lstm_fwd(
     x: Arrays, hc_BxS: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array
-) -> tuple[Outcome, tuple[Arrays, jax.Array, Arrays, jax.Array]]:
-    outcome, kept = _lstm_forward(x, hc_BxS, kernels, keep_TxBx1)
-    return outcome, (kept, hc_BxS, kernels, keep_TxBx1)
+) -> tuple[Outputs, tuple[Arrays, jax.Array, Arrays, jax.Array]]:
+    outputs, kept = _lstm_scan(x, hc_BxS, kernels, keep_TxBx1)
+    return outputs, (kept, hc_BxS, kernels, keep_TxBx1)
 
 
 def _lstm_backward(
-    saved: tuple[Arrays, jax.Array, Arrays, jax.Array], gradients: Outcome
+    residuals: tuple[Arrays, jax.Array, Arrays, jax.Array], gradients: Outputs
 ) -> Gradients:
-    (out_TxBxU, cell_TxBxU, *gates), first_BxS, kernels, keep_TxBx1 = saved
+    (out_TxBxU, cell_TxBxU, *gates), first_BxS, kernels, keep_TxBx1 = residuals
     first = jnp.split(first_BxS, 2, axis=1)
-    before_TxBxU = _before(first[0], out_TxBxU, keep_TxBx1)
-    cell_before_TxBxU = _before(first[1], cell_TxBxU, keep_TxBx1)
+    before_TxBxU = _states_before(first[0], out_TxBxU, keep_TxBx1)
+    cell_before_TxBxU = _states_before(first[1], cell_TxBxU, keep_TxBx1)
     transposed = tuple(kernel.T for kernel in kernels)
 
-    def step(dhc: Outcome, now: tuple[jax.Array, ...]) -> tuple[Outcome, Arrays]:
+    def step(dhc: Outputs, now: tuple[jax.Array, ...]) -> tuple[Outputs, Arrays]:
         dout_BxU, c_BxU, before_BxU, keep_Bx1, i, f, g, o = now
         dh_BxU, dc_BxU = dhc
         dh_BxU = dh_BxU + dout_BxU
@@ -155,18 +161,20 @@ def _lstm_backward(
 
     dout_TxBxU, dlast_BxS = gradients
     dh_BxU, dc_BxU = jnp.split(dlast_BxS, 2, axis=1)
-    dlast: Outcome = (dh_BxU, dc_BxU)
+    dlast: Outputs = (dh_BxU, dc_BxU)
     now = (dout_TxBxU, cell_TxBxU, cell_before_TxBxU, keep_TxBx1, *gates)
     dfirst, d_gates = jax.lax.scan(step, dlast, now, reverse=True)
-    dkernels = _of_kernels(before_TxBxU, d_gates)
+    dkernels = _kernel_gradients(before_TxBxU, d_gates)
     return d_gates, jnp.concatenate(dfirst, axis=1), dkernels, None
 
 
-lstm.defvjp(_lstm_saved, _lstm_backward)
+lstm.defvjp(_lstm_fwd, _lstm_backward)
 
 
-def _before(first_BxU: jax.Array, after_TxBxU: jax.Array, keep_TxBx1: jax.Array) -> jax.Array:
-    """What each step started from: the state after the one before, forgotten where it is to be."""
+def _states_before(
+    first_BxU: jax.Array, after_TxBxU: jax.Array, keep_TxBx1: jax.Array
+) -> jax.Array:
+    """Returns the state that each step starts from: that after the step before, or 0 at a reset."""
     return jnp.concatenate([first_BxU[None], after_TxBxU[:-1]]) * keep_TxBx1
 
 
@@ -175,9 +183,10 @@ def _sum_of_products(d_gates: Arrays, transposed: Arrays) -> jax.Array:
     return sum(others, start=first)
 
 
-def _of_kernels(before_TxBxU: jax.Array, d_gates: Arrays) -> Arrays:
-    """The gradient of each gate's kernel: one product over all steps and lanes."""
+def _kernel_gradients(before_TxBxU: jax.Array, d_gates: Arrays) -> Arrays:
+    """Computes the gradient of each gate's kernel, one product over all steps and lanes."""
     units = before_TxBxU.shape[-1]
-    # Transposed once for all gates; folded into each product it takes XLA's CPU code longer.
+    # The barrier keeps one transposed copy for all gates; XLA on the CPU would fold the transpose
+    # into each product, which is slower.
     before_Ux_TB = jax.lax.optimization_barrier(before_TxBxU.reshape(-1, units).T)
     return tuple(before_Ux_TB @ d_TxBxU.reshape(-1, units) for d_TxBxU in d_gates)

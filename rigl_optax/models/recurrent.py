@@ -1,7 +1,7 @@
-"""Recurrent language models over bytes: LSTM and GRU of the paper's section 4.2 and appendix I.
+"""Defines recurrent language models over bytes, GRU and LSTM (paper, section 4.2 and appendix I).
 
-The paper gives sizes (embedding 128, state 512, readout 256 then 128) and no code. What it leaves
-open is decided here, and said where it is.
+The paper gives sizes (embedding 128, state 512, readout 256 then 128) but no code. The docstrings
+say which details it leaves open and how they are decided here.
 """
 
 import itertools
@@ -18,31 +18,31 @@ from rigl_optax.models import layers, recurrence
 Cell = Literal["gru", "lstm"]
 Carry = list[jax.Array]
 
-# Of each cell: its gates in the order in which they lie in a fused kernel, and arrays in its state.
+# For each cell: its gates in the order of a fused kernel, and the number of arrays in its state.
 GATES = {"gru": ("reset", "update", "candidate"), "lstm": ("input", "forget", "cell", "output")}
 STATES = {"gru": 1, "lstm": 2}
 
 
 class Gates(nnx.Module):
-    """A linear map to all gates of a cell: one fused kernel, or one for each gate.
+    """A linear map to all gates of a cell, with one fused kernel or one kernel for each gate.
 
-    Both compute the same. To a sparse method they differ in what is a layer:
+    Both compute the same function, but are different layers to a sparse method:
 
     - Fused, `kernel` is one leaf (inputs, gates * units). All gates compete for its connections, so
-      a gate may end up denser than another. ERK gives it a density in proportion to
-      (inputs + gates * units) / (inputs * gates * units). It has one sparsity, none by gate.
+      one gate may end up denser than another. ERK gives it a density in proportion to
+      (inputs + gates * units) / (inputs * gates * units). It has a single sparsity.
     - Separate, each gate is a leaf of its own (inputs, units), `reset/kernel` and so on. Its number
-      of connections never changes and can be chosen by gate, with
-      `overrides={"recurrent/reset/kernel": 0.5}`. ERK sees smaller matrices, and gives them more
-      of the connections that they share with the readout.
+      of connections never changes, and can be chosen for each gate, as by
+      `overrides={"recurrent/reset/kernel": 0.5}`. ERK gives the smaller matrices a higher density,
+      at the expense of the readout.
 
     Args:
-      inputs: Width of what comes in.
+      inputs: Width of the input.
       units: Width of each gate.
-      gates: Their names.
-      fused: One kernel or several.
-      bias: Whether there is a bias, zero at first.
-      kernel_init: Of each gate's kernel (inputs, units).
+      gates: Names of the gates.
+      fused: Whether all gates share one kernel.
+      bias: Whether there is a bias, which starts at zero.
+      kernel_init: Initializer of each gate's kernel (inputs, units).
       rngs: Random keys (stream `params`).
     """
 
@@ -68,9 +68,9 @@ class Gates(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((len(gates) * units,))) if bias else None
 
     def kernels(self) -> tuple[Any, ...]:
-        """The kernel of each gate (inputs, units): arrays, or `condensed.BlockSparse` each.
+        """Returns the kernel of each gate (inputs, units), an array or a `condensed.BlockSparse`.
 
-        A fused one of stored blocks stays what it is: (inputs, gates * units).
+        A fused `BlockSparse` is returned whole: (inputs, gates * units).
         """
         if not self.fused:
             return tuple(getattr(self, name)["kernel"].get_value() for name in self.names)
@@ -80,13 +80,14 @@ class Gates(nnx.Module):
         return tuple(jnp.split(kernel, len(self.names), axis=1))
 
     def kernels_of_blocks(self) -> dict[str, str]:
-        """As `layers.refused` asks for it."""
+        """Returns that all kernels may be blocks; see `layers.TakesBlocks`."""
         return {"kernel": ""} if self.fused else {f"{name}/kernel": "" for name in self.names}
 
     def project(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Products of [..., inputs] with each gate's kernel, and the bias: [..., units] each."""
+        """Multiplies [..., inputs] by each gate's kernel and adds the bias: [..., units] each."""
         wide = [x @ kernel for kernel in self.kernels()]
-        # An array for each gate: XLA's CPU code for a step is twice as fast as on slices of one.
+        # Each gate gets its own array: a step on slices of one array takes XLA's CPU code twice as
+        # long.
         each = wide if len(wide) > 1 else jnp.split(wide[0], len(self.names), axis=-1)
         if self.bias is None:
             return tuple(each)
@@ -97,15 +98,15 @@ class Gates(nnx.Module):
 class Layer(nnx.Module):
     """One recurrent layer over a sequence; the input is projected for all steps at once.
 
-    The GRU is that of Flax and cuDNN: the reset gate scales what comes back from the state after
-    its kernel, `n = tanh(W x + b + r * (U h))`. The LSTM has one bias in all and no peepholes.
-    Input kernels start Lecun-normal, recurrent ones orthogonal by gate, as in Flax.
+    The GRU is that of Flax and cuDNN: the reset gate is applied after the recurrent kernel,
+    `n = tanh(W x + b + r * (U h))`. The LSTM has a single bias and no peepholes. Input kernels
+    start Lecun-normal, recurrent ones orthogonal for each gate, as in Flax.
 
     Args:
       cell: `gru` or `lstm`.
-      inputs: Width of what comes in.
+      inputs: Width of the input.
       units: Width of the state.
-      fused: As of `Gates`.
+      fused: As in `Gates`.
       rngs: Random keys (stream `params`).
     """
 
@@ -135,12 +136,16 @@ class Layer(nnx.Module):
     def __call__(
         self, x_TxBxI: jax.Array, carry_BxS: jax.Array, keep_TxB: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Outputs (time, lanes, units) and the state after the last step.
+        """Runs the cell over a sequence.
 
         Args:
-          x_TxBxI: What comes in.
-          carry_BxS: The state before the first step; an LSTM's two parts side by side.
-          keep_TxB: 0 where the state is to be forgotten before the step, else 1.
+          x_TxBxI: Input (time, lanes, inputs).
+          carry_BxS: State before the first step, (lanes, units) for a GRU; output and cell
+            concatenated, (lanes, 2 * units), for an LSTM.
+          keep_TxB: (time, lanes), 0 where the state is reset before the step, else 1.
+
+        Returns:
+          Outputs (time, lanes, units), and the state after the last step.
         """
         projected = self.input.project(x_TxBxI)
         keep_TxBx1 = keep_TxB[:, :, None].astype(carry_BxS.dtype)
@@ -155,23 +160,23 @@ class Layer(nnx.Module):
 class RecurrentLM(nnx.Module):
     """Predicts the next byte from those before it.
 
-    Bytes are embedded, go through recurrent layers and a readout; ours, where the paper is silent:
-    ReLU between the layers of the readout, logits tied to the embedding (with one bias for each
-    byte) where the widths allow it, and no dropout. By default all kernels are sparse and the
-    embedding is dense (`rigl_optax.default_dense`).
+    Bytes are embedded and go through recurrent layers and a readout. The paper does not state the
+    following: ReLU between the layers of the readout, logits tied to the embedding (with a bias
+    for each byte), and no dropout. By default all kernels are sparse and the embedding is dense
+    (`rigl_optax.default_dense`).
 
     Args:
       cell: `gru` or `lstm`.
       hidden: Width of each recurrent layer.
       vocabulary: Number of symbols.
       embedding: Width of the embedding.
-      readout: Widths of the layers after the recurrent ones.
-      tied: Whether the logits are products with the embedding; needs `readout[-1] == embedding`.
+      readout: Widths of the linear layers after the recurrent ones.
+      tied: Whether logits are products with the embedding; needs `readout[-1] == embedding`.
       fused: Whether the gates of a cell share one kernel; see `Gates`.
       rngs: Random keys (stream `params`).
 
     Raises:
-      ValueError: If there is no such cell, a width is below 1, or widths do not allow for tying.
+      ValueError: If there is no such cell, a width is below 1, or the widths do not allow tying.
 
     Example:
       >>> from flax import nnx
@@ -202,7 +207,7 @@ class RecurrentLM(nnx.Module):
             raise ValueError(f"cell={cell!r}: must be one of {', '.join(get_args(Cell))}")
         widths = [vocabulary, embedding, *hidden, *readout]
         if min(widths) < 1 or not hidden:
-            raise ValueError(f"widths {widths}: every one must be at least 1, of one layer or more")
+            raise ValueError(f"widths {widths}: each must be at least 1, of one layer or more")
         last = [*hidden, *readout][-1]
         if tied and last != embedding:
             raise ValueError(
@@ -225,25 +230,25 @@ class RecurrentLM(nnx.Module):
             self.logits = layers.Linear(last, vocabulary, rngs=rngs)
 
     def initial_carry(self, lanes: int) -> Carry:
-        """The state of each layer before the first byte: zeros, float32 (lanes, state)."""
+        """Returns the state of each layer before the first byte: zeros, float32 (lanes, state)."""
         return [jnp.zeros((lanes, STATES[self.cell] * units)) for units in self.hidden]
 
     def __call__(
         self, tokens_BxT: jax.Array, carry: Carry, resets_BxT: jax.Array | None = None
     ) -> tuple[jax.Array, Carry]:
-        """Logits of the byte after each byte, and the state after the last.
+        """Computes the logits of the byte after each byte.
 
         Args:
           tokens_BxT: Integers from 0 to vocabulary - 1, (lanes, time).
           carry: From `initial_carry` or the call before.
-          resets_BxT: Bool (lanes, time): where a text begins, before which the state is forgotten.
+          resets_BxT: Bool (lanes, time), True where a text begins: the state is reset before it.
 
         Returns:
-          float32 (lanes, time, vocabulary), and the carry.
+          Logits float32 (lanes, time, vocabulary), and the carry after the last byte.
         """
         if resets_BxT is None:
             resets_BxT = jnp.zeros(tokens_BxT.shape, bool)
-        # Time comes first inside, so that what a step reads and writes lies together.
+        # Time is the first axis inside, so that a step reads and writes contiguous memory.
         keep_TxB = 1 - resets_BxT.T.astype(jnp.int32)
         x_TxBxD = self.embedding(tokens_BxT.T.astype(jnp.int32))
         after = []
@@ -259,18 +264,18 @@ class RecurrentLM(nnx.Module):
 
 
 class CarryVariable(nnx.Variable[jax.Array]):
-    """What a layer remembers between calls; no parameter."""
+    """The state of a recurrent layer between calls; no parameter."""
 
 
 class StreamingLM(RecurrentLM):
-    """A `RecurrentLM` that remembers its state from call to call.
+    """A `RecurrentLM` that keeps its state from call to call.
 
-    Gradients do not flow through what it remembers: backpropagation is truncated to a call.
+    Gradients do not flow through the state: backpropagation is truncated to one call.
 
     Args:
-      *args: As of `RecurrentLM`.
-      lanes: Sequences that are read side by side.
-      **keys: As of `RecurrentLM`.
+      *args: As in `RecurrentLM`.
+      lanes: Number of sequences in a batch.
+      **keys: As in `RecurrentLM`.
 
     Example:
       >>> from flax import nnx
@@ -288,7 +293,15 @@ class StreamingLM(RecurrentLM):
         self.carry = nnx.List(CarryVariable(c) for c in self.initial_carry(lanes))
 
     def __call__(self, tokens_BxT: jax.Array, resets_BxT: jax.Array) -> jax.Array:  # type: ignore[override]
-        """Logits of the byte after each byte: float32 (lanes, time, vocabulary)."""
+        """Returns logits of the byte after each byte, and updates the state.
+
+        Args:
+          tokens_BxT: Integers from 0 to vocabulary - 1, (lanes, time).
+          resets_BxT: Bool (lanes, time), True where a text begins: the state is reset before it.
+
+        Returns:
+          float32 (lanes, time, vocabulary).
+        """
         before = [jax.lax.stop_gradient(c[...]) for c in self.carry]
         logits_BxTxV, after = super().__call__(tokens_BxT, before, resets_BxT)
         for variable, value in zip(self.carry, after, strict=True):

@@ -1,4 +1,4 @@
-"""Residual networks for ImageNet: ResNet-50 is the paper's main network."""
+"""Defines residual networks for ImageNet; ResNet-50 is the paper's main network."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,20 +10,20 @@ from flax import nnx
 from rigl_optax.models import convolution, layers
 
 STAGES = (64, 128, 256, 512)  # channels
-# Depth: blocks of each stage, and whether they are bottlenecks.
+# For each depth: number of blocks in each stage, and whether they are bottlenecks.
 DEPTHS = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
     50: ((3, 4, 6, 3), True),
     101: ((3, 4, 23, 3), True),
 }
-EXPANSION = 4  # of channels by a bottleneck
+EXPANSION = 4  # output channels of a bottleneck / channels of its 3x3 convolution
 
 
 def dense_layers(distribution: str) -> dict[str, str]:
-    """Patterns of the kernels that stay dense, and why: for `uniform` the first convolution.
+    """Returns `{pattern of kernels that stay dense: reason}`: for `uniform` the first convolution.
 
-    With ERK and Erdos-Renyi the paper masks all kernels, at 99 % all but the first convolution.
+    With ERK and Erdos-Renyi the paper masks all kernels; at 99 % all but the first convolution.
     """
     if distribution == "uniform":
         return {r"^stem/kernel": "the first convolution, dense with a uniform distribution"}
@@ -31,10 +31,10 @@ def dense_layers(distribution: str) -> dict[str, str]:
 
 
 class Block(nnx.Module):
-    """A residual branch and a skip, whose sum goes through a ReLU ("v1", post-activation).
+    """A residual branch and a skip; a ReLU is applied to their sum ("v1", post-activation).
 
-    The stride is in the 3x3 convolution ("v1.5"). The scale of the branch's last normalisation
-    starts at 0. The first block of every stage projects its skip, as in the reference.
+    The 3x3 convolution has the stride ("v1.5"). The scale of the branch's last normalisation
+    starts at 0. The first block of every stage projects its skip, as in the reference code.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Block(nnx.Module):
             self.projection_norm = convolution.norm(n_out, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """(batch, height, width, n_in) to (batch, height / stride, width / stride, n_out)."""
+        """Maps (batch, height, width, n_in) to (batch, height/stride, width/stride, n_out)."""
         skip = branch = x_BxHxWxC
         if self.has_projection:
             skip = self.projection_norm(self.projection(x_BxHxWxC))
@@ -87,10 +87,13 @@ class ResNet(nnx.Module):
       image_shape: (height, width) or (height, width, channels) of an image; 224, 224, 3 in the
         paper.
       classes: Number of logits.
-      width: By which all numbers of channels are multiplied, rounded down.
+      width: Multiplier of all numbers of channels, which are rounded down.
       depth: 18, 34, 50 or 101.
-      dtype: Of activations; float32 if not given.
+      dtype: Dtype of activations; None: float32.
       rngs: Random keys (stream `params`).
+
+    Raises:
+      ValueError: If there is no such depth.
 
     Example:
       >>> from flax import nnx
@@ -140,7 +143,7 @@ class ResNet(nnx.Module):
         self.classifier = layers.Linear(n, classes, kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits float32 (batch, classes) of images (batch, *image_shape)."""
+        """Returns logits float32 (batch, classes) of images (batch, *image_shape)."""
         x_BxHxWxC = self.stem(convolution.with_channels(images))
         x_BxHxWxC = nnx.relu(self.stem_norm(x_BxHxWxC))
         x_BxHxWxC = nnx.max_pool(x_BxHxWxC, (3, 3), (2, 2), "SAME")

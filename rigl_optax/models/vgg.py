@@ -1,4 +1,4 @@
-"""VGG without normalisation, as the reference code has it."""
+"""Defines VGG without normalisation, as in the reference code."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +10,13 @@ from flax import nnx
 from rigl_optax.models import convolution, layers
 
 CHANNELS = (64, 128, 256, 512, 512)  # of each group
-# Depth: convolutions in each group. Dense layers of 4096 units make up the rest of the original.
+# For each depth: number of convolutions in each group. The original has hidden linear layers, too.
 DEPTHS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _he = nnx.initializers.he_normal()
 
 
 def dense_layers(distribution: str) -> dict[str, str]:
-    """Patterns of the kernels that stay dense, and why: for `uniform` the first convolution."""
+    """Returns `{pattern of kernels that stay dense: reason}`: with `uniform` the first one."""
     if distribution == "uniform":
         return {r"^convs/0/kernel": "the first convolution, dense with a uniform distribution"}
     return {}
@@ -29,12 +29,16 @@ class VGG(nnx.Module):
     and no pooling after the last group; kernels start truncated-normal of variance 2 / fan_in.
 
     Args:
-      image_shape: (height, width) or (height, width, channels) of an image; of 16 pixels at least.
+      image_shape: (height, width) or (height, width, channels) of an image; at least 16 pixels a
+        side.
       classes: Number of logits.
-      width: By which all numbers of channels are multiplied, rounded down.
+      width: Multiplier of all numbers of channels, which are rounded down.
       depth: 11, 16 or 19.
-      dtype: Of activations; float32 if not given.
+      dtype: Dtype of activations; None: float32.
       rngs: Random keys (stream `params`).
+
+    Raises:
+      ValueError: If there is no such depth, or an image has fewer than 16 pixels a side.
 
     Example:
       >>> from flax import nnx
@@ -75,7 +79,7 @@ class VGG(nnx.Module):
         )
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits float32 (batch, classes) of images (batch, *image_shape)."""
+        """Returns logits float32 (batch, classes) of images (batch, *image_shape)."""
         x_BxHxWxC = convolution.with_channels(images)
         convs = iter(self.convs)
         for group, count in enumerate(self.groups):

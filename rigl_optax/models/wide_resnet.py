@@ -1,4 +1,4 @@
-"""Wide residual networks for small images: WRN-22-2 is the CIFAR-10 network of the paper."""
+"""Defines wide residual networks for small images; WRN-22-2 is the paper's CIFAR-10 network."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,22 +9,22 @@ from flax import nnx
 
 from rigl_optax.models import convolution, dropout, layers
 
-GROUPS = (16, 32, 64)  # channels, before they are multiplied by k
-STEM = 16
+GROUPS = (16, 32, 64)  # channels of each group, to be multiplied by k
+STEM = 16  # channels of the first convolution
 _glorot = nnx.initializers.glorot_uniform()
 
 
 def dense_layers(distribution: str) -> dict[str, str]:
-    """Patterns of the kernels that stay dense, and why."""
+    """Returns `{pattern of kernels that stay dense: reason}`: always the first convolution."""
     del distribution
     return {r"^stem/kernel": "the first convolution, which the reference never masks"}
 
 
 class Block(nnx.Module):
-    """Two 3x3 convolutions, each after normalisation and ReLU; the skip is a sum.
+    """Two 3x3 convolutions, each after normalisation and ReLU, added to a skip.
 
-    Where channels change, the skip is a 1x1 convolution of the normalised input. Strided
-    convolutions are padded as TensorFlow's `SAME`, as in the reference.
+    Where the number of channels changes, the skip is a 1x1 convolution of the normalised input.
+    Strided convolutions are padded like TensorFlow's `SAME`, as in the reference code.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Block(nnx.Module):
         self.skip = _conv(n_in, n_out, 1, stride, dtype, rngs) if n_in != n_out else None
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """(batch, height, width, n_in) to (batch, height / stride, width / stride, n_out)."""
+        """Maps (batch, height, width, n_in) to (batch, height/stride, width/stride, n_out)."""
         active = nnx.relu(self.norm1(x_BxHxWxC))
         skip = x_BxHxWxC if self.skip is None else self.skip(active)
         hidden = nnx.relu(self.norm2(self.conv1(active)))
@@ -51,19 +51,21 @@ class WideResNet(nnx.Module):
     """WRN-d-k: a 3x3 convolution, three groups of pre-activation blocks, and a linear layer.
 
     Kernels start Glorot-uniform, scales at 1 and the classifier's bias at zero, as in the reference
-    code (`cifar_resnet/resnet_model.py`), which also drops out 0.3 inside each block; the paper
-    does not mention that.
+    code (`cifar_resnet/resnet_model.py`). That code also has a dropout of 0.3 inside each block,
+    which the paper does not mention.
 
     Args:
       image_shape: (height, width) or (height, width, channels) of an image.
       classes: Number of logits.
-      width: By which the numbers of channels, of the first convolution too, are multiplied,
-        besides k.
-      depth: d, 4 more than a multiple of 6.
-      k: By which the channels of the groups, 16, 32 and 64, are multiplied.
-      dropout: The fraction dropped inside each block.
-      dtype: Of activations; float32 if not given.
+      width: Multiplier of all numbers of channels, including the first convolution's.
+      depth: The d of WRN-d-k, 4 more than a multiple of 6.
+      k: Further multiplier of the channels of the groups, 16, 32 and 64.
+      dropout: Fraction dropped between the two convolutions of each block.
+      dtype: Dtype of activations; None: float32.
       rngs: Random keys (streams `params` and `dropout`).
+
+    Raises:
+      ValueError: If there is no such depth, or k is below 1.
 
     Example:
       >>> from flax import nnx
@@ -103,7 +105,7 @@ class WideResNet(nnx.Module):
         self.classifier = layers.Linear(n, classes, kernel_init=_glorot, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits float32 (batch, classes) of images (batch, *image_shape)."""
+        """Returns logits float32 (batch, classes) of images (batch, *image_shape)."""
         x_BxHxWxC = self.stem(convolution.with_channels(images))
         for block in self.blocks:
             x_BxHxWxC = block(x_BxHxWxC)

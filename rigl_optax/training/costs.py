@@ -92,7 +92,7 @@ class TrainingFlops:
             f_wider=wider,
         )
         for done, forward in recorded:
-            self._counter.note(done, forward)
+            self._counter.record(done, forward)
         self._ticket = _cost_of_ticket(config)
         # A network that is not the config's has another dense cost to be compared with.
         self._reference = _reference(run) if method.narrow else dense
@@ -100,7 +100,7 @@ class TrainingFlops:
     def record(self, done: int, state: TrainState) -> float:
         """Records what a forward pass costs after so many updates, and returns it."""
         forward = self._at(state)
-        self._counter.note(done, forward)
+        self._counter.record(done, forward)
         return forward
 
     def spent(self, steps: int) -> float:

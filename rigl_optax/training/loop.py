@@ -7,7 +7,7 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
-from rigl_optax.data.ahead import ahead
+from rigl_optax.data.prefetch import prefetch
 from rigl_optax.training import (
     checkpoints,
     checks,
@@ -143,7 +143,7 @@ def _take_steps(
     def make_batch(at: int) -> Any:
         return run.placement.put(run.task.training_batch(config, at, rows))
 
-    with ahead(make_batch, start, config.steps) as batches, recorder.progress():
+    with prefetch(make_batch, start, config.steps) as batches, recorder.progress():
         for done, batch in zip(range(start + 1, config.steps + 1), batches, strict=True):
             before = health.masks_before(run, current) if recorder.observes(done) else None
             step = programs.choose(done)

@@ -10,13 +10,13 @@ import numpy as np
 from flax import nnx
 
 from rigl_optax.data import (
-    augmentation,
     batches,
     cifar10,
     digits,
     fashion_mnist,
     image_folder,
     imagenet,
+    resize,
     text,
 )
 from rigl_optax.models import recurrent, transformer
@@ -88,7 +88,7 @@ class Images(NamedTuple):
     @property
     def bad_records(self) -> tuple[str, ...]:
         """Records that could not be read so far."""
-        return self.dataset.left_out()
+        return self.dataset.bad_records()
 
     @property
     def units(self) -> dict[str, float]:
@@ -346,7 +346,7 @@ def _images(config: Config) -> batches.Dataset:
     """Reads a dataset of images into memory, or opens one of photos in files."""
     if config.data.name in IMAGES:
         whole = IMAGES[config.data.name](config.data.dir, config.data.max_bad_records)
-        return augmentation.resized(whole, config.data.image_size)
+        return resize.resized(whole, config.data.image_size)
     return PHOTOS[config.data.name](
         config.data.dir,
         config.data.max_bad_records,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rigl_optax.data import augmentation, batches, digits
+from rigl_optax.data import augmentation, batches, digits, resize
 
 KINDS = ["pad_crop", "resized_crop"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 10, 10, 3), np.uint8)
@@ -64,8 +64,8 @@ def test_a_resized_crop_keeps_an_area_and_aspect_of_the_recipe():
 
 def test_images_are_resized_once_and_stay_what_they_are():
     data = digits.load()
-    assert augmentation.resized(data, 0) is data and augmentation.resized(data, 8) is data
-    larger = augmentation.resized(data, 16)
+    assert resize.resized(data, 0) is data and resize.resized(data, 8) is data
+    larger = resize.resized(data, 16)
     assert larger.train.images.shape == (1000, 16, 16) and larger.train.images.dtype == np.uint8
     assert larger.test.images.shape == (500, 16, 16) and larger.maximum == 16
     np.testing.assert_array_equal(larger.test.labels, data.test.labels)
@@ -75,5 +75,5 @@ def test_images_are_resized_once_and_stay_what_they_are():
     means = data.train.images.astype(float)
     assert np.corrcoef(blocks[inside].ravel(), means[inside].ravel())[0, 1] > 0.96
     flat = batches.Split(np.full((3, 5, 7), 9, np.uint8), np.zeros(3, np.int32))
-    square = augmentation.resized(data._replace(train=flat), 4)
+    square = resize.resized(data._replace(train=flat), 4)
     assert square.train.images.shape == (3, 4, 4) and np.all(square.train.images == 9)

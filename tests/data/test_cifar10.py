@@ -51,7 +51,7 @@ def test_all_forms_hold_the_same_images(data_dir, examples):
         np.testing.assert_array_equal(split.images, np.split(images, cuts)[i])
         np.testing.assert_array_equal(split.labels, np.split(labels, cuts)[i])
         assert split.labels.dtype == np.int32 and split.standardised
-    assert data.classes == 10 and data.left_out() == ()
+    assert data.classes == 10 and data.bad_records() == ()
 
 
 def test_each_image_is_standardised_before_it_is_cropped(data_dir):
@@ -111,5 +111,5 @@ def test_pickles_are_not_read(tmp_path):
 def test_without_a_directory_nothing_is_looked_for(tmp_path, examples, monkeypatch):
     write_binary(tmp_path, *examples)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="config.data.dir is empty"):
+    with pytest.raises(FileNotFoundError, match="data.dir is empty"):
         cifar10.load("")

@@ -38,5 +38,5 @@ def test_the_split_is_pinned(data):
 
 
 def test_a_directory_is_refused():
-    with pytest.raises(ValueError, match="data_dir='/somewhere': digits come with scikit-learn"):
+    with pytest.raises(ValueError, match="data.dir='/somewhere': digits come with scikit-learn"):
         digits.load("/somewhere")

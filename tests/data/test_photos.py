@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rigl_optax.data import batches, crops, decode, image_folder, imagenet, photos
-from rigl_optax.data.records import LeftOut, Record
+from rigl_optax.data.records import BadRecords, Record
 from tests.data.real_photos import CLASSES, jpegs
 from tests.data.tfds_writer import write
 
@@ -32,7 +32,7 @@ def records():
 
 def make(records, threads=1, most=0):
     members = np.arange(len(records))
-    return photos.Photos(Listed(records), members, CLASSES, SIZE, LeftOut(most), threads)
+    return photos.Photos(Listed(records), members, CLASSES, SIZE, BadRecords(most), threads)
 
 
 def batch(split, step=0, rows=None, augment="resized_crop", size=12, seed=0):
@@ -114,7 +114,7 @@ def test_the_next_photo_takes_the_place_of_one_that_cannot_be_read(records):
     again = make(spoiled(records, bad), most=1)
     same(batch(again, step=1, rows=np.array([4])), {k: x[4:5] for k, x in found.items()})
     for looked in (split, again):
-        (line,) = looked.left_out.lines()
+        (line,) = looked.bad_records.lines()
         assert line.startswith(f"record {bad}: not a PNG or JPEG")
 
 
@@ -133,7 +133,7 @@ def test_in_evaluation_what_cannot_be_read_does_not_count(records):
         found = list(batches.evaluation_batches(split, 8))
     weights = np.concatenate([b["weights"] for b in found])
     assert np.flatnonzero(weights[:30] == 0).tolist() == [7, 29] and weights[30:].sum() == 0
-    assert [line[:9] for line in split.left_out.lines()] == ["record 7:", "record 29"]
+    assert [line[:9] for line in split.bad_records.lines()] == ["record 7:", "record 29"]
 
 
 def test_a_label_that_is_none_is_a_bad_record(records):
@@ -166,7 +166,7 @@ def on_disk(request, records, tmp_path_factory):
 def test_a_dataset_has_three_disjoint_splits_of_all_photos(on_disk, records):
     root, load = on_disk
     data = load(str(root), 0, SIZE, 2)
-    assert (data.classes, data.maximum, data.left_out()) == (CLASSES, 255.0, ())
+    assert (data.classes, data.maximum, data.bad_records()) == (CLASSES, 255.0, ())
     assert [s.examples for s in data[:3]] == [22, 2, 6]
     for fraction, examples in ((0.01, 1), (0.25, 6)):
         assert load(str(root), 0, SIZE, 1, fraction).validation.examples == examples
@@ -198,12 +198,12 @@ def test_a_small_tree_is_read_once_before_training(records, monkeypatch):
     train, test = Listed(spoiled(records[:24], 20)), Listed(spoiled(records[24:], 5))
     with pytest.raises(ValueError, match="record 20 cannot be read"):
         photos.dataset(train, test, CLASSES, 0, SIZE, 2)
-    assert len(photos.dataset(train, test, CLASSES, 2, SIZE, 2).left_out()) == 2
+    assert len(photos.dataset(train, test, CLASSES, 2, SIZE, 2).bad_records()) == 2
     with monkeypatch.context() as patch:  # a large one is not: that would take too long
         patch.setattr(photos, "CHECKED", 29)
-        assert photos.dataset(train, test, CLASSES, 0, SIZE, 2).left_out() == ()
+        assert photos.dataset(train, test, CLASSES, 0, SIZE, 2).bad_records() == ()
     monkeypatch.setattr(photos, "CHECKED_BYTES", 1)
-    assert photos.dataset(train, test, CLASSES, 2, SIZE, 2).left_out() == ()
+    assert photos.dataset(train, test, CLASSES, 2, SIZE, 2).bad_records() == ()
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_without_a_directory_nothing_is_looked_for(tmp_path, monkeypatch):
     for part, content in RAW.items():
         (tmp_path / f"wiki.{part}.raw").write_bytes(content)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"config.data.dir is empty. Pass the folder with wiki."):
+    with pytest.raises(FileNotFoundError, match=r"data.dir is empty. Pass the folder with wiki."):
         text.wikitext("")
     with pytest.raises(FileNotFoundError, match="no files with text"):
         text.raw("")
@@ -226,7 +226,7 @@ def test_the_treasury_is_unpacked_without_its_mark_up(tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda i, z: (i[:-1], z), "not a number of entries"),
+        (lambda i, z: (i[:-1], z), "not a multiple of 12"),
         (lambda i, z: (i, z[:-3]), "ends beyond"),
         (lambda i, z: (i, b"y" + z[1:]), "block 0 is damaged"),
         (lambda i, z: (i[:4] + b"\5" + i[5:], z), "block 0 is damaged .cut off"),

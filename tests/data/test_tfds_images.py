@@ -62,7 +62,7 @@ def test_a_record_that_cannot_be_read_is_left_out_and_counted(images, tmp_path):
             fashion_mnist.load(str(tmp_path), most)
     data = fashion_mnist.load(str(tmp_path), 4)
     reasons = ["damaged", "(28, 20)", "label 10; there are 10", "checksum"]
-    for line, record, reason in zip(data.left_out(), (3, 6, 8, 11), reasons, strict=True):
+    for line, record, reason in zip(data.bad_records(), (3, 6, 8, 11), reasons, strict=True):
         assert line.startswith(f"record {record} of ") and reason in line
     np.testing.assert_array_equal(labels_of(data), [0, 1, 2, 4, 5, 7, 9, 0])
 
