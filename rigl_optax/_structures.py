@@ -193,6 +193,7 @@ class Block:
         """
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.promote_types(x.dtype, jnp.float32)
+        # float64 weights are pooled in float64: rounding first could make scores equal.
         magnitudes = jnp.abs(x.astype(dtype))
         if self.pool_by == "max":
             return jnp.max(magnitudes, axes).astype(jnp.float32)
@@ -233,6 +234,7 @@ class Block:
             axis = first + 2 * i
             missing = number * size - x.shape[axis]
             if missing:
+                # Padding shifts entries between devices, so an explicit axis is gathered first.
                 x = _sharding.gathered(x, axis)
                 x = jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)])
             x = _sharding.split(x, axis, size)

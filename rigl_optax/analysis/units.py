@@ -87,6 +87,7 @@ def dead_units(
     for path, mask in _paths.flatten_with_paths(masks):
         if mask.ndim - (path in stacks) >= 2:
             layouts.append((path, path in stacks, _axes.of_leaf(axes, path, mask, path in stacks)))
+    # The axes are static, so they are found before tracing, from shapes.
     return _dead_units(masks, tuple(layouts))
 
 

@@ -85,6 +85,7 @@ def deep_rewiring(
     def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
         positions = [leaf.position for leaf in layout.sparse]
         drawn = _random.random_scores(seed, _random.Purpose.SIGN, positions, packing)
+        # The lowest bit of a random score.
         signs = [s & 1 == 1 for s in packing.unpack(drawn)]
         # Weights that are 0 get a random sign; so do shapes, which have no values.
         for i, leaf in enumerate(layout.select(layout.leaves)):
@@ -99,7 +100,7 @@ def deep_rewiring(
     def settle(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:
         eta = jnp.asarray(rate(view.count), jnp.float32)
         noise: list[jax.Array | float] = [0.0] * len(moved)
-        if temperature:
+        if temperature:  # a number of Python: without noise nothing is drawn
             packing = _packing.packing([x.shape for x in moved], [x.stacked for x in view.leaves])
             positions = [leaf.position for leaf in view.leaves]
             purpose = _random.Purpose.NOISE
@@ -109,6 +110,7 @@ def deep_rewiring(
             noise = [scale * _random.normal(_sharding.like(s, x)) for s, x in drawn]
         settled = []
         for weight, mask, sign, shake in zip(moved, view.masks, view.marks, noise, strict=True):
+            # In float32 whatever the weights are: rounded once, at the end.
             direction = jnp.where(sign, jnp.float32(1), jnp.float32(-1))
             size = direction * weight.astype(jnp.float32) - eta * jnp.float32(l1) + shake
             shown = direction * jnp.maximum(size, 0)

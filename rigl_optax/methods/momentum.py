@@ -105,6 +105,7 @@ def sparse_momentum(
         return momentum * average + (1 - momentum) * gradient
 
     def redistributed(total: jax.Array, room: jax.Array, inputs: RewiringInputs) -> jax.Array:
+        # Not a float mean: layers would get other numbers on another mesh.
         means = _apportion.mean_magnitudes(inputs.gradients, inputs.masks, inputs.packing.rows)
         return _apportion.apportion(total, means, room)
 

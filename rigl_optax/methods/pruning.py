@@ -265,7 +265,10 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
         zeros = jnp.where(inputs.count >= last, final, jnp.minimum(zeros, final))
         keep = sizes - zeros
         if scope == "global":
+            # One ranking of all layers; its number is the sum of theirs.
             rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True, dtype=jnp.int32)
+        # What is inactive cannot be kept: traced initial masks, which `init` cannot check, may have
+        # more zeros than the schedule.
         keep = jnp.minimum(keep, _top_k.counts(inputs.masks, rows))
         scores = _keep_and_grow.drop_scores(inputs.weights, inputs.masks)
         if scope == "global":
@@ -286,6 +289,7 @@ def _progress(steps: range, power: float) -> Callable[[int], float]:
 
 def _largest_first(scores: Arrays, rows: Sequence[Rows]) -> Arrays:
     """Returns scores in which the largest of each layer comes before all others."""
+    # 1, or 0 in a layer without an active weight.
     some = jnp.minimum(_top_k.counts([s >= 0 for s in scores], rows), 1)
     largest = _top_k.top_k(scores, rows, some)
     first = jnp.int32(np.iinfo(np.int32).max)

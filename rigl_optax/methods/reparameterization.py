@@ -103,6 +103,7 @@ def dynamic_sparse_reparameterization(
             for weight, mask in zip(inputs.weights, inputs.masks, strict=True)
         ]
         active = _top_k.counts(inputs.masks, rows)
+        # At least the largest weight of a layer; an empty layer has none to keep.
         keep = jnp.minimum(jnp.maximum(_top_k.counts(above, rows), 1), active)
         total = jnp.sum(active, dtype=jnp.int32)
         dropped = total - jnp.sum(keep, dtype=jnp.int32)
@@ -118,6 +119,7 @@ def dynamic_sparse_reparameterization(
             grow,
         )
         drops, aim = dropped.astype(jnp.float32), target.astype(jnp.float32)
+        # Factors of two: scaling the threshold rounds nothing.
         factor = jnp.where(
             drops < jnp.float32(1 - tolerance) * aim,
             jnp.float32(2),

@@ -182,6 +182,7 @@ def top_kast(
 
     def backward(view: ShadowView) -> Arrays:
         numbers = [leaf.rankings for leaf in view.leaves]
+        # The density of A at the start: the number of active weights never changes.
         densities = jnp.split(view.carry, np.cumsum(numbers)[:-1])
         gradients = []
         for i, gradient in enumerate(view.gradients):
@@ -192,6 +193,7 @@ def top_kast(
             if gradient.ndim == 0 or not view.leaves[i].stacked:
                 density = of_layers.reshape((1,) * gradient.ndim)
             penalty = jnp.float32(exploration) * jnp.where(mask, 1, 1 / density)
+            # The penalty is float32 whatever the weights are; the sum has the gradient's dtype.
             total = gradient + (penalty * shadow.astype(jnp.float32)).astype(gradient.dtype)
             gradients.append(_blend.masked(mark, total))
         return gradients
@@ -199,6 +201,7 @@ def top_kast(
     def rule(inputs: RewiringInputs) -> Outcome:
         packing = inputs.packing
         scores = [_top_k.magnitude_scores(w) for w in inputs.weights]
+        # Both searches rank the same scores, so the backward set contains the forward set.
         masks, marks = (
             _top_k.top_k(scores, packing.rows, _top_k.counts_for(packing, current))
             for current in (inputs.masks, inputs.marks)

@@ -94,6 +94,7 @@ def soft_thresholding(
         for i, value in enumerate(values):
             gradient, shadow = view.gradients[i].astype(jnp.float32), view.shadow[i]
             along = _blend.masked(view.masks[i], gradient * jnp.sign(shadow.astype(jnp.float32)))
+            # One sum for each layer; a float sum, so it is not the same on every mesh.
             total = _sharding.whole(jnp.sum(along, axis=tuple(range(value.ndim, along.ndim))))
             threshold = jax.nn.sigmoid(value)
             slope = -threshold * (1 - threshold) * total
@@ -112,12 +113,14 @@ def soft_thresholding(
         return shown
 
     def rule(inputs: RewiringInputs) -> Outcome:
+        # One threshold for each ranking, in the order of `packing.rows`.
         vector = jnp.concatenate([value.reshape(-1) for value in inputs.carry[0]])
         each = zip(inputs.weights, inputs.packing.rows, strict=True)
         return Outcome(
             [jnp.abs(w) > _top_k.spread(jax.nn.sigmoid(vector), w, rows) for w, rows in each]
         )
 
+    # Masks follow the thresholds at every step, as long as training lasts.
     last = int(np.iinfo(np.int32).max)
     method = Method(
         _plan.rewiring_plan(begin=0, end=last, every=1),
