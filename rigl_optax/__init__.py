@@ -1,4 +1,16 @@
-"""RigL and its relatives as Optax gradient transformations."""
+"""RigL and its relatives as Optax gradient transformations.
+
+A method wraps an optimizer: `rigl(optax.sgd(0.1), sparsity=0.9, end=25_000)`. Where things are:
+
+- `methods`: one module per family; `_wrapper`: one call of `update`, which all of them share;
+- `_ranking`: scores in, masks out; `_xla`: code that is only there for the compiler;
+- `_distributions`, `_structures`, `_axes`: how sparse layers are, and in which groups;
+- `_plan`, `_schedules`: when to rewire, and how much to drop;
+- `_layout`, `_paths`, `_state`, `_masks`: leaves, their names, the state and its masks;
+- `condensed`: only active blocks are stored; `export`: reads a trained network;
+- `accounting`, `analysis`: what training costs; how masks move;
+- `models`, `data`, `training`: what the scripts are made of; nothing above imports them.
+"""
 
 import importlib as _importlib
 from types import ModuleType as _ModuleType
@@ -54,7 +66,7 @@ from rigl_optax.methods.static import static_sparse as static_sparse
 
 __version__ = "0.1.0"  # pyproject.toml reads it here
 
-# Imported when they are first asked for, so that `import rigl_optax` stays quick.
+# Imported on first use, so that `import rigl_optax` stays quick.
 _LAZY = ("accounting", "analysis", "condensed", "export")
 
 __all__ = [

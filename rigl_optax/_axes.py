@@ -1,6 +1,6 @@
-"""Which axes of a kernel are inputs: asked here by everything that counts units or fan-in.
+"""Finds which axes of a kernel are inputs, for everything that counts units or fan-in.
 
-Inside the library a kernel of one layer is [*window, in, out]; other layouts are brought to it.
+Inside the library a kernel of one layer is [*window, in, out]; other layouts are transposed to it.
 """
 
 import math
@@ -15,10 +15,10 @@ from rigl_optax._xla import _sharding
 
 
 class KernelAxes(NamedTuple):
-    """Which axes of a leaf are inputs and which are outputs; all others are a window.
+    """The axes of a leaf that are inputs and those that are outputs; all others are a window.
 
-    Axes may be negative, as in NumPy. Several axes of one kind count together: the units of an
-    attention kernel (embed, heads, head_dim) are its heads times head_dim.
+    Axes may be negative, as in NumPy. Several axes of one kind count together: an attention kernel
+    (embed, heads, head_dim) has heads * head_dim units.
 
     Attributes:
       inputs: Axes of the inputs.
@@ -37,7 +37,7 @@ class KernelAxes(NamedTuple):
     outputs: tuple[int, ...]
 
 
-# A function of the path and the shape of a leaf; of a stacked leaf, of one slice.
+# `axes(path, leaf) -> KernelAxes`, where `leaf` has a shape; for a stacked leaf, that of one slice.
 Axes = Callable[[str, Any], KernelAxes]
 
 _EQUINOX = re.compile(r"weight(_[ih]h.*)?")
@@ -47,13 +47,15 @@ _ATTENTION = re.compile(r"att|mha", re.IGNORECASE)
 def flax_axes(path: str, leaf: Any) -> KernelAxes:
     """Returns the axes of Flax and Haiku: (*window, in, out).
 
-    Kernels with three axes of Flax's attention layers are (embed, heads, head_dim) where the layer
-    is named `query`, `key` or `value`, and (heads, head_dim, embed) where it is named `out`, inside
-    of one whose name contains `att` or `mha`.
+    Use it as `axes=` of a distribution if all kernels are Flax's, whatever their names.
+
+    A kernel with three axes is Flax's attention: (embed, heads, head_dim) if its layer is named
+    `query`, `key` or `value`; (heads, head_dim, embed) if its layer is named `out` and the layer
+    around it has `att` or `mha` in its name.
 
     Args:
       path: The leaf's name.
-      leaf: Anything with a `shape`; of a stacked leaf, one slice.
+      leaf: Anything with a `shape`; for a stacked leaf, one slice.
     """
     axes = len(leaf.shape)
     names = ["", "", *path.split("/")]
@@ -68,33 +70,35 @@ def flax_axes(path: str, leaf: Any) -> KernelAxes:
 def equinox_axes(path: str, leaf: Any) -> KernelAxes:
     """Returns the axes of Equinox and PyTorch: (out, in, *window).
 
+    Use it as `axes=` of a distribution if all kernels are Equinox's, whatever their names.
+
     Args:
-      path: The leaf's name.
-      leaf: Anything with a `shape`; of a stacked leaf, one slice.
+      path: The leaf's name; not used.
+      leaf: Anything with a `shape`; for a stacked leaf, one slice.
     """
     del path
     return KernelAxes((1,), (0,)) if len(leaf.shape) > 1 else _last(len(leaf.shape))
 
 
 def default_axes(path: str, leaf: Any) -> KernelAxes:
-    """Returns the axes by the last part of the leaf's name, unless the user says otherwise.
+    """Chooses the axes by the last part of the leaf's name: the default of distributions.
 
-    `weight`, `weight_ih` and `weight_hh` are as `equinox_axes` says; `kernel`, Haiku's `w` and all
-    others as `flax_axes` says.
+    Leaves named `weight`, `weight_ih` or `weight_hh` have `equinox_axes`; all others, such as
+    `kernel` and Haiku's `w`, have `flax_axes`.
 
     Args:
-      path: The leaf's name, as `Dense_0/kernel`.
-      leaf: Anything with a `shape`; of a stacked leaf, one slice.
+      path: The leaf's name, such as `Dense_0/kernel`.
+      leaf: Anything with a `shape`; for a stacked leaf, one slice.
     """
     rule = equinox_axes if _EQUINOX.fullmatch(path.split("/")[-1]) else flax_axes
     return rule(path, leaf)
 
 
 def find(axes: Axes, path: str, leaf: Any) -> KernelAxes:
-    """Asks `axes` for those of a leaf, and checks the answer.
+    """Calls `axes(path, leaf)`, checks the result, and makes all axes non-negative.
 
     Raises:
-      TypeError: If it is no `KernelAxes`.
+      TypeError: If the result is not a `KernelAxes`.
       ValueError: If an axis does not exist or is named twice.
     """
     found, number = axes(path, leaf), len(leaf.shape)
@@ -120,29 +124,29 @@ def find(axes: Axes, path: str, leaf: Any) -> KernelAxes:
 
 
 def of_leaf(axes: Axes, path: str, leaf: Any, stacked: bool) -> KernelAxes:
-    """Asks for the axes of a leaf, and counts them in the whole of it if layers are stacked."""
+    """Returns the axes of a whole leaf, whose first axis counts layers if it is stacked."""
     shape = tuple(leaf.shape)[stacked:]
     found = find(axes, path, jax.ShapeDtypeStruct(shape, leaf.dtype))
     return KernelAxes(*(tuple(a + stacked for a in part) for part in found))
 
 
 def unusual(axes: KernelAxes, number: int) -> KernelAxes | None:
-    """None if a leaf with so many axes is [*window, in, out] already."""
+    """Returns `axes`, or None if a leaf with `number` axes is [*window, in, out] already."""
     return None if axes == _last(number) else axes
 
 
 def or_last(axes: KernelAxes | None, number: int) -> KernelAxes:
-    """The inverse of `unusual`."""
+    """Returns `axes`, or those of [*window, in, out] for None: the inverse of `unusual`."""
     return _last(number) if axes is None else axes
 
 
 def size(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    """Number of entries along some axes."""
+    """Returns the number of entries along some axes."""
     return math.prod(shape[a] for a in axes)
 
 
 def kernel_shape(shape: tuple[int, ...], axes: KernelAxes | None) -> tuple[int, ...]:
-    """The shape of a layer as [*window, in, out]."""
+    """Returns the shape of a layer as [*window, in, out]."""
     if axes is None:
         return shape
     window = (shape[a] for a in _window(len(shape), axes))
@@ -150,7 +154,7 @@ def kernel_shape(shape: tuple[int, ...], axes: KernelAxes | None) -> tuple[int, 
 
 
 def to_kernel(x: Any, axes: KernelAxes | None) -> Any:
-    """Brings one layer, a JAX or NumPy array, to [*window, in, out]."""
+    """Transposes one layer, a JAX or NumPy array, to [*window, in, out]."""
     if axes is None:
         return x
     shape, order = kernel_shape(tuple(x.shape), axes), _order(x.ndim, axes)
@@ -158,7 +162,8 @@ def to_kernel(x: Any, axes: KernelAxes | None) -> Any:
         x = x.transpose(order)
     if x.shape == shape:
         return x
-    if isinstance(x, jax.Array):  # of merged axes only the first may lie on several devices
+    if isinstance(x, jax.Array):
+        # A reshape merges axes without moving entries only if all but the first are whole.
         first = x.ndim - len(axes.inputs) - len(axes.outputs)
         second = first + len(axes.inputs)
         for axis in (*range(first + 1, second), *range(second + 1, x.ndim)):
@@ -167,24 +172,25 @@ def to_kernel(x: Any, axes: KernelAxes | None) -> Any:
 
 
 def from_kernel(x: jax.Array, axes: KernelAxes | None, shape: tuple[int, ...]) -> jax.Array:
-    """Brings [*window, in, out] back to the layer of this shape: the inverse of `to_kernel`."""
+    """Transposes [*window, in, out] back to a layer of this shape: the inverse of `to_kernel`."""
     if axes is None:
         return x
     order = _order(len(shape), axes)
     ordered = tuple(shape[a] for a in order)
     for axis, several in ((x.ndim - 1, axes.outputs), (x.ndim - 2, axes.inputs)):
         if len(several) > 1:
+            # In two steps: the first axis of the group may stay sharded.
             x = _sharding.split(x, axis, size(shape, several[1:]))
             rest = (shape[a] for a in several[1:])
             x = x.reshape(*x.shape[: axis + 1], *rest, *x.shape[axis + 2 :])
-    x = x.reshape(ordered)  # where there are no inputs, or no outputs
+    x = x.reshape(ordered)  # drops the axes of length 1 of a layer without inputs or outputs
     if order == tuple(range(len(shape))):
         return x
     return x.transpose(tuple(order.index(a) for a in range(len(shape))))
 
 
 def _last(number: int) -> KernelAxes:
-    """[*window, in, out]; a vector has outputs only."""
+    """Returns the axes of [*window, in, out]; a vector has outputs only."""
     return KernelAxes(tuple(range(number)[-2:-1]), tuple(range(number)[-1:]))
 
 

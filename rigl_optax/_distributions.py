@@ -1,4 +1,4 @@
-"""How sparse each layer is to be: shapes in, `{path: sparsity}` out."""
+"""Decides how sparse each layer is: shapes in, `{path: sparsity}` out."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ _NORM = re.compile(r"norm|^ln(\d|_|$)", re.IGNORECASE)
 
 
 def dense_reason(path: str, leaf: Any, axes: _axes.Axes = _axes.default_axes) -> str | None:
-    """Why `default_dense` keeps a leaf dense, in words; None where it does not."""
+    """Says why `default_dense` keeps a leaf dense; None if it does not."""
     if reason := _no_kernel(path, leaf):
         return reason
     if path.split("/")[-1] in _KERNELS and len(leaf.shape) == 4:
@@ -37,8 +37,10 @@ def dense_reason(path: str, leaf: Any, axes: _axes.Axes = _axes.default_axes) ->
 
 
 def _no_kernel(path: str, leaf: Any) -> str | None:
+    """Says why a leaf cannot be a kernel, by its name, dtype and number of axes; else None."""
     components = path.split("/")
     name = components[-1]
+    # In a sequence of modules, as `norm/0/weight`, the number is not the name of the module.
     parent = next((c for c in reversed(components[:-1]) if not c.isdigit()), "")
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return f"not floating point ({leaf.dtype})"
@@ -47,7 +49,7 @@ def _no_kernel(path: str, leaf: Any) -> str | None:
     if name in ("bias", "scale", "offset") or name.endswith(("_bias", "_scale")):
         return f"named {name}"
     if name == "b" and sum(size > 1 for size in leaf.shape) < 2:
-        return "a bias, named b"  # of Haiku, with axes of length 1 to broadcast
+        return "a bias, named b"  # Haiku's may have axes of length 1 to broadcast
     if any("embed" in component.lower() for component in components):
         return "an embedding"
     if any(_POSITIONS.search(component) for component in components):
@@ -64,42 +66,42 @@ def _no_kernel(path: str, leaf: Any) -> str | None:
 
 
 def default_dense(path: str, leaf: Any) -> bool:
-    """Whether a leaf stays dense unless the user says otherwise.
+    """Returns whether a leaf stays dense: the default of `dense=` in distributions.
 
-    True for what is not floating or has fewer than two dimensions (a stacked axis not
-    counted), and by the name, of any shape:
+    A leaf stays dense if it is not floating or has fewer than two dimensions (a stacked axis does
+    not count). By its name, whatever its shape, it stays dense if
 
-    - leaves named `bias`, `scale` or `offset`, or with such an ending as `_bias` or `_scale`;
-      Haiku's `b` where only one axis is longer than 1;
-    - where a part of the path contains `embed`, `pos_emb`, `pos_bias` or `layer_scale`;
-    - class tokens, named `cls`, `cls_token` or `class_token`;
-    - `weight`, `gamma` and `beta` of something whose name contains `norm` or begins with `ln`.
+    - it is named `bias`, `scale` or `offset`, or its name ends in `_bias` or `_scale`; or it is
+      Haiku's `b` and has only one axis longer than 1;
+    - a part of its path contains `embed`, `pos_emb`, `pos_bias` or `layer_scale`;
+    - it is a class token: `cls`, `cls_token` or `class_token`;
+    - it is `weight`, `gamma` or `beta` of a module whose name contains `norm` or begins with `ln`.
 
-    Among leaves named `kernel`, `w` or `weight` also for depthwise convolutions: four axes, a
-    window larger than 1x1 and one input channel (a one-channel stem looks the same and stays
-    dense too). Which axis is the input is asked of `axes`.
+    A depthwise kernel stays dense too: a leaf named `kernel`, `w` or `weight` with four axes, a
+    window larger than 1x1 and one input channel. The stem of a network for grey images looks the
+    same and stays dense. The `axes` of the distribution say which axis is the input.
 
     Args:
-      path: The leaf's name, as `Dense_0/kernel`.
-      leaf: Anything with `shape` and `dtype`; of a stacked leaf, one slice.
+      path: The leaf's name, such as `Dense_0/kernel`.
+      leaf: Anything with `shape` and `dtype`; for a stacked leaf, one slice.
 
     Returns:
-      True to leave the leaf out of sparse training altogether.
+      True if the leaf is left out of sparse training altogether.
     """
     return dense_reason(path, leaf) is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class DenseLayers:
-    """Keeps layers dense by name, and tells why; for `dense=` of a distribution.
+    """Keeps layers dense by name, with a reason for each; for `dense=` of a distribution.
 
-    Besides them it keeps dense what can be no kernel: leaves that are not floating or have fewer
-    than two dimensions, and all that `default_dense` knows by the name alone: biases, scales,
-    embeddings, class tokens. Unlike `default_dense` it does not judge by shapes: depthwise kernels
-    are to be named.
+    Use it if you know the model and want to name its dense layers, rather than have
+    `default_dense` guess depthwise kernels from their shapes. It also keeps dense what cannot be a
+    kernel: leaves that are not floating or have fewer than two dimensions, and leaves that
+    `default_dense` knows by name alone (biases, scales, embeddings, class tokens).
 
     Args:
-      because: From regular expressions, searched in the path, to reasons.
+      because: `{pattern: reason}`; patterns are regular expressions searched in the path.
 
     Example:
       >>> import jax.numpy as jnp
@@ -118,41 +120,42 @@ class DenseLayers:
             _paths.compile_pattern(pattern, "dense layers")
 
     def reason(self, path: str, leaf: Any) -> str | None:
-        """Why a leaf is kept dense; None if it is not."""
+        """Says why a leaf stays dense; None if it does not."""
         if reason := _no_kernel(path, leaf):
             return reason
         return next((why for p, why in self.because.items() if re.search(p, path)), None)
 
     def __call__(self, path: str, leaf: Any) -> bool:
-        """Whether a leaf is kept dense."""
+        """Returns whether a leaf stays dense."""
         return self.reason(path, leaf) is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A sparse leaf: `size` is of one slice when `slices` layers are stacked in it."""
+    """A sparse leaf, or a stack of `slices` layers; `shape` and `kernel` are those of one slice."""
 
     path: str
     shape: tuple[int, ...]
     slices: int
-    sparsity: float | None  # a sparsity of its own, outside the budget
+    sparsity: float | None  # from `overrides`, outside the budget
     kernel: tuple[int, ...]  # the shape as [*window, in, out]
 
     @property
     def size(self) -> int:
-        """Number of weights of one slice."""
+        """Returns the number of weights of one slice."""
         return math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """Layer-wise sparsities at an overall `sparsity`; made by `uniform`, `erk`, `erdos_renyi`.
+    """Splits an overall `sparsity` between layers; made by `uniform`, `erk`, `erdos_renyi`.
 
-    Call it on parameters, or on their shapes, for `{path: sparsity}` in tree order.
+    Call it on parameters, or on their shapes: it returns `{path: sparsity}` in tree order.
     """
 
     sparsity: float
-    density_scale: Callable[[Layer], float] | None  # None: the same for all
+    # `density_scale(layer)` is proportional to the layer's density; None for the same density.
+    density_scale: Callable[[Layer], float] | None
     name: str
     dense: DensePredicate = default_dense
     overrides: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -174,14 +177,14 @@ class Distribution:
             )
 
     def __call__(self, params: PyTree) -> dict[str, float]:
-        """Sparsity of every sparse leaf.
+        """Returns the sparsity of every sparse leaf.
 
         Args:
           params: Arrays or `jax.ShapeDtypeStruct`s in any pytree.
 
         Returns:
-          `{path: sparsity}`, in tree order; leaves that stay dense are not in it. Zeros
-          in a layer are `floor(sparsity * size)`.
+          `{path: sparsity}`, in tree order, without the leaves that stay dense. A layer has
+          `floor(sparsity * size)` zeros.
 
         Raises:
           ValueError: If a pattern matches nothing, two overrides match one leaf, all
@@ -196,7 +199,7 @@ class Distribution:
         return {x.path: float(shared[x.path] if x.sparsity is None else x.sparsity) for x in layers}
 
     def layers(self, params: PyTree) -> list[Layer]:
-        """The sparse leaves, in tree order, with what is special about each."""
+        """Returns the sparse leaves, in tree order; raises as a call does."""
         named = _paths.named_arrays(params)
         stacked = self.stacked_paths(params)
         layers: list[Layer] = []
@@ -217,7 +220,7 @@ class Distribution:
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 raise ValueError(
                     f"{path!r} has dtype {leaf.dtype}: only real floating-point leaves can be "
-                    "sparse; let `dense` return True for it"
+                    "sparse; let `dense` return True for this leaf"
                 )
             matches = [p for p in self.overrides if _paths.compile_pattern(p, "").search(path)]
             if len(matches) > 1:
@@ -236,8 +239,8 @@ class Distribution:
                 )
         if [path for path, _ in named] == [""] and not named[0][1].shape:
             raise ValueError(
-                "a distribution was called on a number instead of params: under "
-                "optax.inject_hyperparams, which takes it for a schedule, name it in "
+                "a distribution was called on a number instead of params: "
+                "optax.inject_hyperparams takes it for a schedule; name it in "
                 "static_args=('sparsity', ...)"
             )
         if named and not layers:
@@ -253,12 +256,17 @@ class Distribution:
         return self.dense(path, leaf)
 
     def stacked_paths(self, params: PyTree) -> set[str]:
-        """Paths of the leaves whose leading axis counts layers."""
+        """Returns the paths of the leaves whose first axis counts layers."""
         return stacked_paths(params, self.stacked)
 
 
 def stacked_paths(params: PyTree, stacked: Sequence[str]) -> set[str]:
-    """Paths of the leaves that these patterns match: their leading axis counts layers."""
+    """Returns the paths of the leaves that these patterns match: their first axis counts layers.
+
+    Raises:
+      TypeError: If `stacked` is a string instead of a sequence of patterns.
+      ValueError: If a pattern matches no leaf, or a leaf without axes.
+    """
     if isinstance(stacked, str):
         raise TypeError(f"stacked={stacked!r}: must be a sequence of patterns")
     named = _paths.named_arrays(params)
@@ -286,22 +294,25 @@ def uniform(
     stacked: Sequence[str] = (),
     axes: _axes.Axes = _axes.default_axes,
 ) -> Distribution:
-    """The same sparsity in every layer (paper, section 3, "Uniform").
+    """Gives every layer the same sparsity (paper, section 3, "Uniform").
 
-    The paper keeps the first layer dense on top: say which with `overrides`.
+    Use it for gradual pruning, as its published runs do; for `NM`, which fixes the sparsity of a
+    layer; and if FLOPs have to fall by the same factor in each layer. In the paper `erk` is more
+    accurate at the same number of weights. The paper also keeps the first layer dense: name it in
+    `overrides`.
 
     Args:
       sparsity: Fraction of zeros, in [0, 1).
-      dense: Predicate on (path, leaf); leaves for which it is True stay dense. Replaces
+      dense: `dense(path, leaf) -> bool`; leaves for which it is True stay dense. It replaces
         `default_dense`.
-      overrides: `{pattern: sparsity}`; leaves whose path a regular expression is found in
-        get that sparsity and stand outside the budget.
-      stacked: Patterns of leaves whose leading axis counts layers (a scan over layers).
-      axes: A function of path and leaf to `KernelAxes`: which axes are inputs, for structures and
-        all that counts inputs of units. The default chooses by the leaf's name.
+      overrides: `{pattern: sparsity}`; leaves whose path contains a match of the regular
+        expression get that sparsity and do not count in the overall one.
+      stacked: Patterns of leaves whose first axis counts layers (a scan over layers).
+      axes: `axes(path, leaf) -> KernelAxes`: which axes are inputs, for structures and for all
+        that counts inputs of units. The default chooses by the leaf's name.
 
     Returns:
-      A function of params to `{path: sparsity}`.
+      `distribution(params) -> {path: sparsity}`.
 
     Raises:
       ValueError: If a sparsity is outside [0, 1) or a pattern is malformed.
@@ -324,11 +335,25 @@ def erdos_renyi(
     stacked: Sequence[str] = (),
     axes: _axes.Axes = _axes.default_axes,
 ) -> Distribution:
-    """Erdos-Renyi: density of a layer proportional to `(n_in + n_out) / (n_in * n_out)`.
+    """Gives a layer a density proportional to `(n_in + n_out) / (n_in * n_out)`: Erdos-Renyi.
 
-    Only the inputs and outputs of a kernel count, not its window (paper, section 3; SET).
-    Arguments and errors are those of `uniform`; layers whose density would exceed 1 are dense and
-    the others make up for it.
+    Use it to compare with SET, whose distribution it is; `erk` is better for convolutions. Only the
+    inputs and outputs of a kernel count, not its window (paper, section 3). Layers whose density
+    would exceed 1 are dense, and the others get so much sparser.
+
+    Args:
+      sparsity: Overall fraction of zeros in the sparse leaves, in [0, 1).
+      dense: As in `uniform`.
+      overrides: As in `uniform`.
+      stacked: As in `uniform`; each slice is a layer of its own.
+      axes: As in `uniform`.
+
+    Returns:
+      `distribution(params) -> {path: sparsity}`.
+
+    Raises:
+      ValueError: If a sparsity is outside [0, 1) or a pattern is malformed; when called,
+        if the target cannot be reached.
     """
     scale = _erdos_renyi_scale
     return Distribution(sparsity, scale, "erdos_renyi", dense, dict(overrides or {}), stacked, axes)
@@ -343,22 +368,24 @@ def erk(
     stacked: Sequence[str] = (),
     axes: _axes.Axes = _axes.default_axes,
 ) -> Distribution:
-    """Erdos-Renyi-Kernel, the paper's best: as `erdos_renyi`, over all dimensions.
+    """Gives a layer a density that falls with its size: Erdos-Renyi-Kernel, the paper's best.
 
-    Density of a layer is proportional to `(sum(shape) / prod(shape)) ** power` (paper,
-    section 3; the power is the reference code's `erk_power_scale`). Layers whose density
-    would exceed 1 are dense and the others make up for it, as in the reference.
+    Use it for dynamic sparse training; methods use it if `sparsity` is a number. The density is
+    proportional to `(sum(shape) / prod(shape)) ** power` (paper, section 3; the power is the
+    reference code's `erk_power_scale`), so large layers become sparser than small ones. A network
+    needs more FLOPs than under `uniform` at the same number of weights. Layers whose density would
+    exceed 1 are dense, and the others get so much sparser, as in the reference.
 
     Args:
       sparsity: Overall fraction of zeros in the sparse leaves, in [0, 1).
-      power: Exponent of the density; 0 is uniform.
+      power: Exponent of the density; 0 gives all layers the same.
       dense: As in `uniform`.
       overrides: As in `uniform`.
       stacked: As in `uniform`; each slice is a layer of its own.
       axes: As in `uniform`.
 
     Returns:
-      A function of params to `{path: sparsity}`.
+      `distribution(params) -> {path: sparsity}`.
 
     Raises:
       ValueError: If a sparsity is outside [0, 1) or a pattern is malformed; when called,
@@ -377,7 +404,7 @@ def erk(
     return Distribution(sparsity, scale, "erk", dense, dict(overrides or {}), stacked, axes)
 
 
-# Functions of the module, so that a distribution can be pickled.
+# On the module's level, not closures, so that a distribution can be pickled.
 def _erdos_renyi_scale(layer: Layer) -> float:
     return sum(layer.kernel[-2:]) / math.prod(layer.kernel[-2:])
 
@@ -387,7 +414,7 @@ def _erk_scale(layer: Layer, power: float) -> float:
 
 
 def zeros_in(sparsity: float, size: int) -> int:
-    """Zeros in a layer of `size` weights: `floor(sparsity * size)`, as in the reference."""
+    """Returns the number of zeros in a layer, `floor(sparsity * size)` as in the reference."""
     return math.floor(sparsity * size)
 
 
@@ -407,11 +434,23 @@ def _scaled_sparsities(
 ) -> dict[str, float]:
     """Solves for epsilon in `density = epsilon * scale`, capping at dense as the reference does.
 
-    Layers that would be more than dense are made dense, those of the largest scale first,
-    and what they lack in zeros is taken from the rest (reference code `sparse_utils.py`,
-    `get_mask_random` and callers; fact sheet section 2.2).
+    Layers whose density would exceed 1 are made dense, those of the largest scale first, and the
+    others get the zeros that these lack (reference code `sparse_utils.py`, `get_mask_random` and
+    its callers).
+
+    Args:
+      layers: Layers without a sparsity of their own.
+      sparsity: Of all these layers together.
+      scale: `scale(layer)`, to which the density is proportional.
+      name: Name of the distribution, for errors.
+
+    Returns:
+      `{path: sparsity}`.
+
+    Raises:
+      ValueError: If every layer would be dense.
     """
-    if not layers:  # every one has a sparsity of its own
+    if not layers:  # all of them are in `overrides`
         return {}
     scales = {x.path: scale(x) for x in layers}
     zeros = {x.path: x.slices * zeros_in(sparsity, x.size) for x in layers}
@@ -426,10 +465,10 @@ def _scaled_sparsities(
         if largest * epsilon <= 1:
             solved = {p: 0.0 if p in dense else 1 - epsilon * scales[p] for p in sizes}
             if sparsity > 0 and max(solved.values()) < 1e-9:
-                break  # `floor` leaves no zeros at all
+                break  # so small that `floor` leaves no zeros at all
             return solved
         dense |= {p for p in rest if scales[p] == largest}
-    if sparsity == 0:  # rounding can cap every layer, and that is what was asked for
+    if sparsity == 0:  # rounding may have made every layer dense, as it should be
         return dict.fromkeys(sizes, 0.0)
     raise ValueError(
         f"{name}({sparsity}) cannot be reached in layers as small as "

@@ -1,4 +1,4 @@
-"""Initial weights for sparse networks: each unit scaled by the inputs it really has."""
+"""Scales initial weights of sparse networks: each unit by the number of its active inputs."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -23,32 +23,32 @@ def sparse_aware_init(
 ) -> PyTree:
     r"""Rescales freshly initialised weights to the fan-in that the masks leave.
 
-    An initialiser of variance :math:`c / n` for units with n inputs leaves the outputs of a
-    sparse layer too small, since a unit has only :math:`n_i` of them. Here
+    Use it once, before training, if the network has no normalisation layers: a plain initialiser
+    gives weights of variance :math:`c / n` for n inputs, and the outputs of a sparse unit with
+    only :math:`n_i` inputs come out too small. Here
 
     .. math::
         \theta_{ji} &\leftarrow m_{ji} \theta_{ji} \sqrt{n / n_i} && \text{(unit)} \\
         \theta &\leftarrow m \odot \theta / \sqrt{\text{density of the layer}}
             && \text{(layer)}
 
-    which has the variance :math:`c / n_i` that the model's own initialiser would have given a
-    unit of so many inputs, whatever that initialiser is. It helps most without
-    normalisation.
+    which has the variance :math:`c / n_i` that the model's own initialiser would give to a unit
+    with :math:`n_i` inputs.
 
     Args:
       params: Weights as the model initialises them, not yet masked.
       masks: Bool tree like params, from `get_masks(opt_state)`; leaves are matched by path.
-      mode: `unit` or `layer`.
+      mode: `unit` scales each unit by its own fan-in, `layer` all units of a layer alike.
       axes: As in `uniform`: which axes of a leaf count its units.
-      stacked: As in `uniform`: patterns of leaves whose leading axis counts layers; each has units
-        of its own.
+      stacked: As in `uniform`: patterns of leaves whose first axis counts layers; each layer has
+        units of its own.
 
     Returns:
-      A tree like params, masked. Leaves without inactive weights, and units without active
-      ones, are as they were (the latter 0).
+      A tree like params, masked. Leaves without inactive weights stay as they are, and units
+      without active weights are 0.
 
     Raises:
-      ValueError: If a leaf has no mask of its shape, or on an unknown mode.
+      ValueError: If a leaf has no mask of its shape, or the mode is unknown.
 
     Example:
       >>> import jax.numpy as jnp, rigl_optax
@@ -79,6 +79,7 @@ def sparse_aware_init(
         if mode == "layer":
             of_layer = tuple(range(first, leaf.ndim))
             active = jnp.broadcast_to(jnp.mean(active, of_layer, keepdims=True), active.shape)
+        # Units without active inputs are masked anyway: no division by 0.
         factor = jnp.sqrt(inputs / jnp.where(active > 0, active, inputs))
         return _blend.masked(mask, (leaf * factor).astype(leaf.dtype))
 

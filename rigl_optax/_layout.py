@@ -1,4 +1,4 @@
-"""What is known of params before anything is computed: which leaves are sparse, and how."""
+"""Finds out, from shapes alone, which leaves of params are sparse and how they are ranked."""
 
 import dataclasses
 import math
@@ -17,50 +17,61 @@ from rigl_optax._types import LayerSparsities, PyTree, Sparsity
 
 
 class SparseLeaf(NamedTuple):
-    """A leaf with a mask."""
+    """A leaf with a mask.
+
+    Attributes:
+      path: Its name.
+      position: Its position among all leaves of params, in tree order.
+      stacked: Whether its first axis counts layers.
+      zeros: Number of inactive groups of each ranking in it; None if initial masks decide.
+      structure: The groups of its weights.
+      shape: Its shape.
+      grid: Shape of its groups, which are what is ranked; if stacked, with the axis of layers.
+      axes: Axes of one layer; None for [*window, in, out].
+    """
 
     path: str
-    position: int  # among all leaves of params, in tree order
-    stacked: bool  # the leading axis counts layers
-    zeros: int | None  # groups, of each layer in it; None when initial masks say
+    position: int
+    stacked: bool
+    zeros: int | None
     structure: Structure
     shape: tuple[int, ...]
-    grid: tuple[int, ...]  # of its groups; what is ranked
-    axes: KernelAxes | None = None  # of one layer; None for [*window, in, out]
+    grid: tuple[int, ...]
+    axes: KernelAxes | None = None
 
     @property
     def leading(self) -> int:
-        """Number of axes in front of the grid that count rankings: layers, and parts of them."""
+        """Returns how many of the grid's first axes count rankings: layers and their parts."""
         return self.stacked + self.structure.parts(self.grid[self.stacked :])
 
     @property
     def rankings(self) -> int:
-        """Number of rankings: 1, or how many layers are stacked, or parts of layers."""
+        """Returns the number of rankings: of layers, or of parts if layers have parts."""
         return math.prod(self.grid[: self.leading])
 
     @property
     def layers(self) -> int:
-        """Number of layers: 1, or how many are stacked."""
+        """Returns the number of layers: 1, or as many as are stacked."""
         return self.shape[0] if self.stacked else 1
 
     @property
     def layer_shape(self) -> tuple[int, ...]:
-        """Shape of one layer as the leaf has it."""
+        """Returns the shape of one layer, with its axes in the leaf's order."""
         return self.shape[self.stacked :]
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Shape of one layer as [*window, in, out]."""
+        """Returns the shape of one layer as [*window, in, out]."""
         return _axes.kernel_shape(self.layer_shape, self.axes)
 
     @property
     def kernel_axes(self) -> KernelAxes:
-        """Axes of one layer as the leaf has it."""
+        """Returns the axes of one layer in the leaf's order."""
         return _axes.or_last(self.axes, len(self.layer_shape))
 
     @property
     def unit_axes(self) -> tuple[int, ...]:
-        """Axes of the grid that count units: groups of outputs."""
+        """Returns the axes of the grid that count units, or columns of blocks."""
         if self.axes is None or self._is_grouped:
             return (len(self.grid) - 1,)
         return tuple(a + self.stacked for a in self.axes.outputs)
@@ -70,19 +81,19 @@ class SparseLeaf(NamedTuple):
         return self.structure != _structures.UNSTRUCTURED
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """Scores of the groups, float32, in the shape of the grid."""
+        """Returns scores of the groups, float32, in the shape of the grid."""
         return self._of_layers(self.structure.pool, x)
 
     def mean(self, x: jax.Array) -> jax.Array:
-        """Means of the groups, with their signs; float32, in the shape of the grid."""
+        """Returns signed means of the groups, float32, in the shape of the grid."""
         return self._of_layers(self.structure.mean, x)
 
     def groups(self, mask: jax.Array) -> jax.Array:
-        """From a mask of the weights to one of the groups."""
+        """Returns the mask of the groups from a mask of the weights."""
         return self._of_layers(self.structure.groups, mask)
 
     def expand(self, mask: jax.Array) -> jax.Array:
-        """From a mask of the groups to one of the weights."""
+        """Returns the mask of the weights from a mask of the groups."""
 
         def expand(mask: jax.Array) -> jax.Array:
             if not self._is_grouped:
@@ -93,14 +104,14 @@ class SparseLeaf(NamedTuple):
         return jax.vmap(expand)(mask) if self.stacked else expand(mask)
 
     def misfit(self, mask: np.ndarray) -> str:
-        """Says what is wrong with a mask of the weights; empty if nothing is."""
+        """Says why a mask of the weights does not fit the structure; empty if it does."""
         if not self._is_grouped:
             return ""
         layers = [_axes.to_kernel(x, self.axes) for x in (mask if self.stacked else mask[None])]
         return next(filter(None, (self.structure.misfit(x) for x in layers)), "")
 
     def fits_as_stack(self, mask: np.ndarray) -> bool:
-        """Whether a mask would fit if the leading axis counted layers, which it does not."""
+        """Returns whether a mask that does not fit would fit if its first axis counted layers."""
         one = jax.ShapeDtypeStruct(self.shape[1:], mask.dtype)
         if self.stacked or len(one.shape) < 2:
             return False
@@ -109,28 +120,26 @@ class SparseLeaf(NamedTuple):
         return _has_grid(self.structure, stack.kernel) and not stack.misfit(mask)
 
     def _of_layers(self, function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        """Applies a function of [*window, in, out] to each layer; single weights stay in place."""
+        """Applies a function of [*window, in, out] to each layer."""
 
         def apply(x: jax.Array) -> jax.Array:
+            # Single weights are not transposed: their ties go by the index in the leaf.
             return function(_axes.to_kernel(x, self.axes) if self._is_grouped else x)
 
         return jax.vmap(apply)(x) if self.stacked else apply(x)
 
 
 def packing(sparse: Sequence[SparseLeaf]) -> Packing:
-    """How the groups of sparse leaves are laid out for ranking.
-
-    Parts of layers are many and small: padded to rows, as leaves side by side are, they would
-    be far larger than the weights.
-    """
+    """Chooses how the groups of sparse leaves are laid out for ranking."""
     found = _packing.packing([leaf.grid for leaf in sparse], [leaf.leading for leaf in sparse])
     if any(leaf.structure.has_parts for leaf in sparse):
+        # Parts are many and small. Padded to whole rows they would be far larger than the weights.
         return found._replace(is_packed=False, in_parts=True)
     return found
 
 
 def layer_rows(sparse: Sequence[SparseLeaf]) -> list[Rows]:
-    """For each leaf, laid out apart, the layers as rankings, whatever parts they have."""
+    """Returns, for leaves that are not packed, the layers as rankings, whatever their parts."""
     ends = np.cumsum([leaf.layers for leaf in sparse])
     found = []
     for leaf, end in zip(sparse, ends, strict=True):
@@ -140,7 +149,14 @@ def layer_rows(sparse: Sequence[SparseLeaf]) -> list[Rows]:
 
 
 class Layout(NamedTuple):
-    """The leaves of params and which of them are sparse: static under jit."""
+    """The leaves of params, and which of them are sparse; static under jit.
+
+    Attributes:
+      treedef: Tree structure of params.
+      paths: Names of all leaves, in tree order.
+      leaves: All leaves, arrays or shapes.
+      sparse: The sparse leaves, in tree order.
+    """
 
     treedef: Any
     paths: list[str]
@@ -148,12 +164,20 @@ class Layout(NamedTuple):
     sparse: list[SparseLeaf]
 
     def select(self, leaves: list[Any]) -> list[Any]:
-        """Of one entry per leaf, those of the sparse leaves."""
+        """Selects, from a list with an entry for each leaf, the entries of the sparse leaves."""
         return [leaves[s.position] for s in self.sparse]
 
 
 def as_distribution(sparsity: Sparsity | None, initial_masks: PyTree | None) -> LayerSparsities:
-    """A float s means `erk(s)`; None means: as the initial masks are.
+    """Turns the argument `sparsity` of a method into a distribution.
+
+    Args:
+      sparsity: A number s, which stands for `erk(s)`; a distribution, which is returned as it is;
+        or None for the sparsities of the initial masks.
+      initial_masks: The argument of the method.
+
+    Returns:
+      `distribution(params) -> {path: sparsity}`.
 
     Raises:
       ValueError: If `sparsity` is None without initial masks, or is outside [0, 1).
@@ -161,7 +185,10 @@ def as_distribution(sparsity: Sparsity | None, initial_masks: PyTree | None) -> 
     """
     if sparsity is None:
         if initial_masks is None:
-            raise ValueError("sparsity=None: only with initial_masks; else a number in [0, 1)")
+            raise ValueError(
+                "sparsity=None: only with initial_masks; else give a number in [0, 1) or a "
+                "distribution"
+            )
         return lambda params: _sparsities_of(initial_masks)
     if callable(sparsity):
         return sparsity
@@ -174,13 +201,16 @@ def layout(
     masked: bool,
     structure: Structures = _structures.UNSTRUCTURED,
 ) -> Layout:
-    """Which leaves of `params` are sparse.
+    """Finds which leaves of `params` are sparse, and how.
 
     Args:
       params: Arrays or shapes, in any pytree.
-      distribution: Function of params to `{path: sparsity}`.
+      distribution: `distribution(params) -> {path: sparsity}`.
       masked: Whether initial masks decide on the numbers of zeros.
-      structure: Of all sparse leaves, or by pattern.
+      structure: A structure for all sparse leaves, or `{pattern: structure}`.
+
+    Returns:
+      The layout.
 
     Raises:
       ValueError: As the distribution does, or if it names a path that does not exist; if a
@@ -215,7 +245,8 @@ def layout(
         if kind != _structures.UNSTRUCTURED:
             kernel = _axes.kernel_shape(layer, axes)
         if not masked and not sparsities[path] and not _has_grid(kind, kernel):
-            kind, kernel = _structures.UNSTRUCTURED, layer  # all of it is active
+            # Sparsity 0: a layer that its structure does not fit is all active without one.
+            kind, kernel = _structures.UNSTRUCTURED, layer
         grid = kind.grid(kernel, path)
         zeros = None if masked else kind.zeros(sparsities[path], grid, path)
         sparse.append(
@@ -225,7 +256,7 @@ def layout(
 
 
 def axes_rule(distribution: Any) -> _axes.Axes:
-    """Which axes of leaves are inputs: as one of our distributions says, or the default."""
+    """Returns the `axes` of one of our distributions, or the default."""
     if isinstance(distribution, _distributions.Distribution):
         return distribution.axes
     return _axes.default_axes
@@ -240,9 +271,11 @@ def _has_grid(structure: Structure, kernel: tuple[int, ...]) -> bool:
 
 
 def check_total(layout: Layout) -> None:
-    """Raises a ValueError if the groups of all layers cannot be counted together.
+    """Checks that groups can move between layers.
 
-    They must be of one size, and their weights few enough for int32.
+    Raises:
+      ValueError: If a structure fixes the number of each part of a layer, if groups have different
+        numbers of weights, or if there are more weights than int32 can count.
     """
     split = [leaf for leaf in layout.sparse if leaf.structure.has_parts]
     if split:
@@ -257,24 +290,29 @@ def check_total(layout: Layout) -> None:
     if len({size for each in sizes.values() for size in each}) > 1:
         shown = [f"{path}: {' and '.join(map(str, each))}" for path, each in sizes.items()]
         raise ValueError(
-            "structure: what moves connections between layers needs groups of as many weights "
-            f"in all of them; weights in a group are {_paths.listing(shown)}"
+            "structure: connections move between layers, which needs groups of as many weights in "
+            f"all of them; weights in a group are {_paths.listing(shown)}"
         )
     total = sum(int(np.prod(leaf.shape)) for leaf in layout.select(layout.leaves))
     if total > _distributions.MAX_LEAF_SIZE:
         raise ValueError(
-            f"{total} sparse weights in all layers; what moves weights between layers counts them "
-            f"together, and can up to {_distributions.MAX_LEAF_SIZE} (2**31 - 1)"
+            f"{total} sparse weights in all layers: a method that moves weights between layers "
+            f"counts them together, and can count at most {_distributions.MAX_LEAF_SIZE} "
+            "(2**31 - 1)"
         )
 
 
 def check_same_leaves(final: Layout, initial: Layout) -> None:
-    """Raises a ValueError unless both have the same sparse leaves, the initial ones no sparser."""
+    """Checks that two layouts have the same sparse leaves.
+
+    Raises:
+      ValueError: If they do not, or a leaf starts with more zeros than it ends with.
+    """
     paths, started = ([leaf.path for leaf in layout.sparse] for layout in (final, initial))
     if paths != started:
         raise ValueError(
-            f"initial_sparsity: makes {_paths.listing(started)} sparse, where the final "
-            f"distribution has {_paths.listing(paths)}; give both the same options"
+            f"initial_sparsity: makes {_paths.listing(started)} sparse, but the final "
+            f"distribution makes {_paths.listing(paths)} sparse; give both the same options"
         )
     for leaf, start in zip(final.sparse, initial.sparse, strict=True):
         if leaf.zeros is not None and start.zeros is not None and start.zeros > leaf.zeros:
@@ -285,16 +323,19 @@ def check_same_leaves(final: Layout, initial: Layout) -> None:
 
 
 def at_start(sparsity: Sparsity, final: Sparsity, name: str) -> LayerSparsities:
-    """A second distribution: of the kind of the final one, where only a number is given.
+    """Turns a second sparsity of a method into a distribution of the same kind as the first.
 
     Args:
-      sparsity: A number at most that of `final`, or a distribution.
-      final: What the method's `sparsity` is.
-      name: Of the argument, for errors.
+      sparsity: A distribution, which is returned as it is; or a number, at most that of `final`.
+      final: The argument `sparsity` of the method.
+      name: Name of the second argument, for errors.
+
+    Returns:
+      `distribution(params) -> {path: sparsity}`.
 
     Raises:
       ValueError: If the number is outside [0, 1) or above the final one; or if it is not 0 and
-        the final distribution is a function of one's own.
+        `final` is the user's own function.
     """
     if callable(sparsity):
         return sparsity
@@ -306,24 +347,24 @@ def at_start(sparsity: Sparsity, final: Sparsity, name: str) -> LayerSparsities:
         return lambda params: dict.fromkeys(distribution(params), 0.0)
     if not isinstance(distribution, _distributions.Distribution):
         raise ValueError(
-            f"{name}={sparsity}: with a sparsity that is a function of one's own, give a function "
-            "here too, or 0"
+            f"{name}={sparsity}: if sparsity is a function of your own, {name} must be a function "
+            "too, or 0"
         )
     if sparsity > distribution.sparsity:
         raise ValueError(
             f"sparsity={distribution.sparsity}, {name}={sparsity} (given, or by default): {name} "
-            "must be at most sparsity; give it too"
+            "must be at most sparsity; give a lower one"
         )
     return dataclasses.replace(distribution, sparsity=sparsity)
 
 
 def _sparsities_of(masks: PyTree) -> dict[str, float]:
-    """Sparsity of each mask that is not all True."""
+    """Returns the sparsity of each mask that is not all True."""
     named = _paths.flatten_with_paths(masks)
     if any(isinstance(mask, jax.core.Tracer) for _, mask in named):
         raise ValueError(
             "sparsity=None: which leaves are sparse must be known before tracing, but the "
-            "initial masks are traced; pass a sparsity or a distribution besides"
+            "initial masks are traced; pass a sparsity or a distribution too"
         )
     shares = {path: 1 - float(np.mean(np.asarray(mask))) for path, mask in named}
     empty = [path for path, share in shares.items() if share == 1]
@@ -333,6 +374,6 @@ def _sparsities_of(masks: PyTree) -> dict[str, float]:
     if named and not sparsities:
         raise ValueError(
             "nothing left to sparsify: every initial mask is all True; to start sparse training "
-            "from dense masks, pass a distribution besides"
+            "from dense masks, pass a distribution too"
         )
     return sparsities

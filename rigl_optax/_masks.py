@@ -1,4 +1,4 @@
-"""Masks: draw them, check them, find them in an optimizer state, apply them."""
+"""Draws masks, checks them, finds them in an optimizer state, and applies them."""
 
 import functools
 import warnings
@@ -19,11 +19,12 @@ from rigl_optax._xla import _blend, _sharding
 
 
 def random_masks(layout: Layout, seed: Seed) -> list[jax.Array]:
-    """A mask for each leaf, uniformly random with exactly the zeros the layout asks for.
+    """Draws a uniformly random mask for each leaf, with exactly the zeros of the layout.
 
-    Each has its parameter's sharding and is made with it: never whole on one device.
+    A mask is made with the sharding of its parameter, so it is never whole on one device.
     """
     shapes = tuple(tuple(leaf.shape) for leaf in layout.leaves)
+    # An array, so that another seed does not compile the draw again.
     word = jnp.asarray(seed, jnp.uint32)
     draw = functools.partial(_draw_masks, shapes, tuple(layout.sparse))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
@@ -51,12 +52,15 @@ def _draw_masks(
 
 @functools.lru_cache(maxsize=64)
 def _compiled_draw(args: tuple[Any, ...], shardings: tuple[Any, ...]) -> Callable:
-    """Compiled once for the same layout: only the seed differs between runs."""
+    """Compiles the draw once for each layout: only the seed differs between runs."""
     return jax.jit(functools.partial(_draw_masks, *args), out_shardings=list(shardings))
 
 
 def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
-    """Copies of the user's masks, checked against params.
+    """Checks the user's masks against params, and copies them.
+
+    Returns:
+      A bool array for each leaf, with the sharding of its parameter.
 
     Raises:
       ValueError: If the trees differ, a shape differs, a mask is not boolean, a dense leaf's
@@ -100,10 +104,7 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
 
 
 def warn_of_stacks(layout: Layout, initial_masks: PyTree) -> None:
-    """Warns of masks that look like those of stacked layers, where no distribution says so.
-
-    The slices of such a mask have as many active weights each, but not the same ones.
-    """
+    """Warns of masks that look like those of stacked layers, if no distribution says so."""
     given = over_paths(initial_masks, layout.paths, "initial_masks", allow_missing=True)
     found = []
     for leaf in layout.sparse:
@@ -113,6 +114,7 @@ def warn_of_stacks(layout: Layout, initial_masks: PyTree) -> None:
         if len(leaf.shape) < 3 or leaf.shape[0] < 2:
             continue
         slices = np.asarray(mask).reshape(leaf.shape[0], -1)
+        # Equal numbers in all slices, but not the same weights: so drawn, or trained, as layers.
         is_even = np.unique(slices.sum(1)).size == 1 and (slices != slices[0]).any()
         if is_even and leaf.structure == _structures.UNSTRUCTURED:
             found.append(f"{leaf.path} ({slices.shape[0]} of {int(slices[0].sum())})")
@@ -120,16 +122,16 @@ def warn_of_stacks(layout: Layout, initial_masks: PyTree) -> None:
         warnings.warn(
             "initial_masks: the slices along the first axis have equal numbers of active weights "
             f"in {', '.join(found)}. If that axis counts layers, weights would move between them: "
-            "with sparsity=None a leaf is one layer. Pass a distribution besides, as "
+            "with sparsity=None a leaf is one layer. Pass a distribution too, such as "
             "erk(0.9, stacked=(pattern,)), or without `stacked` if these are no layers",
             stacklevel=3,
         )
 
 
 def counted(layout: Layout, initial_masks: PyTree) -> Layout:
-    """The layout with the zeros of the user's masks: of the sparsest layer, or part, of each leaf.
+    """Returns the layout with the zeros of the user's masks.
 
-    None where a mask is traced.
+    The zeros of a leaf are those of its sparsest ranking; None if its mask is traced.
     """
     given = of_params(initial_masks, layout.paths, layout.leaves, "initial_masks")
 
@@ -153,21 +155,19 @@ def of_params(
     *,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
-    """Finds the mask of each parameter in whatever gives masks.
-
-    That is a tree of masks like params, one of another kind with the same paths, or a dict of
-    paths; with a scalar True, `optax.MaskedNode()` or None for what is dense: for a leaf, or for
-    all that is below.
+    """Finds the mask of each parameter.
 
     Args:
-      masks: What was given.
-      paths: Of the parameters.
+      masks: A tree of masks like params, a tree of another kind with the same paths, or a dict of
+        paths. A scalar True, `optax.MaskedNode()` or None stands for a dense leaf, or for a
+        subtree of dense leaves.
+      paths: Paths of the parameters.
       leaves: The parameters, or their shapes.
-      name: Of the argument, for errors.
-      allow_missing: Whether parameters without a mask are dense.
+      name: Name of the argument, for errors.
+      allow_missing: Whether parameters without a mask count as dense.
 
     Returns:
-      `{path: mask}`, bool arrays of the parameters' shapes; all True for dense ones.
+      `{path: mask}`, bool arrays of the parameters' shapes; all True for dense parameters.
 
     Raises:
       ValueError: If a mask is missing, belongs to no parameter, has another shape than its
@@ -183,7 +183,7 @@ def of_params(
 def _checked(
     masks: PyTree, paths: Sequence[str], leaves: Sequence[Any], name: str, *, allow_missing: bool
 ) -> dict[str, Any]:
-    """As `of_params`, with None for what is dense."""
+    """Does what `of_params` does, but returns None for dense parameters."""
     found = over_paths(masks, paths, name, allow_missing=allow_missing)
     for path, leaf in zip(paths, leaves, strict=True):
         mask, shape = found[path], np.shape(leaf)
@@ -202,7 +202,7 @@ def _checked(
 def over_paths(
     masks: PyTree, paths: Sequence[str], name: str = "masks", *, allow_missing: bool = False
 ) -> dict[str, Any]:
-    """The mask of each path, as `of_params`, whatever its shape; None for what is dense.
+    """Finds the mask of each path, of any shape; None for dense ones. See `of_params`.
 
     Raises:
       ValueError: If a mask is missing, or belongs to none of the paths.
@@ -221,7 +221,7 @@ def over_paths(
             given[path] = mask
 
     def covering(path: str) -> str | None:
-        """The path of what stands for this leaf, or for the subtree that it is in."""
+        """Returns the path of the hole that stands for this leaf, or for a subtree around it."""
         ends = [i for i, letter in enumerate(path) if letter == "/"]
         return next((p for p in ("", *(path[:i] for i in ends), path) if p in dense), None)
 
@@ -242,23 +242,24 @@ def over_paths(
 
 
 def get_masks(opt_state: PyTree, params: PyTree | None = None) -> PyTree:
-    """The masks, wherever in an optimizer state the sparse transformation's state sits.
+    """Finds the masks in an optimizer state, wherever the state of a sparse transformation sits.
 
     Args:
-      opt_state: State of a transformation, or of a chain, MultiSteps, inject_hyperparams,
-        partition, `nnx.Optimizer`, ... around one or several of ours.
-      params: Parameters, or their shapes. Needed only where a wrapper gives our transformation a
-        part of them (`optax.partition`, `optax.masked`): for the shapes of the others.
+      opt_state: State of a sparse transformation, or of a chain, MultiSteps, inject_hyperparams,
+        partition, `nnx.Optimizer`, ... around one or several of them.
+      params: Parameters, or their shapes. Needed only if a wrapper (`optax.partition`,
+        `optax.masked`) gives the sparse transformation a part of them, for the shapes of the
+        others.
 
     Returns:
-      A tree with the structure of params: bool arrays of the parameters' shapes. Several
-      states (`optax.partition`, `optax.masked`) are merged; a leaf that none of them
+      A tree with the structure of params: bool arrays of the parameters' shapes. The masks of
+      several states (`optax.partition`, `optax.masked`) are merged; a leaf that none of them
       covers is dense, all True. Without `params` its shape is unknown, and its mask is a scalar
-      True; where a whole subtree is left out, one stands for it. Every function that takes
-      masks takes those too.
+      True; if a whole subtree is left out, one scalar stands for it. Every function that takes
+      masks takes such scalars too.
 
     Raises:
-      ValueError: If there is no such state, two cover the same leaf, or masks do not fit
+      ValueError: If there is no such state, two states cover the same leaf, or masks do not fit
         `params`.
 
     Example:
@@ -277,6 +278,7 @@ def get_masks(opt_state: PyTree, params: PyTree | None = None) -> PyTree:
     named = _paths.flatten_with_paths(params)
     paths, leaves = [path for path, _ in named], [leaf for _, leaf in named]
     found = _checked(merged, paths, leaves, "masks", allow_missing=False)
+    # Masks of dense leaves are made where their parameters are; a tracer's placement is unknown.
     shardings: Sequence[Any] = [None] * len(leaves)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         shardings = _shardings(leaves)
@@ -293,7 +295,8 @@ def _states(opt_state: PyTree) -> list[SparseState]:
 
 
 def _not_found(opt_state: PyTree) -> str:
-    """Says what was found in place of a state of ours, and what may have happened."""
+    """Writes the error message for a state without a `SparseState`."""
+    # A checkpoint that is restored without a target, and NNX, turn the NamedTuple into a mapping.
     fields = {"masks", "inner_state", "rewirings"}
 
     def was_ours(node: Any) -> bool:
@@ -314,7 +317,7 @@ def _not_found(opt_state: PyTree) -> str:
 
 
 def _merged(path: _paths.KeyPath, trees: Sequence[Any]) -> Any:
-    """One tree of masks out of several, which have holes where others have masks.
+    """Merges trees of masks, each with holes where others have masks.
 
     A hole in all of them becomes a scalar True.
     """
@@ -323,6 +326,7 @@ def _merged(path: _paths.KeyPath, trees: Sequence[Any]) -> Any:
         return jnp.ones((), bool)
     if trees[0] is None:
         return None
+    # One level at a time, since trees with holes have other structures below them.
     children, treedefs = zip(*(_paths.split(tree) for tree in trees), strict=True)
     if jax.tree_util.treedef_is_leaf(treedefs[0]):
         if len(trees) > 1:
@@ -341,15 +345,16 @@ def _merged(path: _paths.KeyPath, trees: Sequence[Any]) -> Any:
 
 
 def apply_masks(params: PyTree, opt_state: PyTree) -> PyTree:
-    """`params` with every inactive weight exactly 0.
+    """Returns `params` with every inactive weight set to 0.
 
     Use it once after `init`, so that the first forward pass is sparse already, and on
     averages of the weights before they are evaluated or exported. Leaves are matched by
     path, so pure trees and trees of NNX Variables both work.
 
     Args:
-      params: Parameters, or anything of their structure, as an average of them.
-      opt_state: Whatever `get_masks` takes; or masks, as those of `snip_masks` or an export.
+      params: Parameters, or a tree of their structure, such as an average of them.
+      opt_state: An optimizer state, as `get_masks` takes it; or masks, such as those of
+        `snip_masks` or of an export.
 
     Returns:
       A tree of the structure, shapes and dtypes of `params`.
@@ -375,17 +380,17 @@ def apply_masks(params: PyTree, opt_state: PyTree) -> PyTree:
 def check(params: PyTree, opt_state: PyTree) -> None:
     """Raises unless every inactive weight is exactly 0.
 
-    Call it now and then outside of jit, as after the first steps: it finds what undoes
-    sparsity from outside, such as a transformation that comes after ours.
+    Use it outside of jit, after the first steps and now and then: it finds what undoes sparsity
+    from outside, such as a transformation that comes after the sparse one in a chain.
 
     Args:
-      params: Parameters, or anything of their structure, as an average of them.
-      opt_state: Whatever `get_masks` takes; or masks.
+      params: Parameters, or a tree of their structure, such as an average of them.
+      opt_state: An optimizer state, as `get_masks` takes it; or masks.
 
     Raises:
-      ValueError: If an inactive weight is not 0: in which leaves, and how many. As
-        `apply_masks` does, if masks do not fit.
-      TypeError: If it is traced.
+      ValueError: If an inactive weight is not 0; the message says in which leaves, and how many.
+        Also if there are no masks, or they belong to other parameters.
+      TypeError: If params or masks are traced.
 
     Example:
       >>> import optax, rigl_optax
@@ -406,20 +411,21 @@ def check(params: PyTree, opt_state: PyTree) -> None:
     if wrong:
         shown = ", ".join(wrong[:40]) + (f", and {len(wrong) - 40} more" if wrong[40:] else "")
         raise ValueError(
-            f"inactive weights that are not 0: {shown}. Has apply_masks been called before the "
-            "first step? After it, this is what a transformation does that scales or adds to "
-            "updates after the sparse one (in a chain, or around it as lookahead): put it inside"
+            f"inactive weights that are not 0: {shown}. Before the first step, call apply_masks. "
+            "After it, a transformation behind the sparse one (in a chain, or around it as "
+            "lookahead) scales or adds to its updates: put it inside"
         )
 
 
+# Jitted, so that no array of the size of a weight is made, and scalars alone come to the host.
 @jax.jit
 def _alive(mask: jax.Array, leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How many inactive weights are not 0 (NaN is not), and how many there are."""
+    """Counts the inactive weights that are not 0 (NaN is one of them), and all inactive ones."""
     return jnp.count_nonzero(~mask & (leaf != 0)), jnp.count_nonzero(~mask)
 
 
 def _given(params: PyTree, opt_state: PyTree) -> dict[str, Any]:
-    """The mask of each leaf, of a state or of masks themselves; None for what is dense."""
+    """Returns the mask of each leaf, from a state or from masks themselves; None if dense."""
     masks = opt_state
     leaves = jax.tree.leaves(opt_state)
     are_masks = leaves and all(
@@ -435,7 +441,7 @@ def _given(params: PyTree, opt_state: PyTree) -> dict[str, Any]:
 
 
 def _shardings(leaves: list[Any]) -> tuple[Any, ...]:
-    """Where leaves or shapes are to be, None where nobody said: those stay free to move."""
+    """Returns the shardings of leaves or shapes; None for uncommitted arrays, which may move."""
     return tuple(
         leaf.sharding if getattr(leaf, "committed", hasattr(leaf, "sharding")) else None
         for leaf in leaves

@@ -1,4 +1,4 @@
-"""Arguments that are numbers: Python's, or scalars of NumPy, which become Python's."""
+"""Checks arguments that must be numbers, and returns them as Python numbers."""
 
 import numbers
 from typing import Any
@@ -8,25 +8,26 @@ import numpy as np
 
 
 class WrongKindError(TypeError, ValueError):
-    """A value of a wrong kind was given for a number."""
+    """Raised if a number was expected and something else was given."""
 
 
 def integer(name: str, value: Any, *, least: int | None = None, what: str = "an integer") -> int:
-    """A Python integer.
+    """Returns `value` as a Python integer.
 
     Args:
-      name: Of the argument, for errors.
-      value: What was given.
-      least: The smallest that is allowed.
-      what: What it must be, for errors.
+      name: Name of the argument, for errors.
+      value: The given value: an integer of Python or NumPy.
+      least: The smallest allowed value, if there is one.
+      what: Says in errors what the value must be.
 
     Raises:
-      TypeError: If it is no integer, or an array of JAX, whose value may not be known yet. It is
-        a ValueError, too.
+      TypeError: If it is not an integer, or is an array of JAX, whose value may not be known yet.
+        The error is a ValueError, too.
       ValueError: If it is less than `least`.
     """
     value = _scalar(name, value)
     what = what if least is None else f"{what} of at least {least}"
+    # To Python a bool is an integer; here it is a mistake.
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise WrongKindError(f"{name}={value!r}: must be {what}")
     if least is not None and value < least:
@@ -35,7 +36,10 @@ def integer(name: str, value: Any, *, least: int | None = None, what: str = "an 
 
 
 def real(name: str, value: Any, what: str = "a number") -> float:
-    """A Python float; raises as `integer` does. NaN and infinities are the caller's."""
+    """Returns `value` as a Python float; raises as `integer` does.
+
+    NaN and infinities pass: the caller checks the range.
+    """
     value = _scalar(name, value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise WrongKindError(f"{name}={value!r}: must be {what}")
@@ -46,7 +50,7 @@ def _scalar(name: str, value: Any) -> Any:
     if isinstance(value, jax.Array):
         raise WrongKindError(
             f"{name}: is an array of JAX, must be a number of Python or NumPy, known before "
-            "anything is traced. Under optax.inject_hyperparams name it in static_args, as all "
-            f"numbers of a sparse method but seed: static_args=({name.split('[')[0]!r}, ...)"
+            "anything is traced. Under optax.inject_hyperparams name all numbers of a sparse "
+            f"method but seed in static_args: static_args=({name.split('[')[0]!r}, ...)"
         )
     return value.item() if isinstance(value, np.ndarray) and not value.ndim else value

@@ -1,4 +1,4 @@
-"""Names for the leaves of any pytree: strings like `Dense_0/kernel`."""
+"""Names the leaves of any pytree by strings like `Dense_0/kernel`."""
 
 import collections
 import functools
@@ -14,15 +14,15 @@ from rigl_optax._types import PyTree
 
 KeyPath = tuple[Any, ...]
 
-# What variables of NNX and annotated parameters of Linen descend from.
+# Base classes of NNX variables and of Linen's annotated parameters.
 _BOXES = {"Variable", "VariableState", "AxisMetadata"}
 
 
 def is_box(node: Any) -> bool:
-    """Whether a node is a variable of NNX or Linen around an array.
+    """Returns whether a node is a variable of NNX or Linen around an array.
 
-    They add a key `value` below their own. Told by their classes, as the core does not import
-    Flax: a field that happens to be called `value` is a key like any other.
+    Such a node adds a key `value` below its own. The node's class decides, so a field that happens
+    to be called `value` is a key like any other.
     """
     kind: Any = type(node)
     return _is_box_type(kind)
@@ -30,6 +30,7 @@ def is_box(node: Any) -> bool:
 
 @functools.cache
 def _is_box_type(kind: type) -> bool:
+    # By the names of the classes: the core does not import Flax.
     return any(
         base.__name__ in _BOXES and base.__module__.partition(".")[0] == "flax"
         for base in kind.__mro__
@@ -37,16 +38,17 @@ def _is_box_type(kind: type) -> bool:
 
 
 def is_hole(node: Any) -> bool:
-    """Whether a node stands where a wrapper has taken weights out, one or a whole subtree."""
+    """Returns whether a wrapper has put this node in place of a weight, or of a whole subtree."""
     return node is None or isinstance(node, optax.MaskedNode)
 
 
 def leaves_with_path(
     tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
 ) -> list[tuple[KeyPath, Any]]:
-    """Key paths and leaves of `tree`, in tree order, without the `value` of variables.
+    """Returns the key paths and leaves of `tree`, in tree order.
 
-    State trees with variables and their pure counterparts have the same paths then.
+    The key `value` that a variable adds is left out, so a tree with variables and the same tree of
+    pure arrays have the same paths.
 
     Args:
       tree: Any pytree.
@@ -69,19 +71,23 @@ def leaves_with_path(
 
 
 def split(node: Any) -> tuple[list[tuple[KeyPath, Any]], Any]:
-    """The children of a node, with their keys; and the treedef that makes it of them."""
+    """Returns the children of a node with their keys, and the treedef that rebuilds the node."""
     return jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
 
 
 def path_string(path: KeyPath) -> str:
-    """The name of a leaf, `/` between its keys; a bare array has the name `""`."""
+    """Joins the keys of a leaf with `/`; a bare array has the name `""`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def flatten_with_paths(
     tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
 ) -> list[tuple[str, Any]]:
-    """Names and leaves of `tree`, in tree order.
+    """Returns the names and leaves of `tree`, in tree order.
+
+    Args:
+      tree: Any pytree.
+      is_leaf: As in `jax.tree.leaves`.
 
     Raises:
       ValueError: If two leaves have the same name.
@@ -95,10 +101,10 @@ def flatten_with_paths(
 
 
 def named_arrays(params: PyTree) -> list[tuple[str, Any]]:
-    """Names and leaves of parameters; Python's numbers become arrays, as in Optax.
+    """Returns the names and leaves of parameters; Python's numbers become arrays, as in Optax.
 
     Raises:
-      ValueError: If two leaves have the same name, or one is no array.
+      ValueError: If two leaves have the same name, or a leaf is not an array.
     """
     named = []
     for name, leaf in flatten_with_paths(params):
@@ -108,27 +114,35 @@ def named_arrays(params: PyTree) -> list[tuple[str, Any]]:
             named.append((name, jnp.asarray(leaf)))
         else:
             raise ValueError(
-                f"params: {name!r} is no array, but {leaf!r}; give what is trained alone, as "
-                "eqx.filter(model, eqx.is_inexact_array) of an Equinox model"
+                f"params: {name!r} is no array, but {leaf!r}; give only what is trained, for an "
+                "Equinox model eqx.filter(model, eqx.is_inexact_array)"
             )
     return named
 
 
 def map_with_names(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
-    """Applies `function(name, leaf)` to every leaf."""
+    """Applies `function(name, leaf) -> leaf` to every leaf, and returns the tree of results."""
     leaves = [function(path_string(path), leaf) for path, leaf in leaves_with_path(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def listing(names: Sequence[str], limit: int = 40) -> str:
-    """`names` for an error message, cut where nobody would read on."""
+    """Lists `names` for an error message: at most `limit` of them, and how many more there are."""
     shown = ", ".join(repr(name) for name in list(names)[:limit])
     rest = len(names) - limit
     return shown + (f", and {rest} more" if rest > 0 else "") if names else "none"
 
 
 def compile_pattern(pattern: str, what: str) -> re.Pattern[str]:
-    """A regular expression, or a clear error that says which argument is broken."""
+    """Compiles a regular expression.
+
+    Args:
+      pattern: The regular expression.
+      what: Name of the argument, for errors.
+
+    Raises:
+      ValueError: If it is not a regular expression; the message names the argument.
+    """
     try:
         return re.compile(pattern)
     except (re.error, TypeError) as error:

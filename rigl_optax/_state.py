@@ -1,4 +1,4 @@
-"""The state of every sparse transformation."""
+"""Defines the state that all sparse transformations share."""
 
 from typing import NamedTuple
 
@@ -9,15 +9,15 @@ from rigl_optax._types import PyTree
 
 
 class Memory(NamedTuple):
-    """What some methods remember between calls; empty tuples for those that don't.
+    """Values that a method keeps between calls; a part it does not need is an empty tuple.
 
     Trees have the structure of params, with `optax.MaskedNode()` for dense leaves.
 
     Attributes:
       gradients: float32 tree: an average or a sum of dense gradients.
-      marks: Bool tree: a second mask, for what the method says.
+      marks: Bool tree: a second mask, with a meaning that the method defines.
       initial: Tree of the weights at init.
-      carry: A few numbers.
+      carry: A few numbers, such as a threshold.
     """
 
     gradients: PyTree = ()
@@ -32,17 +32,17 @@ class SparseState(NamedTuple):
     Attributes:
       count: int32 scalar: calls of `update` so far.
       masks: Tree of the structure of params; bool arrays of the shape and sharding of
-        their parameters, True where a weight is active. All True for dense leaves.
+        their parameters, True where a weight is active; all True for dense leaves.
       inner_state: State of the wrapped optimizer.
       rewirings: int32 scalar: rewirings so far.
-      healed: int32 scalar: inactive weights found non-zero at rewirings. 0 unless
+      healed: int32 scalar: inactive weights found non-zero at rewirings. It stays 0 unless
         something outside writes into them (a dense checkpoint, an average, a
         transformation after ours).
-      memory: What the method remembers between calls.
-      shadow: Tree of the structure of params, of a method whose weights live on while
-        inactive: those weights, with `optax.MaskedNode()` for dense leaves. Else empty.
-      uninformed: int32 scalar: how often a layer kept its mask at a rewiring because all scores
-        outside what it would have kept were 0, as of gradients that something has zeroed.
+      memory: Values that the method keeps between calls.
+      shadow: Tree of the structure of params, with `optax.MaskedNode()` for dense leaves: the
+        weights of a method that go on learning while they are inactive. Else empty.
+      uninformed: int32 scalar: how often a layer kept its mask at a rewiring because all growth
+        scores outside its kept weights were 0, as if something had zeroed the gradients.
     """
 
     count: jax.Array  # type: ignore[assignment]

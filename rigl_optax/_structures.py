@@ -1,7 +1,8 @@
-"""Structures: which weights of a layer live and die together, and how such a group is scored.
+"""Groups the weights of a layer that are active or inactive together, and scores the groups.
 
-Selection ranks groups; single weights are the first kind. Every method sees a grid of groups
-in place of a layer, and its masks of the grid are expanded to masks of the weights.
+Methods rank groups, not weights. A layer is brought to a grid of groups, the method chooses among
+them, and its mask of the grid is expanded to a mask of the weights. Without a structure each
+weight is a group.
 """
 
 import dataclasses
@@ -23,74 +24,93 @@ Pool = Literal["l1", "l2", "max"]
 
 @dataclasses.dataclass(frozen=True)
 class Unstructured:
-    """Every weight is a group of its own: the default."""
+    """Makes every weight a group of its own: the default.
 
-    has_parts = False  # whether each part of a layer is ranked by itself
-    min_salient = 0.0  # above 0 for parts that may lose all their weights to others
+    Use it in a mapping of structures, for layers that are to have none.
+    """
+
+    has_parts = False  # whether the parts of a layer are ranked separately
+    min_salient = 0.0  # above 0 if units may be ablated
 
     def grid(self, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
-        """Shape of the grid of groups of a layer; raises if the layer has none."""
+        """Returns the shape of a layer's grid of groups.
+
+        Args:
+          shape: Shape of one layer as [*window, in, out].
+          path: The leaf's name, for errors.
+
+        Raises:
+          ValueError: If the structure does not fit the layer.
+        """
         del path
         return shape
 
     def parts(self, grid: tuple[int, ...]) -> int:
-        """Number of axes in front of a layer's grid that count its parts."""
+        """Returns how many of the first axes of a layer's grid count its parts."""
         del grid
         return 0
 
     def zeros(self, sparsity: float, grid: tuple[int, ...], path: str) -> int:
-        """Inactive groups of a layer, or of each part of it; raises if there cannot be so many."""
+        """Returns the number of inactive groups of a layer, or of each of its parts.
+
+        Raises:
+          ValueError: If the structure does not allow this sparsity.
+        """
         del path
         return _distributions.zeros_in(sparsity, math.prod(grid))
 
     def group_sizes(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Number of weights in each group, of the shape of the grid or broadcasting to it."""
+        """Returns the number of weights in each group, int64; it broadcasts to the grid."""
         return np.ones((1,) * len(shape), np.int64)
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """Scores of the groups of one layer, float32; a score is like that of one weight."""
+        """Returns scores of the groups of one layer, float32, on the scale of one weight's."""
         return x.astype(jnp.float32)
 
     def mean(self, x: jax.Array) -> jax.Array:
-        """Means of the groups of one layer, with their signs."""
+        """Returns the signed means of the groups of one layer, float32."""
         return self.pool(x)
 
     def groups(self, mask: jax.Array) -> jax.Array:
-        """The mask of a layer's groups, of one that is the same throughout each group."""
+        """Returns the mask of a layer's groups, from a mask that is the same within each group."""
         return mask
 
     def expand(self, mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The mask of a layer's weights: the inverse of `groups`."""
+        """Returns the mask of a layer's weights from that of its groups."""
         del shape
         return mask
 
     def misfit(self, mask: np.ndarray) -> str:
-        """What is wrong with a mask of a layer's weights; empty if nothing is."""
+        """Says why a mask of a layer's weights does not fit the structure; empty if it does."""
         del mask
         return ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    r"""Blocks of `rows` inputs by `cols` outputs: what real kernels are fast on.
+    r"""Groups blocks of `rows` inputs by `cols` outputs.
+
+    Use it if a sparse step has to be faster than a dense one: `rigl_optax.condensed` stores and
+    multiplies only the active blocks. Blocks cost accuracy at the same sparsity; docs/structures.md
+    has measurements.
 
     The last two axes of a kernel are its inputs and its outputs, as in Flax and Haiku; a block
-    of a convolution has all taps of its channels. A group is scored by its mean magnitude
+    of a convolution has all taps of its channels. A block is scored by its mean magnitude
     (`l1`), its root mean square (`l2`), or its largest magnitude (`max`):
 
     .. math::
         \frac1n \sum_i |x_i|, \qquad \sqrt{\frac1n \sum_i x_i^2}, \qquad \max_i |x_i|
 
-    A layer has `floor(s * groups)` inactive groups, and this number never changes. Nor does that of
-    its weights, unless `pad` makes some blocks smaller: of g active ones there are then as many
-    weights as in g blocks of the smallest size or more, and of the largest or less.
+    A layer has `floor(s * groups)` inactive blocks, and this number never changes. The number of
+    active weights does not change either, unless `pad` makes some blocks smaller: then g active
+    blocks have at least the weights of the g smallest blocks, and at most those of the g largest.
 
     Attributes:
-      rows: Inputs (input channels) of a block.
-      cols: Outputs (output channels) of a block.
-      pool_by: How weights, and gradients, are pooled to the score of a block.
-      pad: Whether layers that `rows` and `cols` do not divide have smaller blocks at their
-        far edges, which count as any other; else they raise.
+      rows: Number of inputs (input channels) of a block.
+      cols: Number of outputs (output channels) of a block.
+      pool_by: How weights and gradients are pooled to the score of a block: `l1`, `l2` or `max`.
+      pad: Whether a layer that `rows` and `cols` do not divide gets smaller blocks at its far
+        edges, which count as any other block. If False, `init` raises for such a layer.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -118,7 +138,11 @@ class Block:
             )
 
     def grid(self, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
-        """Shape of the grid, [in blocks, out blocks]; raises if a layer does not divide."""
+        """Returns the shape of the grid, [in blocks, out blocks].
+
+        Raises:
+          ValueError: If the layer has fewer than two axes, or blocks do not divide it.
+        """
         if len(shape) < 2:
             raise ValueError(f"{self}: {path!r} has shape {shape}; blocks need two axes")
         if not self.pad and (shape[-2] % self.rows or shape[-1] % self.cols):
@@ -130,17 +154,17 @@ class Block:
         return -(-shape[-2] // self.rows), -(-shape[-1] // self.cols)
 
     def parts(self, grid: tuple[int, ...]) -> int:
-        """None: all blocks of a layer are ranked together."""
+        """Returns 0: all blocks of a layer are ranked together."""
         del grid
         return 0
 
     def zeros(self, sparsity: float, grid: tuple[int, ...], path: str) -> int:
-        """Inactive blocks of a layer."""
+        """Returns the number of inactive blocks of a layer."""
         del path
         return _distributions.zeros_in(sparsity, math.prod(grid))
 
     def group_sizes(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Number of weights in each block, [in blocks, out blocks]."""
+        """Returns the number of weights in each block, [in blocks, out blocks]."""
         inputs, outputs = (
             np.diff(np.minimum(np.arange(0, size + step, step), size))
             for size, step in zip(shape[-2:], (self.rows, self.cols), strict=True)
@@ -148,27 +172,28 @@ class Block:
         return math.prod(shape[:-2]) * np.outer(inputs, outputs)
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """Scores of the blocks, [in blocks, out blocks]."""
+        """Returns the scores of the blocks, float32 [in blocks, out blocks]."""
         return self.score(*self._tiled(x), self.group_sizes(x.shape))
 
     def mean(self, x: jax.Array) -> jax.Array:
-        """Means of the blocks, with their signs."""
+        """Returns the signed means of the blocks, float32 [in blocks, out blocks]."""
         sizes = jnp.asarray(self.group_sizes(x.shape), jnp.float32)
         return jnp.sum(*self._tiled(x.astype(jnp.float32))) / sizes
 
     def score(self, x: jax.Array, axes: tuple[int, ...], sizes: jax.typing.ArrayLike) -> jax.Array:
-        """Scores of blocks that lie along `axes`, float32.
+        """Pools `x` along `axes` to scores of blocks.
 
         Args:
           x: Weights or gradients; zeros beyond the edges of a layer.
-          axes: What is pooled.
-          sizes: Number of weights in each block, of the shape that is left.
+          axes: The axes within a block.
+          sizes: Number of weights in each block, of the shape of the other axes.
 
         Returns:
-          float32, pooled in the precision of `x` if that is higher.
+          float32 array of the other axes, computed in the precision of `x` if that is higher.
         """
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.promote_types(x.dtype, jnp.float32)
+        # float64 weights are pooled in float64: rounding first could make scores equal.
         magnitudes = jnp.abs(x.astype(dtype))
         if self.pool_by == "max":
             return jnp.max(magnitudes, axes).astype(jnp.float32)
@@ -178,14 +203,14 @@ class Block:
         return jnp.sqrt(jnp.sum(magnitudes * magnitudes, axes) / number).astype(jnp.float32)
 
     def groups(self, mask: jax.Array) -> jax.Array:
-        """Whether anything of each block is active."""
+        """Returns whether any weight of each block is active."""
         return jnp.any(*self._tiled(mask))
 
     def expand(self, mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Each entry of the grid for all weights of its block."""
+        """Repeats each entry of the grid for all weights of its block."""
         rows, cols = mask.shape
         wide = lax.broadcast_in_dim(mask, (rows, self.rows, cols, self.cols), (0, 2))
-        # Axis by axis: of an array in parts no two can be merged at once.
+        # One axis at a time: a sharded array cannot have two pairs of axes merged at once.
         plane = wide.reshape(rows * self.rows, cols, self.cols)
         plane = plane.reshape(rows * self.rows, cols * self.cols)
         for axis, size in enumerate(shape[-2:]):
@@ -194,14 +219,14 @@ class Block:
         return jnp.broadcast_to(plane, shape)
 
     def misfit(self, mask: np.ndarray) -> str:
-        """Whether blocks are active in part."""
+        """Says so if a block is active in part."""
         again = self.expand(self.groups(jnp.asarray(mask)), mask.shape)
         return "" if np.array_equal(mask, np.asarray(again)) else "groups are active in part"
 
     def _tiled(self, x: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
-        """`x` as [*taps, in blocks, rows, out blocks, cols], and the axes within a block.
+        """Returns `x` as [*taps, in blocks, rows, out blocks, cols], and the axes within a block.
 
-        Blocks at the far edges are filled up with zeros.
+        Blocks at the far edges are padded with zeros.
         """
         first = x.ndim - 2
         blocks = self.grid(x.shape, "a layer")
@@ -209,6 +234,7 @@ class Block:
             axis = first + 2 * i
             missing = number * size - x.shape[axis]
             if missing:
+                # Padding shifts entries between devices, so an explicit axis is gathered first.
                 x = _sharding.gathered(x, axis)
                 x = jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)])
             x = _sharding.split(x, axis, size)
@@ -217,31 +243,35 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class ConstantFanIn:
-    r"""Single weights, as many for every unit: `inputs - floor(s * inputs)`.
+    r"""Gives every unit the same number of active weights: `inputs - floor(s * inputs)`.
 
-    The last axis of a kernel counts its units; all others are inputs. Every unit of a layer costs
-    the same, and its weights and their indices form a rectangle. A rewiring drops the smallest
-    weights of the whole layer, and each unit grows as many as it lost; units of few large
-    gradients too.
+    Use it if units have to cost the same: the weights of a layer and their indices then form
+    rectangles, [units, fan-in]. It restricts the masks less than `Block` and `NM` do.
 
-    With `min_salient` a rewiring may also ablate units, or revive them. Salient are the weights
-    that the method would have active next if there were no structure: those it keeps, and those it
-    would grow in the whole layer. A unit with
+    The last axis of a kernel counts its units; all others are inputs. A rewiring drops the smallest
+    weights of the whole layer, and each unit grows as many as it lost, even if its gradients are
+    small.
+
+    With `min_salient` a rewiring may also ablate units, or revive them. A weight is salient if the
+    method would have it active next if there were no structure: it is kept, or it is among the
+    weights that would grow in the whole layer. A unit with
 
     .. math::
         |\{\text{salient weights of it}\}| < \text{min\_salient} \cdot k, \qquad
         k = \lfloor \text{active weights of the layer} / \text{units} \rfloor
 
-    or with none loses all its weights, and the others grow by so many: a layer of N active weights
-    and m units that stay gives each `floor(N / m)`, and one more to the `N mod m` with the most
-    salient weights. N never changes. As many units stay as are needed to hold N weights, the most
-    salient first; equal ones by their index. Ablated units are judged anew at each rewiring.
+    or with no salient weight loses all its weights, and the other units get them: with N active
+    weights in the layer and m units that stay, each has `floor(N / m)`, and the `N mod m` units
+    with the most salient weights have one more. N never changes. At least as many units stay as
+    are needed to hold N weights: those with the most salient weights, then those of lower index.
+    A rewiring may revive units that an earlier one ablated.
 
     Attributes:
-      min_salient: The least share of a unit's fan-in that has to be salient, in [0, 1], to the
-        nearest fraction with a denominator of at most 10,000; 0 ablates nothing. The authors have
-        0.3 for convolutional networks, 0.05 for ResNet-18 on CIFAR-10. Outputs of a network are
-        units too: give its last layer another structure by its pattern, or keep it dense.
+      min_salient: The least share of a unit's fan-in that has to be salient, in [0, 1], rounded
+        to the nearest fraction with a denominator of at most 10,000; 0 ablates no unit. The
+        authors use 0.3 for convolutional networks, 0.05 for ResNet-18 on CIFAR-10. The outputs of
+        a network are units too: give its last layer another structure by its pattern, or keep it
+        dense.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -267,48 +297,52 @@ class ConstantFanIn:
 
     @property
     def salient_share(self) -> fractions.Fraction:
-        """`min_salient` as it is compared: 0.3 is 3/10, in integers and on every device."""
+        """Returns `min_salient` as a fraction: integers compare alike on every device."""
         return fractions.Fraction(self.min_salient).limit_denominator(10_000)
 
     def grid(self, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
-        """Shape of the grid, [units, *window, in]."""
+        """Returns the shape of the grid, [units, *window, in].
+
+        Raises:
+          ValueError: If the layer has fewer than two axes.
+        """
         if len(shape) < 2:
             raise ValueError(f"{self}: {path!r} has shape {shape}; a fan-in needs two axes")
         return shape[-1], *shape[:-1]
 
     def parts(self, grid: tuple[int, ...]) -> int:
-        """The units."""
+        """Returns 1: each unit is a part."""
         del grid
         return 1
 
     def zeros(self, sparsity: float, grid: tuple[int, ...], path: str) -> int:
-        """Inactive weights of each unit."""
+        """Returns the number of inactive weights of each unit."""
         del path
         return _distributions.zeros_in(sparsity, math.prod(grid[1:]))
 
     def group_sizes(self, shape: tuple[int, ...]) -> np.ndarray:
-        """One weight in each group."""
+        """Returns ones: a group is a single weight."""
         return np.ones((1,) * len(shape), np.int64)
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """The weights, float32, [units, *window, in]."""
+        """Returns the weights, float32 [units, *window, in]."""
         return self.groups(x.astype(jnp.float32))
 
     def mean(self, x: jax.Array) -> jax.Array:
-        """The same: a group is one weight."""
+        """Returns what `pool` returns: a group is a single weight."""
         return self.pool(x)
 
     def groups(self, mask: jax.Array) -> jax.Array:
-        """[*window, in, out] as [units, *window, in]."""
+        """Transposes [*window, in, out] to [units, *window, in]."""
         return jnp.moveaxis(mask, -1, 0)
 
     def expand(self, mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The inverse of `groups`."""
+        """Transposes the grid back to [*window, in, out]: the inverse of `groups`."""
         del shape
         return jnp.moveaxis(mask, 0, -1)
 
     def misfit(self, mask: np.ndarray) -> str:
-        """Whether units differ in their fan-in; by more than 1, where units may be ablated."""
+        """Says so if units differ in their fan-in, or by more than 1 if units may be ablated."""
         fan_in = mask.reshape(-1, mask.shape[-1]).sum(0)
         if not self.min_salient:
             return "" if len(set(fan_in.tolist())) == 1 else "units differ in their fan-in"
@@ -319,16 +353,17 @@ class ConstantFanIn:
 
 @dataclasses.dataclass(frozen=True)
 class NM:
-    """n of every m weights that follow each other along the inputs of a unit: 2:4 and others.
+    """Keeps n of every m consecutive inputs of a unit active: 2:4 and others.
 
-    Inputs are counted within a tap of a convolution, as a matrix product meets them. The sparsity
-    of such a layer is `1 - n / m`, and its distribution has to say so: `uniform(0.5)` for 2:4.
-    A rewiring drops the smallest weights of the whole layer, and each group grows as many as it
-    lost.
+    Use it if the network is to run on hardware that multiplies 2:4 sparse matrices.
+
+    Inputs are counted within a tap of a convolution. The sparsity of such a layer is `1 - n / m`,
+    and the distribution has to give the same: `uniform(0.5)` for 2:4. A rewiring drops the smallest
+    weights of the whole layer, and each m inputs grow as many as they lost.
 
     Attributes:
-      n: Active weights of a group.
-      m: Weights of a group; divides the inputs of every layer.
+      n: Number of active weights among m consecutive inputs.
+      m: Number of consecutive inputs; divides the inputs of every layer.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -352,7 +387,11 @@ class NM:
             raise ValueError(f"NM({self.n}, {self.m}): must be integers, 1 <= n <= m")
 
     def grid(self, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
-        """Shape of the grid, [units, *window, in / m, m]."""
+        """Returns the shape of the grid, [units, *window, in / m, m].
+
+        Raises:
+          ValueError: If the layer has fewer than two axes, or m does not divide its inputs.
+        """
         if len(shape) < 2:
             raise ValueError(f"{self}: {path!r} has shape {shape}; n:m needs two axes")
         if shape[-2] % self.m:
@@ -363,11 +402,15 @@ class NM:
         return shape[-1], *shape[:-2], shape[-2] // self.m, self.m
 
     def parts(self, grid: tuple[int, ...]) -> int:
-        """All axes but the last."""
+        """Returns the number of all axes but the last: each m inputs are a part."""
         return len(grid) - 1
 
     def zeros(self, sparsity: float, grid: tuple[int, ...], path: str) -> int:
-        """Inactive weights of each group; raises if another sparsity is asked for."""
+        """Returns the number of inactive weights among m inputs.
+
+        Raises:
+          ValueError: If the sparsity is neither 0 nor `1 - n / m`.
+        """
         del grid
         if sparsity and abs(sparsity - (1 - self.n / self.m)) > 1e-6:
             raise ValueError(
@@ -377,33 +420,34 @@ class NM:
         return self.m - self.n if sparsity else 0
 
     def group_sizes(self, shape: tuple[int, ...]) -> np.ndarray:
-        """One weight in each group that is ranked."""
+        """Returns ones: what is ranked is a single weight."""
         return np.ones((1,) * (len(shape) + 1), np.int64)
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """The weights, float32, [units, *window, in / m, m]."""
+        """Returns the weights, float32 [units, *window, in / m, m]."""
         return self.groups(x.astype(jnp.float32))
 
     def mean(self, x: jax.Array) -> jax.Array:
-        """The same: a group is one weight."""
+        """Returns what `pool` returns: a group is a single weight."""
         return self.pool(x)
 
     def groups(self, mask: jax.Array) -> jax.Array:
-        """[*window, in, out] as [units, *window, in / m, m]."""
+        """Transposes [*window, in, out] to [units, *window, in / m, m]."""
         return _sharding.split(jnp.moveaxis(mask, -1, 0), mask.ndim - 1, self.m)
 
     def expand(self, mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The inverse of `groups`."""
+        """Transposes the grid back to [*window, in, out]: the inverse of `groups`."""
         return jnp.moveaxis(mask.reshape(shape[-1], *shape[:-1]), 0, -1)
 
     def misfit(self, mask: np.ndarray) -> str:
-        """Whether a group has more or less than n."""
+        """Says so if some m inputs have not n active weights."""
         active = np.asarray(self.groups(jnp.asarray(mask))).sum(-1)
         return "" if (active == self.n).all() else f"groups of {self.m} have not {self.n} each"
 
 
 Structure: TypeAlias = Unstructured | Block | NM | ConstantFanIn
-# One for all sparse layers, or by regular expressions of their paths; others are unstructured.
+# One structure for all sparse layers, or `{pattern: structure}`, where the patterns are searched in
+# the paths and layers without a match are unstructured.
 Structures: TypeAlias = Structure | Mapping[str, Structure]
 
 UNSTRUCTURED = Unstructured()
@@ -411,11 +455,15 @@ _KINDS = "Unstructured(), Block(rows, cols), NM(n, m) or ConstantFanIn()"
 
 
 def check(structure: Structures, ablates: bool = True) -> None:
-    """Raises a TypeError or ValueError unless this is a structure, or structures by pattern.
+    """Checks the argument `structure` of a method.
 
     Args:
-      structure: What the public methods take.
+      structure: A structure, or `{pattern: structure}`.
       ablates: Whether the method can ablate units.
+
+    Raises:
+      TypeError: If it is neither.
+      ValueError: If a pattern is malformed, or a structure ablates units and the method cannot.
     """
     named: Mapping[str, Structure] = {}
     if isinstance(structure, Structure):
@@ -425,7 +473,7 @@ def check(structure: Structures, ablates: bool = True) -> None:
     else:
         raise TypeError(
             f"structure={structure!r}: must be {_KINDS}, or a mapping from patterns of paths to "
-            "those"
+            "such structures"
         )
     for pattern, one in named.items():
         _paths.compile_pattern(pattern, "structure")
@@ -439,11 +487,14 @@ def check(structure: Structures, ablates: bool = True) -> None:
 
 
 def by_path(structure: Structures, paths: Sequence[str]) -> dict[str, Structure]:
-    """The structure of each sparse leaf.
+    """Returns the structure of each sparse leaf.
 
     Args:
-      structure: What the public methods take.
-      paths: Of the sparse leaves.
+      structure: A structure, or `{pattern: structure}`.
+      paths: Paths of the sparse leaves.
+
+    Returns:
+      `{path: structure}`; leaves that no pattern matches are unstructured.
 
     Raises:
       ValueError: If a pattern matches no path, or two match one.

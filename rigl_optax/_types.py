@@ -1,4 +1,4 @@
-"""Types that stand in signatures, and the words that names and docstrings are made of.
+"""Types used in signatures, and the words used in names and docstrings.
 
 - leaf: one array of params. layer: a leaf, or a slice of a stacked one.
 - unit: an output of a layer, with its inputs; its number of active inputs is its fan-in.
@@ -10,7 +10,7 @@
   newborn: a weight that the last rewiring has grown.
 - count: how many calls of `update` there were before this one.
 - shadow: weights that live on while they are inactive, of methods like Top-KAST and DNW.
-- at rest: the optimizer state that `inner.init` gives, as of a weight that has never moved.
+- at rest: the optimizer state of a weight that has never moved, as `inner.init` makes it.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,12 +21,13 @@ import jax
 PyTree: TypeAlias = Any
 Arrays: TypeAlias = list[jax.Array]
 
-# How sparse each layer is: `{path: sparsity}` of the sparse leaves, from params or their shapes.
+# `distribution(params) -> {path: sparsity}` of the sparse leaves, from params or their shapes.
 LayerSparsities: TypeAlias = Callable[[PyTree], Mapping[str, float]]
-# What methods take: an overall sparsity, laid out by `erk`, or a distribution like `uniform(0.9)`.
+# The argument of methods: an overall sparsity, laid out by `erk`, or a distribution like
+# `uniform(0.9)`.
 Sparsity: TypeAlias = float | LayerSparsities
 
-# Exceptions for some layers: by pattern of paths, what is different for them.
+# `{pattern: {argument: value}}`: other arguments for the layers whose paths match.
 Overrides: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 Seed: TypeAlias = int | jax.Array

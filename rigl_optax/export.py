@@ -1,9 +1,9 @@
-"""Weights and masks of a run in one plain file, for whoever deploys them: no Flax is needed.
+"""Reads the weights and masks of a run from one plain file, without Flax.
 
-A NumPy `.npz`: an uncompressed or compressed zip of arrays, with nothing in it that executes. Its
-arrays are `params/<path>`, `masks/<path>`, `state/<path>` (batch statistics, ...), and `config`,
-the run's as the bytes of a JSON object. A path is the name that `explain` prints.
-`scripts/evaluate.py --export` writes it.
+Use it to deploy a trained network. The file is a NumPy `.npz`, a zip of arrays in which nothing can
+be executed. Its arrays are `params/<path>`, `masks/<path>`, `state/<path>` (batch statistics, ...),
+and `config`, the run's config as the bytes of a JSON object. A path is the name that `explain`
+prints. `scripts/evaluate.py --export` writes the file.
 """
 
 import json
@@ -23,13 +23,13 @@ _DTYPES = ("bool", "uint8", "int32", "uint32", "float16", "float32", "float64")
 
 
 class Export(NamedTuple):
-    """What an exported file holds, as NumPy arrays in nested dicts.
+    """The contents of an exported file, as NumPy arrays in nested dicts.
 
     Attributes:
-      config: Of the run, as JSON holds it.
+      config: The config of the run, as JSON holds it.
       params: The weights; inactive ones are zero.
-      masks: Bool, like `params` but of its masked leaves only.
-      model_state: What else the model carries.
+      masks: Bool arrays, nested like `params`, of the masked leaves only.
+      model_state: Other variables of the model, such as batch statistics.
     """
 
     config: dict[str, Any]
@@ -39,15 +39,19 @@ class Export(NamedTuple):
 
 
 def read(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Export:
-    """Reads an export; nothing in it is executed, whatever it holds.
+    """Reads an exported file; nothing in it is executed.
 
     Args:
       path: The file.
-      max_bytes: Of all arrays, unpacked: a small file may unpack to more than the memory holds.
+      max_bytes: The most bytes that all arrays may have, unpacked: a small zip may unpack to more
+        than the memory holds.
+
+    Returns:
+      The contents of the file.
 
     Raises:
-      ValueError: If the file is not such an export; it says why.
-      FileNotFoundError: If there is none.
+      ValueError: If the file is not an export; the message says why.
+      FileNotFoundError: If there is no file.
     """
     with pathlib.Path(path).open("rb") as file:
         try:
@@ -58,13 +62,14 @@ def read(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Export:
                     raise ValueError(f"it unpacks to {size:,} bytes, more than {max_bytes=:,}")
                 found = {x.filename.removesuffix(".npy"): _array(archive, x) for x in members}
             return _checked(found)
-        # A mutated zip can raise almost anything: all of it means the same.
+        # A damaged zip can raise almost any error.
         except Exception as error:
             raise ValueError(f"{path}: not an export of a run ({error!r})") from error
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """One array, whose header is not trusted before its size has been compared."""
+    """Reads one array, after comparing the size in its header with the bytes that are there."""
+    # Else a false header could make NumPy allocate any amount of memory.
     with archive.open(info) as member:
         np.lib.format.read_magic(member)
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)

@@ -1,1 +1,1 @@
-"""Scores in, masks out: exact selection of the k best of each ranking; knows no optimizer."""
+"""Turns scores into masks: exact selection of the k best of each ranking, without an optimizer."""

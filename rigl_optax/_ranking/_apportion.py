@@ -1,4 +1,4 @@
-"""How connections are shared out between layers: exact integers, the same on every device."""
+"""Splits a number of connections between layers, in integers that agree on every device."""
 
 from collections.abc import Sequence
 
@@ -11,26 +11,27 @@ from rigl_optax._ranking import _top_k
 from rigl_optax._ranking._packing import Rows
 from rigl_optax._xla import _sharding
 
-_BITS = 16
+_BITS = 16  # of a magnitude in a mean
+# Of a share: those of up to 2**14 layers add up to less than 2**29, as `_scaled` needs.
 _SHARE_BITS = 15
 
 
 def apportion(total: jax.Array, shares: jax.Array, room: jax.Array) -> jax.Array:
     """Splits `total` between layers in proportion to their shares, as far as there is room.
 
-    Shares are taken as integers, to 15 bits of the largest, and rounded cumulatively, so that
-    the parts add up: layer l gets `floor(total * C_l / C) - floor(total * C_{l-1} / C)`
-    with the cumulative shares C_l and their sum C. What is more than a layer has room for is
-    split again between the others.
+    Shares are rounded to integers of 15 bits, relative to the largest. Layer l gets
+    `floor(total * C_l / C) - floor(total * C_{l-1} / C)`, where C_l are the cumulative shares and
+    C is their sum, so the parts add up exactly. If a layer has less room than that, the rest is
+    split between the other layers in the same way.
 
-    Only integers: what a compiler makes of a float division or of a sum of floats depends on
-    what is around it, and so would the masks.
+    The split uses integers only. XLA may compile a float division or a sum of floats differently
+    in another program or on another mesh, and the masks would differ with it.
 
     Args:
       total: int32 scalar, non-negative.
-      shares: float32 [layers], non-negative; only their ratios matter. If those of all
-        layers with room are 0, their room takes its place.
-      room: int32 [layers]: the most a layer can get.
+      shares: float32 [layers], non-negative; only their ratios matter. If all layers with room
+        have share 0, the split is in proportion to their room.
+      room: int32 [layers]: the most that each layer can get.
 
     Returns:
       int32 [layers], adding up to `min(total, sum(room))`.
@@ -45,6 +46,7 @@ def apportion(total: jax.Array, shares: jax.Array, room: jax.Array) -> jax.Array
         left, free = wanted - jnp.sum(parts, dtype=jnp.int32), room - parts
         weight = jnp.where(free > 0, shares, 0)
         weight = jnp.where(jnp.max(weight) > 0, weight, free.astype(jnp.float32))
+        # A power of two: multiplying by it is exact, so every compiler rounds shares alike.
         scale = _power_of_two(_SHARE_BITS - 1 - _exponent(jnp.max(weight)))
         cumulative = jnp.cumsum((weight * scale).astype(jnp.int32), dtype=jnp.int32)
         bounds = _scaled(left, cumulative)
@@ -56,15 +58,16 @@ def apportion(total: jax.Array, shares: jax.Array, room: jax.Array) -> jax.Array
 def mean_magnitudes(
     values: Sequence[jax.Array], masks: Sequence[jax.Array], rows: Sequence[Rows]
 ) -> jax.Array:
-    """Mean of `abs(values)` over the active entries of each layer, to 16 bits of its largest.
+    """Returns the mean of `abs(values)` over the active entries of each ranking.
 
-    Floats added up in another order give another sum, so that devices with other shards
-    would disagree; here only integers are added.
+    Each magnitude is rounded to an integer of 16 bits, relative to the largest of its ranking, and
+    the integers are summed. A sum of floats depends on its order, which depends on how the arrays
+    are sharded, so devices on another mesh would choose other masks.
 
     Args:
       values: float32 arrays, finite.
       masks: Bool arrays of the same shapes.
-      rows: Which rankings the rows of the arrays belong to.
+      rows: The rankings that the rows of each array belong to.
 
     Returns:
       float32 [rankings]; 0 where nothing is active.
@@ -77,6 +80,7 @@ def mean_magnitudes(
         for m, r in zip(magnitudes, rows, strict=True)
     ]
 
+    # An int32 sum of 16-bit integers would overflow, so each bit is counted by itself.
     def add_bit(bit: jax.Array, total: jax.Array) -> jax.Array:
         ones = _top_k.counts([((q >> bit) & 1) == 1 for q in quanta], rows)
         return total + ones.astype(jnp.float32) * _power_of_two(bit)
@@ -87,11 +91,15 @@ def mean_magnitudes(
 
 
 def _scaled(total: jax.Array, parts: jax.Array) -> jax.Array:
-    """`floor(total * parts / parts[-1])` for ascending int32 parts below 2**29, exactly.
+    """Returns `floor(total * parts / parts[-1])`, exactly.
 
-    Bit by bit, since the product does not fit.
+    Args:
+      total: int32 scalar, non-negative.
+      parts: int32 vector, ascending, below 2**29.
     """
     whole = parts[-1]
+
+    # Long division, one bit of `total` at a time: the product does not fit into int32.
 
     def add_bit(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         quotient, rest = carry
@@ -105,18 +113,19 @@ def _scaled(total: jax.Array, parts: jax.Array) -> jax.Array:
 
 
 def _exponent(x: jax.Array) -> jax.Array:
-    """The e with 2**e <= x < 2**(e + 1), int32; at least -100."""
+    """Returns the int32 e with 2**e <= x < 2**(e + 1), or -100 if that is larger."""
+    # From the bits: a logarithm may be rounded differently elsewhere.
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
     return jnp.maximum((bits >> 23) - 127, -100)
 
 
 def _power_of_two(exponent: jax.Array) -> jax.Array:
-    """2**exponent, float32: to multiply by it is exact."""
+    """Returns 2**exponent as float32."""
     return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
 def _maxima(arrays: Sequence[jax.Array], rows: Sequence[Rows]) -> jax.Array:
-    """Largest entry of each ranking."""
+    """Returns the largest entry of each ranking."""
     per_row = [
         _sharding.whole(jnp.max(a, axis=tuple(range(r.ids.ndim, a.ndim)))).reshape(-1)
         for a, r in zip(arrays, rows, strict=True)

@@ -1,4 +1,4 @@
-"""Drop and grow: which weights of the sparse leaves are active next."""
+"""Drops and grows: chooses which weights of the sparse leaves are active next."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,23 +14,23 @@ from rigl_optax._types import Arrays
 
 
 def drop_counts(active: jax.Array, fraction: jax.typing.ArrayLike) -> jax.Array:
-    """How many of the active weights to drop: `int32(float32(n) * fraction)`, as the reference.
+    """Returns how many active weights to drop, `int32(float32(n) * fraction)` as the reference.
 
     Args:
       active: int32 array: numbers of active weights.
-      fraction: Scalar, or one for each; clipped to [0, 1], NaN is 0.
+      fraction: A scalar, or an array of the shape of `active`; clipped to [0, 1], NaN counts as 0.
 
     Returns:
-      int32 array.
+      int32 array of the shape of `active`.
     """
     fraction = jnp.asarray(fraction).astype(jnp.float32)
     fraction = jnp.where(fraction > 0, jnp.minimum(fraction, 1), 0)
-    # In float32, n may round up: never drop more than there are.
+    # float32(n) may round up; `minimum` keeps the number at or below n.
     return jnp.minimum(active, (active.astype(jnp.float32) * fraction).astype(jnp.int32))
 
 
 def drop_scores(weights: Sequence[jax.Array], masks: Sequence[jax.Array]) -> Arrays:
-    """Magnitudes of the active weights as scores; inactive ones are excluded."""
+    """Returns the magnitudes of the active weights as scores, and EXCLUDED for inactive ones."""
     excluded = jnp.int32(_top_k.EXCLUDED)
     return [
         jnp.where(mask, _top_k.magnitude_scores(weight), excluded)
@@ -39,10 +39,10 @@ def drop_scores(weights: Sequence[jax.Array], masks: Sequence[jax.Array]) -> Arr
 
 
 class Grown(NamedTuple):
-    """Masks after a drop and a growth by scores that may say nothing."""
+    """New masks, and how many layers kept their old ones for want of a growth score above 0."""
 
     masks: Arrays
-    uninformed: jax.Array  # int32: layers that would have changed, had their scores said where
+    uninformed: jax.Array  # int32 scalar: layers that were to drop weights but kept their mask
 
 
 def keep_and_grow(
@@ -53,19 +53,19 @@ def keep_and_grow(
     grow: PerRanking,
     prefer: Callable[[Arrays], Arrays] | None = None,
 ) -> Arrays:
-    """The `keep` entries of largest keep score, and the `grow` of largest grow score of the rest.
+    """Keeps the `keep` entries of largest keep score, and grows the `grow` best of the others.
 
-    A weight dropped a moment ago may come back (paper, algorithm 1; reference code
+    A dropped weight may grow again at once (paper, algorithm 1; reference code
     `sparse_optimizers_base.py`, lines 283-340).
 
     Args:
-      keep_scores: int32 arrays, -1 for entries that cannot be kept.
-      grow_scores: int32 arrays of the same shapes, -1 for no position.
-      rows: Which rankings the rows of the arrays belong to.
-      keep: int32 [rankings], or a number for each row, as `top_k` takes it.
-      grow: As many numbers.
-      prefer: From the masks of what is kept to the grow scores that hold then, instead of
-        `grow_scores`.
+      keep_scores: int32 arrays; -1 for entries that cannot be kept.
+      grow_scores: int32 arrays of the same shapes; -1 for padding.
+      rows: The rankings that the rows of each array belong to.
+      keep: int32 [rankings], or an array for each of `keep_scores`, as `top_k` takes it.
+      grow: As `keep`.
+      prefer: `prefer(kept) -> grow_scores`: growth scores that depend on the masks of the kept
+        entries and replace `grow_scores`; None if they do not.
 
     Returns:
       Bool arrays with `keep + grow` True entries in each ranking.
@@ -86,25 +86,26 @@ def keep_and_grow_by_signal(
     layers: Sequence[Rows],
     prefer: Callable[[Arrays], Arrays] | None = None,
 ) -> Grown:
-    """As `keep_and_grow`, but a layer stays as it is whose scores do not say where to grow.
+    """Does what `keep_and_grow` does, but leaves a layer as it is if all its growth scores are 0.
 
-    They say nothing if all outside the kept entries are 0, as of gradients that something has
-    zeroed: the index alone would decide.
+    If every score outside the kept entries is 0 (a skipped step of loss scaling, `zero_nans`), the
+    index alone would decide where to grow.
 
     Args:
-      masks: What is active now.
-      keep_scores: As in `keep_and_grow`, and so the others.
+      masks: Bool arrays: the entries that are active now.
+      keep_scores: As in `keep_and_grow`.
       grow_scores: As in `keep_and_grow`.
       rows: As in `keep_and_grow`.
       keep: As in `keep_and_grow`.
-      grow: As in `keep_and_grow`; or a function of which layers have a signal.
-      dropped: How many each layer drops, int32 [layers].
-      layers: For each array, the layer each of its rows belongs to; `rows`, where layers have no
-        parts.
+      grow: As in `keep_and_grow`; or `grow(has_signal) -> numbers`, where `has_signal` is bool
+        [layers].
+      dropped: int32 [layers]: how many entries each layer drops.
+      layers: The layers that the rows of each array belong to; `rows` itself where a layer is one
+        ranking.
       prefer: As in `keep_and_grow`.
 
     Returns:
-      The masks, and the number of layers that stayed although they were to change.
+      The masks, and the number of layers that were to drop entries but kept their mask.
     """
 
     def number(kept: Arrays) -> PerRanking:
@@ -121,7 +122,7 @@ def keep_and_grow_by_signal(
 def signals(
     kept: Sequence[jax.Array], grow_scores: Sequence[jax.Array], layers: Sequence[Rows]
 ) -> jax.Array:
-    """Whether a score outside what is kept is above 0, bool [layers]."""
+    """Returns whether a growth score outside the kept entries is above 0, bool [layers]."""
     pairs = zip(kept, grow_scores, strict=True)
     return _top_k.counts([~k & (s > 0) for k, s in pairs], layers) > 0
 
@@ -133,7 +134,10 @@ def unless_uninformed(
     dropped: jax.Array,
     layers: Sequence[Rows],
 ) -> Grown:
-    """`chosen`, but `masks` of layers without a signal; counted are those that were to drop."""
+    """Returns `chosen`, with the old `masks` in layers without a signal, and counts those layers.
+
+    Only layers that were to drop something (`dropped > 0`) are counted.
+    """
     result = []
     for new, old, rows in zip(chosen, masks, layers, strict=True):
         takes_part = _top_k.spread(has_signal, new, rows)
@@ -149,7 +153,7 @@ def _kept_and_grown(
     grow: Callable[[Arrays], PerRanking],
     prefer: Callable[[Arrays], Arrays] | None,
 ) -> tuple[Arrays, Arrays]:
-    """Masks of what is kept and of what grows, as many as `grow` says of the former."""
+    """Returns the masks of the kept and of the grown entries; `grow(kept)` says how many grow."""
     excluded = jnp.int32(_top_k.EXCLUDED)
     if prefer is not None:
         kept = _top_k.top_k(keep_scores, rows, keep)
@@ -157,8 +161,9 @@ def _kept_and_grown(
         rest = [jnp.where(k, excluded, scores) for k, scores in pairs]
         return kept, _top_k.top_k(rest, rows, grow(kept))
 
-    # Keeping and growing are the same search on different scores: a loop of two rounds
-    # compiles it once. An entry has the number of its round, or 0.
+    # Keeping and growing are the same search on different scores, so a loop of two rounds
+    # compiles it once (`benchmarks/update_overhead.py` prints seconds of compilation). An entry of
+    # `chosen` is 0, or the round that chose it: one int8 array instead of two masks.
     def choose(round: jax.Array, carry: tuple[list, list]) -> tuple[list, list]:
         scores, chosen = carry
         growing = grow([c > 0 for c in chosen])

@@ -1,8 +1,8 @@
-"""Sparse leaves side by side in one array, so that one kernel serves a whole model.
+"""Packs sparse leaves side by side into one array, so that one kernel ranks a whole model.
 
-A kernel for each leaf takes XLA seconds to compile on a network with many layers, and
-many launches to run. Leaves that may be sharded stay apart: laying them side by side
-would gather them.
+With a kernel for each leaf, XLA compiles far longer and launches many more kernels:
+`benchmarks/update_overhead.py` prints the seconds of compilation for ResNet-50. Leaves that may be
+sharded are not packed, since that would gather them (`tests/core/test_no_gather.py`).
 """
 
 import math
@@ -14,36 +14,48 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# The shape of a row. Large enough for few rows, small enough that the padding of small
-# leaves is small; 32 is how far XLA's CPU backend reduces in one pass, and reducing the
+# The shape of a row: large enough that there are few rows, small enough that small leaves need
+# little padding. XLA's CPU backend reduces up to 32 entries in one pass, and when it reduces the
 # axis before the last it adds whole vectors.
 ROW = (32, 128)
 _ENTRIES = math.prod(ROW)
 
 
 class Rows(NamedTuple):
-    """Which ranking each row of an array belongs to.
+    """The ranking that each row of an array belongs to.
 
-    Rows are the slices along the leading axes, as many as `ids` has; when it is a scalar, the
-    array is one row as a whole. A ranking is a layer: a leaf, or a slice of a stacked one; or a
-    part of a layer.
+    `ids` has as many axes as the array has leading axes that count rows; if `ids` is a scalar, the
+    whole array is one row. A ranking is a layer (a leaf, or a slice of a stacked one), or a part of
+    a layer.
+
+    Attributes:
+      ids: int32 array [], [rows] or [layers, rows, ...]: the number of the ranking, ascending.
+      starts: int32 array of the same shape: how many entries of that ranking earlier rows hold.
     """
 
-    ids: np.ndarray  # int32 [] or [rows] or [layers, rows, ...]: number of the ranking, ascending
-    starts: np.ndarray  # int32, same shape: entries of that ranking in the rows before
+    ids: np.ndarray
+    starts: np.ndarray
 
 
 class Packing(NamedTuple):
-    """How the sparse leaves of a tree are laid out for ranking; static under jit."""
+    """How the sparse leaves of a tree are laid out for ranking; static under jit.
+
+    Attributes:
+      shapes: Shapes of the leaves.
+      leading: For each leaf, how many of its first axes count rankings: 0; 1 if it is a stack of
+        layers; more if layers have parts.
+      is_packed: Whether `pack` makes one array of all leaves.
+      in_parts: Whether a layer has many rankings, each of them a row of its own.
+    """
 
     shapes: tuple[tuple[int, ...], ...]
-    leading: tuple[int, ...]  # axes in front that count rankings: 0, 1 of a stack, or parts
+    leading: tuple[int, ...]
     is_packed: bool
-    in_parts: bool = False  # whether layers have so many rankings that each has to lie apart
+    in_parts: bool = False
 
     @property
     def layers(self) -> list[int]:
-        """Number of rankings in each leaf."""
+        """Returns the number of rankings in each leaf."""
         return [
             math.prod(shape[:leading])
             for shape, leading in zip(self.shapes, self.leading, strict=True)
@@ -51,7 +63,7 @@ class Packing(NamedTuple):
 
     @property
     def rows(self) -> list[Rows]:
-        """For each array that `pack` returns, the ranking of its rows."""
+        """Returns the rankings of the rows of each array that `pack` returns."""
         first = np.cumsum([0, *self.layers]).astype(np.int32)
         if not self.is_packed:
             leaves = zip(self.shapes, self.leading, strict=True)
@@ -66,15 +78,16 @@ class Packing(NamedTuple):
         return [Rows(ids, starts)]
 
     def one_ranking(self) -> list[Rows]:
-        """As `rows`, with all layers in one ranking; earlier leaves come first among equals.
+        """Returns `rows` with all layers in one ranking; among equal scores earlier leaves win.
 
         Raises:
-          ValueError: If there are more entries than int32 counts.
+          ValueError: If there are more than 2**31 - 1 entries, which int32 cannot count.
         """
         sizes = [math.prod(shape) for shape in self.packed_shapes()]
         if sum(sizes) > np.iinfo(np.int32).max:
             raise ValueError(
-                f"{sum(sizes)} entries in one ranking; at most {np.iinfo(np.int32).max} (2**31 - 1)"
+                f"{sum(sizes)} entries in one ranking: must be at most {np.iinfo(np.int32).max} "
+                "(2**31 - 1)"
             )
         first = np.cumsum([0, *sizes[:-1]])
         joined = []
@@ -87,18 +100,18 @@ class Packing(NamedTuple):
         return joined
 
     def rankings(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each ranking, its leaf and the index of its first entry in it; int32."""
+        """Returns int32 [rankings] twice: the leaf of each ranking, and its first index there."""
         leaves = np.repeat(np.arange(len(self.shapes), dtype=np.int32), self.layers)
         layer = np.concatenate([np.arange(n, dtype=np.int32) for n in self.layers])
         return leaves, layer * self.sizes()
 
     def sizes(self) -> np.ndarray:
-        """Number of entries of each ranking, int32."""
+        """Returns the number of entries of each ranking, int32 [rankings]."""
         each = [math.prod(s) // n for s, n in zip(self.shapes, self.layers, strict=True)]
         return np.repeat(np.asarray(each, np.int32), self.layers)
 
     def per_row(self, vector: jax.Array) -> jax.Array | list[jax.Array]:
-        """A vector with an entry for each ranking, in the form in which it is used for ranking."""
+        """Brings a vector [rankings] to the form that `top_k` takes: as it is, or split by row."""
         if not self.in_parts:
             return vector
         pieces = jnp.split(vector, np.cumsum(self.layers)[:-1])
@@ -107,13 +120,21 @@ class Packing(NamedTuple):
         ]
 
     def packed_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the arrays that `pack` returns."""
+        """Returns the shapes of the arrays that `pack` returns."""
         if not self.is_packed:
             return list(self.shapes)
         return [(len(self.rows[0].ids), *ROW)]
 
     def pack(self, arrays: Sequence[jax.Array], fill: float | bool) -> list[jax.Array]:
-        """One array [rows, *ROW] of all entries, padded with `fill`; or `arrays` themselves."""
+        """Packs all entries into one array [rows, *ROW], padded with `fill`, if `is_packed`.
+
+        Args:
+          arrays: One array for each leaf, of the shapes in `shapes`.
+          fill: The value of the padding.
+
+        Returns:
+          A list with one array; or `arrays` as they are, if leaves are not packed.
+        """
         if not self.is_packed:
             return list(arrays)
         parts = []
@@ -126,7 +147,7 @@ class Packing(NamedTuple):
         return [jnp.concatenate(parts)]
 
     def unpack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-        """The inverse of `pack`."""
+        """Brings the arrays of `pack` back to the shapes of the leaves."""
         if not self.is_packed:
             return list(arrays)
         leaves, start = [], 0
@@ -138,29 +159,30 @@ class Packing(NamedTuple):
         return leaves
 
     def _rows_of(self, leaf: int) -> int:
-        """Rows that one layer of a leaf takes."""
+        """Returns the number of rows that one ranking of a leaf takes."""
         size = math.prod(self.shapes[leaf]) // self.layers[leaf]
         return -(-size // _ENTRIES)
 
 
 def packing(shapes: Sequence[tuple[int, ...]], leading: Sequence[int]) -> Packing:
-    """How to lay out leaves of these shapes: side by side where nothing can be sharded.
+    """Chooses how leaves are laid out: packed if no leaf can be sharded, else each by itself.
 
     Args:
-      shapes: Of the leaves.
-      leading: For each the number of axes in front that count rankings.
+      shapes: Shapes of the leaves.
+      leading: For each leaf, how many of its first axes count rankings.
+
+    Returns:
+      The packing; it is packed on one device if there is more than one leaf.
     """
-    # Shardings that come from `jit(in_shardings=...)` cannot be seen while tracing, so that
-    # with more than one device nothing is known to be whole.
+    # Shardings that come from `jit(in_shardings=...)` cannot be seen while tracing. So with more
+    # than one device any leaf may be sharded.
     is_packed = jax.device_count() == 1 and len(shapes) > 1
     return Packing(tuple(tuple(s) for s in shapes), tuple(map(int, leading)), is_packed)
 
 
 def iota(shape: tuple[int, ...], leading: int) -> jax.Array:
-    """Row-major index within a row, int32, with `leading` axes of length 1 in front.
-
-    It is left to broadcast: an index for each entry would be one more array in memory.
-    """
+    """Returns the row-major index within a row, int32, with `leading` axes of length 1 in front."""
+    # Left to broadcast over rows: an index for every entry would be one more array in memory.
     row = (1,) * leading + tuple(shape[leading:])
     index = jnp.zeros(row, jnp.int32)
     stride = 1

@@ -1,4 +1,4 @@
-"""Stateless randomness: the same on every host, after every restart, under any PRNG flag."""
+"""Draws random numbers without state: the same on every host, after a restart, under any flag."""
 
 import enum
 from collections.abc import Sequence
@@ -15,7 +15,11 @@ from rigl_optax._types import Seed
 
 
 class Purpose(enum.IntEnum):
-    """What a draw is for. Without it, masks and growth at count 0 would be the same draw."""
+    """The purpose of a draw, which is folded into its key.
+
+    Without it the initial masks and the growth at count 0 would be the same draw, and nothing would
+    grow.
+    """
 
     INITIAL_MASK = 0
     GROWTH = 1
@@ -34,12 +38,13 @@ def check_seed(seed: Seed) -> None:
 
 
 def symmetric(scores: jax.Array) -> jax.Array:
-    """Uniform float32 in (-1, 1), both ends left out, of scores as `random_scores` has them."""
+    """Maps scores of `random_scores` to uniform float32 numbers in (-1, 1), without its ends."""
+    # The upper 23 bits: float32 holds them and the added half exactly, so neither end is reached.
     return ((scores >> 8).astype(jnp.float32) + 0.5) / 2**22 - 1
 
 
 def normal(scores: jax.Array) -> jax.Array:
-    """Standard normal float32 of scores as `random_scores` has them."""
+    """Maps scores of `random_scores` to standard normal float32 numbers."""
     return jnp.float32(2**0.5) * lax.erf_inv(symmetric(scores))
 
 
@@ -51,27 +56,27 @@ def random_scores(
     count: jax.Array | int = 0,
     indices: Sequence[jax.Array] | None = None,
 ) -> list[jax.Array]:
-    """Uniform int32 scores in [0, 2**31), a function of the arguments alone.
+    """Draws uniform int32 scores in [0, 2**31) that depend on the arguments alone.
 
-    The scores of a leaf are `jax.random.bits(key, leaf.shape, "uint32") >> 1` with the key
-    folded with purpose, position and count, as under `jax_threefry_partitionable`; however
-    the leaves are laid out, and under any flag.
+    The scores of a leaf are `jax.random.bits(key, leaf.shape, "uint32") >> 1` under
+    `jax_threefry_partitionable`, with purpose, position and count folded into the key. They depend
+    neither on how the leaves are laid out nor on JAX's flags (`tests/core/test_reproducible.py`).
 
     Args:
       seed: The method's seed, never the model's: masks and initial weights drawn from
         one key are not independent.
-      purpose: What the scores are for.
-      positions: Of each leaf, among all leaves of params.
+      purpose: What the scores are used for.
+      positions: The position of each leaf among all leaves of params.
       packing: How the leaves are laid out.
-      count: Calls of `update` so far.
-      indices: As `packing` lays them out, which entries of the leaves to draw, int32; None if
-        all of them are there, in order.
+      count: Number of calls of `update` before this one, an integer or an int32 scalar.
+      indices: int32 arrays, laid out as `packing`: the flat index in the leaf of each entry that
+        is to be drawn; None if all entries are there, in order.
 
     Returns:
-      Arrays as `packing` has them; -1 where there is only padding.
+      int32 arrays, laid out as `packing`; -1 where there is only padding.
     """
-    # The words of `jax.random.key(seed, impl="threefry2x32")`, whatever
-    # `jax_random_seed_offset` and `jax_enable_x64` are.
+    # The same words as `jax.random.key(seed, impl="threefry2x32")`, but not affected by
+    # `jax_random_seed_offset` and `jax_enable_x64`.
     low = seed.astype(jnp.uint32) if isinstance(seed, jax.Array) else np.uint32(seed)
     words = jnp.stack([jnp.zeros((), jnp.uint32), jnp.asarray(low)])
     key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), int(purpose))
@@ -87,6 +92,8 @@ def random_scores(
         to_row = rows.ids.shape + (1,) * (len(shape) - rows.ids.ndim)
         within = np.asarray(rows.starts).reshape(to_row) + iota(shape, rows.ids.ndim)
         index = within + first_of[rows.ids].reshape(to_row) if indices is None else indices[i]
+        # Straight to the primitive: `jax.random.bits` cannot draw some entries of a leaf alone, and
+        # without `jax_threefry_partitionable` it draws other bits.
         row_keys = keys[leaf_of[rows.ids]]  # [*rows, 2]
         first, second = (
             jnp.broadcast_to(row_keys[..., word].reshape(to_row), shape) for word in range(2)

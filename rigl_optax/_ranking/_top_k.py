@@ -1,9 +1,9 @@
-"""Exact top-k masks by threshold search: only comparisons and counts, no sort.
+"""Finds exact top-k masks by threshold search: only comparisons and counts, no sort.
 
-Scores are int32. Non-negative float32 scores viewed as int32 keep their order, so
-that the k-th largest is found bit by bit, from the highest, with one count a bit.
-Reductions alone are needed: nothing of the size of a weight moves between devices,
-k may be traced, and the result is the same integers everywhere.
+Scores are int32. Non-negative float32 numbers keep their order when their bits are read as int32,
+so the k-th largest score is found bit by bit, from the highest, with one count for each bit. Only
+reductions are needed: nothing of the size of a weight moves between devices
+(`tests/core/test_no_gather.py`), k may be traced, and every device finds the same integers.
 """
 
 import functools
@@ -19,32 +19,33 @@ from rigl_optax._ranking import _packing
 from rigl_optax._ranking._packing import Packing, Rows
 from rigl_optax._xla import _sharding
 
-# A number for each ranking, int32 [rankings]; or arrays with one for each row.
+# Numbers, one for each ranking: int32 [rankings]; or, where each row is a ranking, a list of int32
+# arrays with one number for each row.
 PerRanking: TypeAlias = jax.Array | list[jax.Array]
 
-# Below every score: never among the k largest while k scores are 0 or above.
+# Below every score: such an entry is never chosen while k scores are 0 or above.
 EXCLUDED = -1
 
-_HIGHEST_BIT = 30
+_HIGHEST_BIT = 30  # of a non-negative int32
 
 
 def magnitude_scores(x: jax.Array) -> jax.Array:
-    """`abs(x)` as order-preserving int32 scores in [0, 2**31), compared as float32."""
+    """Returns int32 scores in [0, 2**31) in the order of `abs(x)`, compared as float32."""
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
     return bits & jnp.int32(0x7FFFFFFF)
 
 
 def count_true(mask: jax.Array, leading: int = 0) -> jax.Array:
-    """Exact number of True entries, int32, over all but the `leading` axes."""
+    """Counts the True entries, int32, over all but the first `leading` axes."""
     if mask.ndim == leading:
         return mask.astype(jnp.int32)
-    # One axis first, then the rest. XLA's CPU backend spreads over cores only a reduction
-    # with many outputs, and in one pass only over up to 32 entries; small integers take
-    # less work. The barrier keeps it from merging the two sums into one.
+    # First along one axis, then along the rest: XLA's CPU backend uses several cores only for a
+    # reduction with many outputs, and reduces up to 32 entries in one pass.
     axis = mask.ndim - 1
     if axis > leading and mask.shape[axis - 1] <= 32:
         axis -= 1
     length = mask.shape[axis]
+    # Small integers are less work; the barrier keeps XLA from merging the two sums into one.
     dtype = jnp.int8 if length < 2**7 else jnp.int16 if length < 2**15 else jnp.int32
     partial = lax.optimization_barrier(jnp.sum(mask, axis=axis, dtype=dtype))
     axes = tuple(range(leading, partial.ndim))
@@ -52,7 +53,7 @@ def count_true(mask: jax.Array, leading: int = 0) -> jax.Array:
 
 
 def counts(masks: Sequence[jax.Array], rows: Sequence[Rows]) -> jax.Array:
-    """Number of True entries in each ranking, int32 [rankings]."""
+    """Counts the True entries in each ranking, int32 [rankings]."""
     each = [count_true(m, r.ids.ndim) for m, r in zip(masks, rows, strict=True)]
     per_row = [_sharding.whole(x).reshape(-1) for x in each]
     ids = np.concatenate([r.ids.reshape(-1) for r in rows])
@@ -64,30 +65,30 @@ def counts(masks: Sequence[jax.Array], rows: Sequence[Rows]) -> jax.Array:
 
 
 def counts_by_row(masks: Sequence[jax.Array], rows: Sequence[Rows]) -> list[jax.Array]:
-    """Number of True entries in each row, int32; in parts where the masks are."""
+    """Counts the True entries in each row, int32; sharded as the rows of the masks are."""
     return [count_true(m, r.ids.ndim) for m, r in zip(masks, rows, strict=True)]
 
 
 def counts_for(packing: Packing, masks: Sequence[jax.Array]) -> PerRanking:
-    """Number of True entries in each ranking of a packing, in the form that `top_k` takes."""
+    """Counts the True entries in each ranking of a packing, in the form that `top_k` takes."""
     return (counts_by_row if packing.in_parts else counts)(masks, packing.rows)
 
 
 def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> list[jax.Array]:
-    """Masks of the k largest scores of each ranking; ties go to the lower flat index.
+    """Returns masks of the k largest scores of each ranking; ties go to the lower flat index.
 
-    All rankings share one loop: a loop for each takes seconds to compile on a model with
-    many layers.
+    All rankings share one loop. A loop for each of them takes XLA far longer to compile on a model
+    with many layers.
 
     Args:
       scores: int32 arrays, entries -1 or above.
-      rows: For each array, the rankings its rows belong to.
-      k: int32 [rankings]; or, where each row is a ranking of its own, int32 arrays of a number
-        for each row, which may lie where the rows do. At least k scores of each ranking must be 0
-        or above.
+      rows: The rankings that the rows of each array belong to.
+      k: int32 [rankings]; or, where each row is a ranking, a list of int32 arrays with one number
+        for each row, which may be sharded as the rows are. At least k scores of each ranking must
+        be 0 or above.
 
     Returns:
-      Bool arrays of the shapes of `scores`, with exactly k True entries a ranking.
+      Bool arrays of the shapes of `scores`, with exactly k True entries in each ranking.
     """
     if isinstance(k, list):
         found = counts_by_row([s >= 0 for s in scores], rows)
@@ -106,9 +107,9 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> l
         pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
         return functools.reduce(jnp.logical_or, [jnp.any(f != w) for f, w in pairs])
 
-    # The largest threshold with at least k scores at or above it, highest bit first. One
-    # with exactly k is as good, and ends the search early. `above` counts the scores at
-    # the lowest candidate that had too few: in the end, those above the threshold.
+    # Finds the largest threshold with at least k scores at or above it, highest bit first. A
+    # threshold with exactly k is as good and ends the search early. `above` is the count at the
+    # lowest candidate that had too few: in the end, the number of scores above the threshold.
     def threshold_pass(carry: Any) -> Any:
         bit, threshold, at_least, above = carry
         candidate = jax.tree.map(lambda t: t | (jnp.int32(1) << bit), threshold)
@@ -130,9 +131,9 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> l
     )
     thresholds = spread_all(threshold)
 
-    # Of the scores equal to the threshold, the first few by index: the largest bound on
-    # the index below which there are at most as many as are still wanted; again, one
-    # with exactly as many is as good.
+    # Of the scores equal to the threshold the first ones are taken, by index. This finds the
+    # largest bound on the index below which there are at most as many as are still wanted; again,
+    # a bound with exactly as many ends the search early.
     wanted = jax.tree.map(lambda n, x, a: jnp.where(n == x, 0, x - a), at_least, k, above)
 
     def index_pass(carry: Any) -> Any:
@@ -154,7 +155,7 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> l
     )
     highest = min(largest.bit_length() - 1, _HIGHEST_BIT)
     _, bound, _ = lax.while_loop(index_open, index_pass, (jnp.int32(highest), zeros, zeros))
-    # Without a tie all that equal the threshold are taken.
+    # Without a tie, all scores that equal the threshold are taken.
     bounds = spread_all(
         jax.tree.map(lambda n, x, b: jnp.where(n == x, most, b), at_least, k, bound)
     )
@@ -163,15 +164,15 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> l
 
 
 def top_k_masks(scores: Sequence[jax.Array], ks: Sequence[jax.Array]) -> list[jax.Array]:
-    """Masks of the k largest scores of each array; ties go to the lower flat index.
+    """Returns masks of the k largest scores of each array; ties go to the lower flat index.
 
     Args:
       scores: int32 arrays, entries -1 or above; at least k of each must be 0 or above.
-      ks: For each array an int32 scalar, or a vector: then the leading axis of the array
-        counts layers and each slice is ranked apart, with a k of its own.
+      ks: For each array an int32 scalar, or a vector with a k for each slice along the first
+        axis, if that axis counts layers.
 
     Returns:
-      Bool arrays of the shapes of `scores`, with exactly k True entries each (each slice).
+      Bool arrays of the shapes of `scores`, with exactly k True entries in each array or slice.
     """
     if not scores:
         return []
@@ -182,17 +183,18 @@ def top_k_masks(scores: Sequence[jax.Array], ks: Sequence[jax.Array]) -> list[ja
 
 
 def spread(vector: jax.Array, array: jax.Array, rows: Rows) -> jax.Array:
-    """For each row of an array its ranking's entry of a vector, ready to broadcast."""
+    """Returns, for each row of an array, its ranking's entry of a vector, ready to broadcast."""
     return _take(vector, rows.ids).reshape(_rows_shape(rows.ids, array))
 
 
 def _take(vector: jax.Array, ids: np.ndarray) -> jax.Array:
-    """`vector[ids]` for static ids, kept out of the kernels that use it for each entry."""
+    """Returns `vector[ids]` for static ids."""
     if ids.ndim == 0:
         return lax.index_in_dim(vector, int(ids), keepdims=False)
     ids = ids.reshape(-1)
     if np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids))):
         return lax.slice_in_dim(vector, int(ids[0]), int(ids[0]) + len(ids))
+    # The barrier keeps XLA from fusing this gather into kernels that would repeat it per entry.
     return lax.optimization_barrier(vector[ids])
 
 
@@ -201,7 +203,7 @@ def _rows_shape(ids: np.ndarray, scores: jax.Array) -> tuple[int, ...]:
 
 
 def _is_below(bound: jax.Array, x: jax.Array, rows: Rows) -> jax.Array:
-    """Whether the row-major index of each entry within its ranking is below `bound`."""
+    """Returns whether the row-major index of each entry within its ranking is below `bound`."""
     if rows.starts.any():
         bound = bound - jnp.asarray(rows.starts).reshape(_rows_shape(rows.ids, x))
     return _packing.iota(x.shape, rows.ids.ndim) < bound

@@ -1,1 +1,1 @@
-"""What is only there for the compiler: each module says what is slow, or wrong, without it."""
+"""Code that is only there for the compiler: each module says what is slow or wrong without it."""

@@ -1,4 +1,4 @@
-"""The health of a run, from its masks: how much the topology moves, and what died."""
+"""Measures a run by its masks: how much they change, and which units have no connections left."""
 
 from rigl_optax.analysis.topology import PerLayer as PerLayer
 from rigl_optax.analysis.topology import churn as churn

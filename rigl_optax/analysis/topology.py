@@ -1,7 +1,7 @@
-"""How the topology moves: churn, overlap, coverage, survival. Masks in, fractions out.
+"""Measures how masks change in training: churn, overlap, coverage, survival.
 
-Masks are trees of bool arrays, as `get_masks` returns them. All functions are jitted and made of
-elementwise operations and sums only: cheap, and without gathering on sharded masks.
+Masks are trees of bool arrays, as `get_masks` returns them. All functions are jitted and use only
+elementwise operations and sums, so they are cheap and gather no sharded mask.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from rigl_optax._types import PyTree
 
 
 class PerLayer(NamedTuple):
-    """A fraction for all layers together, and for each.
+    """A fraction of all layers together, and of each layer.
 
     Attributes:
-      total: float32 scalar. Layers with nothing inactive (dense ones) are left out.
-      layers: `{path: float32 scalar}`, of all leaves.
+      total: float32 scalar, without layers that have no inactive weight (dense ones).
+      layers: `{path: float32 scalar}` of all leaves.
     """
 
     total: jax.Array
@@ -27,12 +27,20 @@ class PerLayer(NamedTuple):
 
 @jax.jit
 def churn(before: PyTree, after: PyTree) -> PerLayer:
-    """The fraction of weights active before that are not active after.
+    """Returns the fraction of active weights that a rewiring, or a span of training, dropped.
 
-    With a constant number of active weights also the fraction that is new.
+    Use it to see whether a dynamic method still changes its masks. If the number of active weights
+    is constant, it is also the fraction of weights that are new.
+
+    Args:
+      before: Masks at first.
+      after: Masks later.
+
+    Returns:
+      `1 - overlap(after, before)`.
 
     Raises:
-      ValueError: If the trees differ.
+      ValueError: If the masks are not those of the same parameters.
 
     Example:
       >>> old, new = {"w": jnp.array([True, True, False])}, {"w": jnp.array([True, False, True])}
@@ -45,12 +53,19 @@ def churn(before: PyTree, after: PyTree) -> PerLayer:
 
 @jax.jit
 def overlap(masks: PyTree, initial: PyTree) -> PerLayer:
-    """The fraction of the weights active in `initial` that are active in `masks` (again).
+    """Returns the fraction of the weights active in `initial` that are active in `masks`.
 
-    1 where `initial` has no active weight.
+    Use it to see how far a run has moved from its initial masks, or how alike two runs are.
+
+    Args:
+      masks: Masks of now.
+      initial: Masks to compare with.
+
+    Returns:
+      The fractions; 1 for a layer in which `initial` has no active weight.
 
     Raises:
-      ValueError: If the trees differ.
+      ValueError: If the masks are not those of the same parameters.
     """
     now, first = _pair(masks, initial)
     return _fractions({path: (now[path] & first[path], first[path]) for path in now}, first)
@@ -58,18 +73,37 @@ def overlap(masks: PyTree, initial: PyTree) -> PerLayer:
 
 @jax.jit
 def explore(explored: PyTree, masks: PyTree) -> PyTree:
-    """Adds what is active now to what has ever been: start from the initial masks."""
+    """Adds the active weights to those that have ever been active, for `coverage`.
+
+    Args:
+      explored: Masks of the weights that have been active so far; at first the initial masks.
+      masks: Masks of now.
+
+    Returns:
+      A tree of masks: True where either is.
+
+    Raises:
+      ValueError: If the masks are not those of the same parameters.
+    """
     ever, now = _pair(explored, masks)
     return _paths.map_with_names(lambda path, _: ever[path] | now[path], _detailed(explored, masks))
 
 
 @jax.jit
 def coverage(explored: PyTree, masks: PyTree) -> PerLayer:
-    """The fraction of weights that have ever been active (ITOP's exploration rate Rs).
+    """Returns the fraction of weights that have ever been active (ITOP's exploration rate Rs).
+
+    Use it to see whether a dynamic method explores enough.
 
     Args:
-      explored: Masks accumulated by `explore` at every rewiring.
-      masks: Active now: they tell which layers are dense.
+      explored: Masks accumulated by `explore` after every rewiring.
+      masks: Masks of now, which show which layers are dense.
+
+    Returns:
+      The fractions, of all weights of a layer.
+
+    Raises:
+      ValueError: If the masks are not those of the same parameters.
 
     References:
       Liu et al., `Do We Actually Need Dense Over-Parameterization?
@@ -81,24 +115,40 @@ def coverage(explored: PyTree, masks: PyTree) -> PerLayer:
 
 @jax.jit
 def grown(before: PyTree, after: PyTree) -> PyTree:
-    """Masks of the weights that a rewiring has grown."""
+    """Returns masks of the weights that a rewiring has grown, for `survival`.
+
+    Args:
+      before: Masks before the rewiring.
+      after: Masks after it.
+
+    Raises:
+      ValueError: If the masks are not those of the same parameters.
+    """
     old, new = _pair(before, after)
     return _paths.map_with_names(lambda path, _: new[path] & ~old[path], _detailed(before, after))
 
 
 @jax.jit
 def survival(grown: PyTree, masks: PyTree) -> PerLayer:
-    """The fraction of weights once grown that are active now; 1 where none had grown.
+    """Returns the fraction of the weights grown by an earlier rewiring that are still active.
+
+    Use it to see whether new weights stay, or are dropped again soon.
 
     Args:
-      grown: From `grown`, at a rewiring in the past.
-      masks: Active now.
+      grown: Masks from `grown`, at an earlier rewiring.
+      masks: Masks of now.
+
+    Returns:
+      The fractions; 1 for a layer in which no weight had grown.
+
+    Raises:
+      ValueError: If the masks are not those of the same parameters.
     """
     return overlap(masks, grown)
 
 
 def _detailed(first: PyTree, second: PyTree) -> PyTree:
-    """Of two trees of masks the larger at each place: a scalar may stand for a dense subtree."""
+    """Returns the tree structure with the most detail: a scalar may stand for a dense subtree."""
     (ones, one), (others, other) = (_paths.split(tree) for tree in (first, second))
     if jax.tree_util.treedef_is_leaf(one) or _paths.is_hole(first):
         return second
@@ -110,11 +160,12 @@ def _detailed(first: PyTree, second: PyTree) -> PyTree:
 
 
 def _pair(first: PyTree, second: PyTree) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Masks by path, with equal shapes.
+    """Returns two trees of masks by path, with equal shapes.
 
     Raises:
-      ValueError: If they are not of the same parameters.
+      ValueError: If the masks are not those of the same parameters.
     """
+    # A scalar True may stand for a whole dense subtree: only the paths of leaves below count.
     named = [path for tree in (first, second) for path, _ in _paths.flatten_with_paths(tree)]
     above = {path[:i] for path in named for i, letter in enumerate(path) if letter == "/"}
     paths = [path for path in dict.fromkeys(named) if path not in above]
@@ -138,11 +189,15 @@ def _pair(first: PyTree, second: PyTree) -> tuple[dict[str, jax.Array], dict[str
 def _fractions(
     pairs: dict[str, tuple[jax.Array, jax.Array]], dense_where_full: dict[str, jax.Array]
 ) -> PerLayer:
-    """Counts of the first over counts of the second; a total over layers that are not full."""
+    """Divides the counts of the first masks by those of the second, per layer and in total.
+
+    The total leaves out layers whose mask in `dense_where_full` is all True.
+    """
     layers, part, whole = {}, jnp.float32(0), jnp.float32(0)
     for path, (some, all_) in pairs.items():
         n, of = (jnp.count_nonzero(m).astype(jnp.float32) for m in (some, all_))
         layers[path] = jnp.where(of > 0, n / jnp.maximum(of, 1), 1)
+        # A factor of 0 or 1: under jit the masks are traced, so a layer cannot be left out.
         counts = 1 - jnp.all(dense_where_full[path]).astype(jnp.float32)
         part, whole = part + counts * n, whole + counts * of
     return PerLayer(jnp.where(whole > 0, part / jnp.maximum(whole, 1), 1), layers)

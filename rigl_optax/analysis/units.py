@@ -1,7 +1,7 @@
-"""Units that lost all their connections, and how many each has.
+"""Counts the connections of units, and the units that have lost all of them.
 
-Which axes of a kernel count its output units and its input units is asked of `axes`, as for a
-distribution; windows are summed over.
+An argument `axes` says which axes of a kernel are inputs and outputs, as for a distribution;
+windows are summed over.
 """
 
 import functools
@@ -17,12 +17,12 @@ from rigl_optax._types import PyTree
 
 
 class DeadUnits(NamedTuple):
-    """Units without connections in one layer.
+    """Numbers of units without connections in one layer.
 
     Attributes:
-      inputs: int32 scalar: inputs that no output reads. In the first layer, features the network
-        ignores; in a later one, hidden units without effect.
-      outputs: int32 scalar: output units that read nothing: constants.
+      inputs: int32 scalar: inputs that no output reads. In the first layer these are features that
+        the network ignores, in a later one hidden units without effect.
+      outputs: int32 scalar: output units without inputs; they are constant.
     """
 
     inputs: jax.Array
@@ -31,28 +31,28 @@ class DeadUnits(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="axes")
 def fan_in(mask: jax.Array, axes: KernelAxes | None = None) -> jax.Array:
-    """Active weights into each output unit.
+    """Counts the active weights into each output unit.
 
     Args:
-      mask: Bool, (..., inputs, outputs), or as `axes` says.
-      axes: Which axes are inputs and outputs, if not the last two.
+      mask: Bool array (..., inputs, outputs), or with other axes if `axes` is given.
+      axes: The axes of inputs and outputs, if they are not the last two.
 
     Returns:
-      int32, (outputs,), or as many axes as there are of outputs.
+      int32 array (outputs,), or of all axes that `axes` names as outputs.
     """
     return _summed(mask, _axes.or_last(axes, mask.ndim).outputs)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
 def fan_out(mask: jax.Array, axes: KernelAxes | None = None) -> jax.Array:
-    """Active weights out of each input unit: live connections of a pixel, say.
+    """Counts the active weights out of each input unit, such as a pixel.
 
     Args:
       mask: As in `fan_in`.
       axes: As in `fan_in`.
 
     Returns:
-      int32, (inputs,), or as many axes as there are of inputs.
+      int32 array (inputs,), or of all axes that `axes` names as inputs.
     """
     return _summed(mask, _axes.or_last(axes, mask.ndim).inputs)
 
@@ -60,17 +60,21 @@ def fan_out(mask: jax.Array, axes: KernelAxes | None = None) -> jax.Array:
 def dead_units(
     masks: PyTree, *, axes: _axes.Axes = _axes.default_axes, stacked: Sequence[str] = ()
 ) -> dict[str, DeadUnits]:
-    """Dead inputs and outputs of every leaf with two dimensions or more.
+    """Counts the dead inputs and outputs of every leaf with two dimensions or more.
 
-    A hidden unit is dead if it is a dead output of its layer or a dead input of the next.
+    Use it to see whether sparsity cuts units off: a hidden unit is dead if it is a dead output of
+    its layer or a dead input of the next.
 
     Args:
       masks: Tree of bool arrays, as `get_masks` returns it.
       axes: As in `uniform`: which axes are inputs.
-      stacked: As in `uniform`: units of all layers in such a leaf are counted.
+      stacked: As in `uniform`; the units of all layers of a stack are counted.
 
     Returns:
-      `{path: DeadUnits}`; leaves with fewer dimensions are not in it.
+      `{path: DeadUnits}`, without leaves that have fewer dimensions.
+
+    Raises:
+      ValueError: If a pattern of `stacked` matches no leaf.
 
     Example:
       >>> mask = jnp.array([[True, False], [False, False], [True, False]])
@@ -83,6 +87,7 @@ def dead_units(
     for path, mask in _paths.flatten_with_paths(masks):
         if mask.ndim - (path in stacks) >= 2:
             layouts.append((path, path in stacks, _axes.of_leaf(axes, path, mask, path in stacks)))
+    # The axes are static, so they are found before tracing, from shapes.
     return _dead_units(masks, tuple(layouts))
 
 
@@ -103,7 +108,7 @@ def _dead_units(
 
 
 def _summed(mask: jax.Array, but: tuple[int, ...]) -> jax.Array:
-    """Sums over all axes but these, which come out in this order; they may be negative."""
+    """Sums over all axes but these, which may be negative and come out in the given order."""
     kept = [a % mask.ndim for a in but]
     summed = [a for a in range(mask.ndim) if a not in kept]
     found = jnp.sum(mask, axis=tuple(summed), dtype=jnp.int32)

@@ -1,1 +1,1 @@
-"""The methods, one module per family; each is a few lines on the shared wrapper."""
+"""Holds the methods, one module per family; each is a few lines on the shared wrapper."""

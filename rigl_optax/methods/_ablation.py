@@ -1,4 +1,4 @@
-"""Which units of a layer stay, and how many weights each of them has: the ablation of SRigL."""
+"""Chooses which units of a layer stay, and how many weights each has: the ablation of SRigL."""
 
 import fractions
 import itertools
@@ -18,20 +18,22 @@ from rigl_optax._xla import _sharding
 
 
 def fan_ins(leaves: Sequence[SparseLeaf], salient: Arrays, active: Arrays) -> Arrays:
-    """How many weights each unit is to have, of as many in each layer as it has.
+    """Returns the number of weights that each unit has after a rewiring.
+
+    The number of a layer stays the same; `ConstantFanIn` says which units are ablated.
 
     Args:
       leaves: The sparse leaves.
-      salient: Of each leaf the salient weights of its rankings, int32; at most as many in a layer
-        as are active.
-      active: Active weights, in the same shapes; at least one in each layer.
+      salient: int32 arrays, one for each leaf: number of salient weights of each of its rankings;
+        in a layer at most as many as are active.
+      active: int32 arrays of the same shapes: number of active weights; at least one in each layer.
 
     Returns:
-      int32 arrays of the same shapes: of leaves whose units may be ablated as `ConstantFanIn` says,
-      0 for those that are; of other leaves `active`.
+      int32 arrays of the same shapes; 0 for ablated units. Leaves whose units cannot be ablated
+      keep `active`.
     """
     which = [i for i, leaf in enumerate(leaves) if leaf.structure.min_salient]
-    # Few numbers: all devices decide on all units, and agree.
+    # A few numbers for each unit: gathered, so that every device decides on all units alike.
     scores = [_sharding.whole(salient[i]).reshape(leaves[i].layers, -1) for i in which]
     totals = [
         _sharding.whole(active[i]).reshape(leaves[i].layers, -1).sum(1, dtype=jnp.int32)
@@ -46,7 +48,7 @@ def fan_ins(leaves: Sequence[SparseLeaf], salient: Arrays, active: Arrays) -> Ar
         Rows(np.arange(first, end, dtype=np.int32), np.zeros(end - first, np.int32))
         for first, end in itertools.pairwise(ends)
     ]
-    # The most salient units, of equal ones the first: the search that ranks weights finds them.
+    # Units are ranked by the same search as weights, so ties go to the lower index.
     total, number = jnp.concatenate(totals), jnp.concatenate(staying)
     stays = _top_k.top_k(scores, rows, number)
     with_one_more = _top_k.top_k(scores, rows, total % number)
@@ -59,9 +61,10 @@ def fan_ins(leaves: Sequence[SparseLeaf], salient: Arrays, active: Arrays) -> Ar
 
 
 def _staying(leaf: SparseLeaf, salient: jax.Array, total: jax.Array) -> jax.Array:
-    """Number of units that stay in each layer of a leaf, int32 [layers].
+    """Returns the number of units that stay in each layer of a leaf, int32 [layers].
 
-    Those with enough salient weights, but as many as it takes to hold `total` weights.
+    These are the units with enough salient weights, and at least as many as can hold `total`
+    weights.
     """
     assert isinstance(leaf.structure, _structures.ConstantFanIn)
     units = salient.shape[1]
@@ -72,7 +75,8 @@ def _staying(leaf: SparseLeaf, salient: jax.Array, total: jax.Array) -> jax.Arra
 
 
 def _times(number: jax.Array, share: fractions.Fraction) -> jax.Array:
-    """`number * share`, rounded up; in int32, which does not overflow."""
+    """Returns `number * share`, rounded up."""
+    # Quotient and remainder apart: `number * share.numerator` may overflow int32.
     whole, rest = number // share.denominator, number % share.denominator
     of_rest = (rest * share.numerator + share.denominator - 1) // share.denominator
     return whole * share.numerator + of_rest

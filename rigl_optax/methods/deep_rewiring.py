@@ -1,4 +1,4 @@
-"""DeepR: fixed signs, noise and an L1 penalty; what would change its sign goes dormant."""
+"""Implements DeepR: a weight that would change its sign is dropped, a random one grows."""
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,9 @@ def deep_rewiring(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Deep rewiring (DeepR): a random walk under a fixed number of connections.
 
+    Use it if dense gradients cannot be had and masks should change at every step; at very high
+    sparsity it was ahead of `sparse_evolutionary_training` here (docs/results.md).
+
     Every connection has a sign s that never changes, :math:`\theta = s w` with
     :math:`w \ge 0`. For active connections, with learning rate :math:`\eta`,
 
@@ -39,17 +42,17 @@ def deep_rewiring(
         w \le 0 &\Rightarrow \text{dormant; as many dormant ones, uniformly at random,
             become active at } 0
 
-    The number of active connections of a layer never changes, and no dense gradient is
-    needed. A connection that becomes active has an optimizer state at rest.
+    The number of active connections of a layer never changes. A connection that becomes active
+    starts with an optimizer state at rest.
 
     Args:
       inner: As in `rigl`; the paper's is plain SGD.
       sparsity: As in `rigl`.
-      learning_rate: :math:`\eta` in the penalty and the noise: that of `inner`.
-      l1: :math:`\alpha`.
-      temperature: T, of the noise; 0 for none.
-      end: No rewiring at `count >= end`; None for never. From there on connections that cross
-        0 stay at 0 until their gradient brings them back.
+      learning_rate: :math:`\eta` of the penalty and the noise; give the learning rate of `inner`.
+      l1: :math:`\alpha`, the weight of the L1 penalty.
+      temperature: T, the temperature of the noise; 0 for no noise.
+      end: No rewiring at `count >= end`; None to rewire until training stops. After `end`,
+        connections that reach 0 stay at 0 until their gradient brings them back.
       every: Steps between rewirings; 1 in the paper.
       begin: Count of the first rewiring.
       initial_masks: As in `rigl`.
@@ -57,7 +60,7 @@ def deep_rewiring(
 
     Returns:
       A transformation whose state is a `SparseState` with `shadow`; `memory.marks` is True
-      where the sign is positive: that of the weight at init.
+      where the sign is positive: the sign of the weight at init.
 
     Raises:
       ValueError: As `rigl` does; if `l1` or `temperature` is below 0.
@@ -82,8 +85,9 @@ def deep_rewiring(
     def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
         positions = [leaf.position for leaf in layout.sparse]
         drawn = _random.random_scores(seed, _random.Purpose.SIGN, positions, packing)
+        # The lowest bit of a random score.
         signs = [s & 1 == 1 for s in packing.unpack(drawn)]
-        # Of shapes alone there are no weights to take the sign of.
+        # Weights that are 0 get a random sign; so do shapes, which have no values.
         for i, leaf in enumerate(layout.select(layout.leaves)):
             if not isinstance(leaf, jax.ShapeDtypeStruct):
                 weight = jnp.asarray(leaf)
@@ -96,7 +100,7 @@ def deep_rewiring(
     def settle(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:
         eta = jnp.asarray(rate(view.count), jnp.float32)
         noise: list[jax.Array | float] = [0.0] * len(moved)
-        if temperature:
+        if temperature:  # a number of Python: without noise nothing is drawn
             packing = _packing.packing([x.shape for x in moved], [x.stacked for x in view.leaves])
             positions = [leaf.position for leaf in view.leaves]
             purpose = _random.Purpose.NOISE
@@ -106,6 +110,7 @@ def deep_rewiring(
             noise = [scale * _random.normal(_sharding.like(s, x)) for s, x in drawn]
         settled = []
         for weight, mask, sign, shake in zip(moved, view.masks, view.marks, noise, strict=True):
+            # In float32 whatever the weights are: rounded once, at the end.
             direction = jnp.where(sign, jnp.float32(1), jnp.float32(-1))
             size = direction * weight.astype(jnp.float32) - eta * jnp.float32(l1) + shake
             shown = direction * jnp.maximum(size, 0)
@@ -119,6 +124,7 @@ def deep_rewiring(
     def rule(inputs: RewiringInputs) -> Outcome:
         rows = inputs.packing.rows
         excluded = jnp.int32(_top_k.EXCLUDED)
+        # `settle` sets a weight to 0 if it would change its sign.
         stays = [m & (w != 0) for m, w in zip(inputs.masks, inputs.weights, strict=True)]
         keep = _top_k.counts(stays, rows)
         grow = _top_k.counts(inputs.masks, rows) - keep

@@ -1,4 +1,4 @@
-"""SET: drop by magnitude, grow at random."""
+"""Implements SET, which drops by magnitude and grows at random."""
 
 import optax
 
@@ -27,13 +27,15 @@ def sparse_evolutionary_training(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sparse evolutionary training (SET): as `rigl`, but growth is uniformly random.
 
+    Use it if dense gradients cannot be had, or cost too much; `rigl` grows by them.
+
     .. math::
         k &= \mathrm{int32}(n \cdot f(t)) \\
         K &= \text{the } n - k \text{ active weights of largest } |\theta| \\
         G &= k \text{ positions outside } K \text{, uniformly at random}
 
-    No dense gradient is needed for it. As in all methods here a rewiring replaces the
-    gradient step; the RigL reference code does both in one step for SET.
+    As in all methods here a rewiring replaces the gradient step; for SET the RigL reference code
+    does both in one step.
 
     Args:
       inner: Any Optax optimizer.
@@ -42,7 +44,7 @@ def sparse_evolutionary_training(
       every: As in `rigl`.
       begin: As in `rigl`.
       drop_fraction: As in `rigl`; the SET paper calls it zeta and keeps it constant
-        (`constant_drop_fraction(0.3)`), the RigL paper lets it decay here too.
+        (`constant_drop_fraction(0.3)`); in the RigL paper it decays here too.
       overrides: As in `rigl`.
       gradient_step: As in `rigl`; True is closest to the reference code for SET.
       min_fan_in: As in `rigl`.

@@ -1,4 +1,4 @@
-"""Lottery tickets: the masks of a finished run, and weights from its beginning."""
+"""Makes lottery tickets: the masks of a finished run on weights from its beginning."""
 
 import jax
 import jax.numpy as jnp
@@ -9,22 +9,24 @@ from rigl_optax._xla import _blend
 
 
 def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:
-    r"""Weights from the beginning of a run under the masks of its end.
+    r"""Applies the masks from the end of a run to weights from its beginning.
 
     .. math:: \theta \leftarrow m_T \odot \theta_k
 
-    Train it with `static_sparse(inner, sparsity, initial_masks=masks)`, or go on rewiring with
-    `rigl(inner, sparsity, initial_masks=masks, ...)`, where `sparsity` is the distribution of the
-    run if layers were stacked: masks do not say so. The RigL paper finds no special tickets
-    (appendix E): twice the training beats a second run from the masks found.
+    Use it to test whether the masks alone explain a result. Training twice as long is better than
+    a second run from the masks of the first (RigL paper, appendix E).
+
+    Train the result with `static_sparse(inner, sparsity, initial_masks=masks)`, or go on rewiring
+    with `rigl(inner, sparsity, initial_masks=masks, ...)`. If leaves are stacks of layers, pass the
+    distribution of the run as `sparsity`, since masks do not say so; else pass None.
 
     Args:
       params: Weights at initialisation (k = 0), or rewound to a later step k.
-      masks: Bool tree like params, of the finished run (`get_masks`); leaves are matched by
+      masks: Bool tree like params, from the finished run (`get_masks`); leaves are matched by
         path.
 
     Returns:
-      A tree like params.
+      A tree like params, in which inactive weights are 0.
 
     Raises:
       ValueError: If paths or shapes differ.

@@ -1,4 +1,4 @@
-"""SNFS: drop by magnitude, grow by an average of dense gradients."""
+"""Implements SNFS, which drops by magnitude and grows by an average of dense gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,10 @@ def sparse_momentum(
     initial_masks: PyTree | None = None,
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Sparse networks from scratch (SNFS): as `rigl`, but growth by a momentum of gradients.
+    r"""Sparse networks from scratch (SNFS): as `rigl`, but grows by a momentum of gradients.
+
+    Use it if a dense gradient at every step is affordable, and single gradients are too noisy to
+    grow by; `rigl(accumulate=n)` averages a few of them at less cost.
 
     .. math::
         M_t &= \mu M_{t-1} + (1 - \mu) \nabla_\theta L_t, \qquad M_{-1} = 0 \\
@@ -41,18 +44,19 @@ def sparse_momentum(
         G &= \text{the } g \text{ positions outside } K \text{ of largest } |M_t|
 
     Without redistribution each layer grows as many as it drops, `g = k`, as in the RigL
-    paper's code. With it, all that is dropped is shared out between the layers in proportion to
-    the mean of :math:`|M_t|` over their active weights, as far as there is room:
+    paper's code. With redistribution, the dropped weights of all layers are split between the
+    layers in proportion to the mean of :math:`|M_t|` over their active weights, as far as there is
+    room:
 
     .. math::
         g_l \approx \frac{m_l}{\sum_j m_j} \sum_j k_j, \qquad
         m_l = \frac{1}{n_l} \sum_{i \text{ active in } l} |M_{t,i}|
 
-    rounded so that the total number of active weights never changes. A layer keeps at least one,
-    and with `min_fan_in` as many as its units are to have; layers whose turn it is not by
-    `overrides` neither give nor get any. The means are added up as integers, to 16 bits of a
-    layer's largest, so that they are the same on any number of devices. The average needs the
-    dense gradient at every step. Gradients that are not finite are left out of it.
+    rounded so that the total number of active weights never changes. A layer keeps at least one
+    weight, and with `min_fan_in` as many as its units need; layers that are not due by `overrides`
+    neither give nor get weights. The means are sums of integers (16 bits, relative to a layer's
+    largest), so they are the same on any number of devices. The average :math:`M_t` leaves out
+    gradients that are not finite.
 
     Args:
       inner: As in `rigl`.
@@ -61,13 +65,13 @@ def sparse_momentum(
       every: As in `rigl`.
       begin: As in `rigl`.
       drop_fraction: As in `rigl`.
-      momentum: Decay of the average per step, in [0, 1). 0.9 in the RigL paper; 0.99 was best
-        there, and 0 (RigL) as good as 0.9 at batch 4,096 (appendix D).
+      momentum: Decay of the average per step, in [0, 1). The RigL paper uses 0.9; there 0.99 was
+        best, and 0 (RigL) as good as 0.9 at batch 4,096 (appendix D).
       redistribute: Whether weights move between layers, as in the SNFS paper.
       overrides: As in `rigl`.
       gradient_step: As in `rigl`.
       min_fan_in: As in `rigl`.
-      grown: As in `rigl`; gradients there are the average.
+      grown: As in `rigl`; values made of gradients use the average.
       structure: As in `rigl`.
       initial_masks: As in `rigl`.
       seed: As in `rigl`.
@@ -96,10 +100,12 @@ def sparse_momentum(
 
     def remember(count: jax.Array, average: jax.Array, gradient: jax.Array) -> jax.Array:
         del count
+        # One NaN would stay in the average for ever.
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
         return momentum * average + (1 - momentum) * gradient
 
     def redistributed(total: jax.Array, room: jax.Array, inputs: RewiringInputs) -> jax.Array:
+        # Not a float mean: layers would get other numbers on another mesh.
         means = _apportion.mean_magnitudes(inputs.gradients, inputs.masks, inputs.packing.rows)
         return _apportion.apportion(total, means, room)
 

@@ -1,4 +1,4 @@
-"""Gradual pruning: magnitude pruning from dense, and GraNet, which regrows as it prunes."""
+"""Implements gradual magnitude pruning, and GraNet, which regrows weights as it prunes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -38,6 +38,9 @@ def gradual_magnitude_pruning(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradual magnitude pruning (Zhu and Gupta): from dense to sparse on a cubic schedule.
 
+    Use it if the network has to be sparse at the end only: it is a strong baseline, at the cost of
+    a mostly dense training. `granet` starts sparser and costs less.
+
     With :math:`z^0_l` zeros in layer l at the start and :math:`z^f_l` in the end, at the
     rewirings :math:`t_0 = begin, ..., t_1`, the last one before `end`,
 
@@ -47,23 +50,24 @@ def gradual_magnitude_pruning(
         \text{active} &\leftarrow \text{the } N_l - z_l(t)
             \text{ active weights of largest } |\theta|
 
-    in each layer, or, with `scope="global"`, the :math:`\sum_l (N_l - z_l(t))` largest of all,
-    in which the largest of each layer comes first: no layer is ever emptied.
-    A pruned weight is 0 and stays so. The last rewiring reaches the final numbers exactly.
+    in each layer. With `scope="global"` the :math:`\sum_l (N_l - z_l(t))` largest weights of all
+    layers together stay active, and the largest of each layer in any case, so no layer is ever
+    emptied. A pruned weight is 0 and stays so. The last rewiring reaches the final numbers exactly.
 
     Args:
       inner: As in `rigl`.
       sparsity: Final sparsity, as in `rigl`; the published runs use `uniform(s)`.
       end: No pruning at `count >= end`.
       every: Steps between prunings (1,000 of 32,000 in the RigL paper's accounting).
-      begin: Count of the first pruning; it removes nothing, as the curve starts there.
+      begin: Count of the first pruning; it removes nothing, since the curve starts there.
       power: p; 3 in the paper.
-      scope: `layer`, by the distribution; or `global`: it decides on the total alone.
-      initial_sparsity: A number, laid out as `sparsity` is; or a distribution. Above 0, the
-        masks at the start are random.
+      scope: `layer` prunes each layer to its sparsity in the distribution; `global` ranks all
+        layers together, and the distribution decides on the total only.
+      initial_sparsity: Sparsity at the start: a number, laid out as `sparsity` is, or a
+        distribution. If it is above 0, the masks at the start are random.
       gradient_step: As in `rigl`; True is closest to the reference code.
       structure: As in `rigl`.
-      initial_masks: Start from these, a warm start; their zeros are :math:`z^0_l`.
+      initial_masks: Masks to start from, for a warm start; their zeros are :math:`z^0_l`.
       seed: As in `rigl`.
 
     Returns:
@@ -71,8 +75,8 @@ def gradual_magnitude_pruning(
       active weights at the start, int32 [layers].
 
     Raises:
-      ValueError: As `rigl` does; if the initial sparsity of a layer, or of all with
-        `scope="global"`, is above its final one.
+      ValueError: As `rigl` does; if the initial sparsity is above the final one, in a layer or,
+        with `scope="global"`, in all layers together.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -126,9 +130,14 @@ def granet(
     initial_masks: PyTree | None = None,
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""GraNet: gradual pruning, and at each pruning RigL's drop and grow among what is left.
+    r"""GraNet: gradual pruning, with RigL's drop and grow at each pruning.
 
-    First what `gradual_magnitude_pruning` does; then, with :math:`n_l` weights left in layer l,
+    Use it if training may start denser than it ends: it is among the most accurate methods here
+    (docs/results.md) at less cost than `gradual_magnitude_pruning`. `rigl` is at the final sparsity
+    from the first step.
+
+    A rewiring first prunes as `gradual_magnitude_pruning` does; then, with :math:`n_l` weights left
+    in layer l,
 
     .. math::
         K_l &= \text{the } n_l - k_l \text{ of largest } |\theta| \text{ that are left},
@@ -136,20 +145,19 @@ def granet(
         G_l &= \text{the } k_l \text{ positions outside } K_l
             \text{ of largest } |\nabla_\theta L|
 
-    What has just been pruned may come back. Where each part of a layer has its number (`NM`,
-    `ConstantFanIn`), :math:`K_l` is chosen in the whole layer, and each part grows as many as
-    it lost. With `initial_sparsity=0` it starts dense, with 0.5
-    it is the paper's sparse-to-sparse variant.
+    A weight that was just pruned may grow again. With `NM` and `ConstantFanIn`, :math:`K_l` is
+    chosen in the whole layer, and each part of it grows as many as it lost. Training starts dense
+    with `initial_sparsity=0`; 0.5 is the paper's sparse-to-sparse variant.
 
     Args:
       inner: As in `rigl`.
       sparsity: Final sparsity, as in `rigl`.
-      end: As in `rigl`; of the pruning too.
+      end: As in `rigl`; the pruning ends there too.
       every: As in `rigl`.
       begin: As in `rigl`.
       drop_fraction: As in `rigl`; the GraNet paper starts at 0.5.
       power: As in `gradual_magnitude_pruning`.
-      scope: Of the pruning; the paper's code ranks all layers together.
+      scope: As in `gradual_magnitude_pruning`; the paper's code uses `global`.
       initial_sparsity: As in `gradual_magnitude_pruning`.
       gradient_step: As in `rigl`.
       grown: As in `rigl`.
@@ -227,7 +235,16 @@ def granet(
 
 
 def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInputs], Arrays]:
-    """From a rewiring's inputs to masks of what is left at this point of the schedule."""
+    """Returns `prune(inputs) -> masks`, which prunes to the numbers of the schedule.
+
+    Args:
+      steps: Counts of the rewirings.
+      power: p.
+      scope: `layer` or `global`.
+
+    Raises:
+      ValueError: If `power` is not above 0, or the scope is unknown.
+    """
     power = _numbers.real("power", power)
     if not power > 0:
         raise ValueError(f"power={power}: must be above 0")
@@ -244,11 +261,14 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
         left = jnp.float32(last) - inputs.count.astype(jnp.float32)
         gone = 1 - _power(left / jnp.float32(max(last - first, 1)), power)
         zeros = zeros_at_start + jnp.floor(to_go.astype(jnp.float32) * gone).astype(jnp.int32)
-        # In float32 a large number may be off: the last is exact.
+        # float32 does not hold large numbers exactly, so the last rewiring takes the final ones.
         zeros = jnp.where(inputs.count >= last, final, jnp.minimum(zeros, final))
         keep = sizes - zeros
         if scope == "global":
+            # One ranking of all layers; its number is the sum of theirs.
             rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True, dtype=jnp.int32)
+        # What is inactive cannot be kept: traced initial masks, which `init` cannot check, may have
+        # more zeros than the schedule.
         keep = jnp.minimum(keep, _top_k.counts(inputs.masks, rows))
         scores = _keep_and_grow.drop_scores(inputs.weights, inputs.masks)
         if scope == "global":
@@ -259,13 +279,17 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
 
 
 def _progress(steps: range, power: float) -> Callable[[int], float]:
-    """The share of the way from the first to the final numbers, for what is told beforehand."""
+    """Returns `progress(count)`, the share of the way from the first to the final numbers.
+
+    `explain` and the accounting of FLOPs use it; the masks do not.
+    """
     length = max(steps[-1] - steps[0], 1)
     return lambda count: 1 - (min(max(steps[-1] - count, 0), length) / length) ** power
 
 
 def _largest_first(scores: Arrays, rows: Sequence[Rows]) -> Arrays:
-    """Scores in which the largest of each layer comes before all others."""
+    """Returns scores in which the largest of each layer comes before all others."""
+    # 1, or 0 in a layer without an active weight.
     some = jnp.minimum(_top_k.counts([s >= 0 for s in scores], rows), 1)
     largest = _top_k.top_k(scores, rows, some)
     first = jnp.int32(np.iinfo(np.int32).max)
@@ -273,11 +297,12 @@ def _largest_first(scores: Arrays, rows: Sequence[Rows]) -> Arrays:
 
 
 def _power(x: jax.Array, power: float) -> jax.Array:
-    # A product rounds alike everywhere; a general power need not.
+    # Integer powers are products, which round alike on every device; a general power may not.
     return x ** int(power) if power == int(power) else x ** jnp.float32(power)
 
 
 def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
+    """Remembers the numbers of active weights of the first masks, int32 [rankings]."""
     del layout
     packed = packing.pack(masks, False)
     return Started([], _top_k.counts(packed, packing.rows))
@@ -286,10 +311,10 @@ def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) ->
 def _check(
     scope: Scope, initial_masks: PyTree | None
 ) -> Callable[[_layout.Layout, _layout.Layout], None]:
-    """What `init` checks: there must not be fewer weights at the start than in the end."""
+    """Returns the check at `init`: no fewer weights may be active at the start than at the end."""
 
     def check(layout: _layout.Layout, start: _layout.Layout) -> None:
-        del start  # whose zeros are those of the sparsest layer of a stack
+        del start  # it has the zeros of the sparsest layer of a stack only; all are needed
         if scope == "global":
             _layout.check_total(layout)
         if initial_masks is None:
@@ -308,14 +333,14 @@ def _check(
             if max(zeros, default=0) > final:
                 raise ValueError(
                     f"initial_masks: {path!r} would start with {max(zeros)} zeros and end with "
-                    f"{final}: pruning only takes weights away; give a higher sparsity"
+                    f"{final}, but pruning only removes weights; give a higher sparsity"
                 )
 
     return check
 
 
 def _zeros(leaf: _layout.SparseLeaf, mask: Any) -> list[int]:
-    """Inactive groups of a leaf, for each ranking in it."""
+    """Counts the inactive groups of each ranking of a leaf."""
     with jax.ensure_compile_time_eval():  # `init` may be traced; the mask is not
         groups = np.asarray(leaf.groups(jnp.asarray(mask)))
     return [int(x) for x in np.sum(~groups.reshape(leaf.rankings, -1), axis=1)]

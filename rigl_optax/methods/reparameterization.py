@@ -1,4 +1,4 @@
-"""DSR: a global threshold drops, what it dropped is shared out between the layers."""
+"""Implements DSR: a global threshold drops weights, and all layers share the growth."""
 
 import jax.numpy as jnp
 import optax
@@ -32,6 +32,9 @@ def dynamic_sparse_reparameterization(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Dynamic sparse reparameterization (DSR): one threshold for all layers, random growth.
 
+    Use it if the number of weights of each layer may change in training and dense gradients cannot
+    be had; `sparse_evolutionary_training` keeps the number of each layer.
+
     With :math:`n_l` active weights in layer l and a threshold H, at a rewiring
 
     .. math::
@@ -43,19 +46,19 @@ def dynamic_sparse_reparameterization(
         g_l &\approx D \, |K_l| / \sum_j |K_j| \text{ positions outside } K_l
             \text{ grow, uniformly at random}
 
-    The total number of active weights never changes; that of a layer does, so FLOPs are not
-    fixed. As much as the threshold drops is not known either: it is adapted to come
-    near T. A layer keeps its largest weight, or it could never grow again.
+    The total number of active weights never changes; the number of each layer does, and the FLOPs
+    with it. The threshold is adapted so that it drops about T weights. A layer keeps at least its
+    largest weight, since an empty one would never grow again.
 
     Args:
       inner: As in `rigl`.
-      sparsity: As in `rigl`: at the start.
+      sparsity: As in `rigl`; the sparsities of layers are those at the start.
       end: As in `rigl`.
       every: As in `rigl`.
       begin: As in `rigl`.
-      drop_fraction: The fraction of all active weights to aim at; as in `rigl`.
+      drop_fraction: As in `rigl`, of all active weights together; the threshold aims at it.
       initial_threshold: H at the start, in units of the weights.
-      tolerance: :math:`\delta`, in [0, 1).
+      tolerance: :math:`\delta`, how far the drop may be from T, in [0, 1).
       gradient_step: As in `rigl`.
       grown: As in `rigl`.
       structure: As in `rigl`.
@@ -66,7 +69,7 @@ def dynamic_sparse_reparameterization(
       A transformation whose state is a `SparseState`; `memory.carry` is H, a float32 scalar.
 
     Raises:
-      ValueError: As `rigl` does; if the threshold is not above 0, or the tolerance outside
+      ValueError: As `rigl` does; if `initial_threshold` is not above 0, or `tolerance` is outside
         [0, 1).
 
     Example:
@@ -100,11 +103,13 @@ def dynamic_sparse_reparameterization(
             for weight, mask in zip(inputs.weights, inputs.masks, strict=True)
         ]
         active = _top_k.counts(inputs.masks, rows)
+        # At least the largest weight of a layer; an empty layer has none to keep.
         keep = jnp.minimum(jnp.maximum(_top_k.counts(above, rows), 1), active)
         total = jnp.sum(active, dtype=jnp.int32)
         dropped = total - jnp.sum(keep, dtype=jnp.int32)
         target = _keep_and_grow.drop_counts(total, plan.default.drop_fraction(inputs.count))
         room = jnp.asarray(inputs.packing.sizes()) - keep
+        # In integers, so that layers get as many on every mesh: see `_ranking/_apportion.py`.
         grow = _apportion.apportion(dropped, keep.astype(jnp.float32), room)
         masks = _keep_and_grow.keep_and_grow(
             _keep_and_grow.drop_scores(inputs.weights, inputs.masks),
@@ -114,6 +119,7 @@ def dynamic_sparse_reparameterization(
             grow,
         )
         drops, aim = dropped.astype(jnp.float32), target.astype(jnp.float32)
+        # Factors of two: scaling the threshold rounds nothing.
         factor = jnp.where(
             drops < jnp.float32(1 - tolerance) * aim,
             jnp.float32(2),

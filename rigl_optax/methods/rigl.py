@@ -33,6 +33,11 @@ def rigl(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains sparse from the first step to the last: RigL around any optimizer.
 
+    Use it if the network has to stay sparse throughout, with the same number of weights and FLOPs
+    in each layer. It needs a dense gradient at rewirings only. Gradual pruning and `granet` are
+    often more accurate, but train more weights; `sparse_evolutionary_training` needs no dense
+    gradient, but explores at random.
+
     On an ordinary step `inner` sees the gradient of the active weights only. At
     `count = begin, begin + every, ...` while `count < end`, a rewiring replaces the
     gradient step. In each layer, with n active weights,
@@ -44,55 +49,55 @@ def rigl(
              \text{ of largest } |\nabla_\theta L| \\
         \text{active} &\leftarrow K \cup G
 
-    where the gradient is the dense one: of the loss with respect to all weights, at their
-    sparse values. New weights start at 0, with an optimizer state at rest; a weight that
-    was dropped a moment ago may come back, with its value and state. The number of active
-    weights of a layer never changes (with a structure that of its groups; `Block(pad=True)` has
-    smaller ones). If a dense gradient is not finite, the topology stays. A layer whose gradients
-    outside K are all 0 keeps its topology, and `uninformed` in the state counts it.
+    where the gradient is dense: with respect to all weights, at their sparse values. New weights
+    start at 0, and their optimizer state starts at rest. A dropped weight may grow again in the
+    same rewiring; then it keeps its value and its state. The number of active weights of a layer
+    never changes; with a structure, the number of its active groups. If a dense gradient is not
+    finite, all masks stay as they are. A layer whose gradients outside K are all 0 keeps its mask,
+    and `uninformed` in the state counts it.
 
-    Afterwards every inactive weight is exactly 0, whatever was done to `params` in between,
-    as long as nothing scales or adds to these updates: the wrapper comes last in a chain.
+    After an update every inactive weight is exactly 0, whatever was done to `params` before, as
+    long as no transformation scales or adds to these updates: put the wrapper last in a chain.
 
     Args:
       inner: Any Optax optimizer, with its schedules, decay and clipping.
       sparsity: Overall fraction of zeros in [0, 1), laid out by `erk`; or a distribution
         (`uniform(0.9)`, `erk(0.9, overrides=...)`); None only with `initial_masks`.
-      end: T_end: no rewiring at `count >= end`, in steps. The paper stops at about 3/4 of
+      end: T_end, in steps: no rewiring at `count >= end`. The paper stops at about 3/4 of
         training (25,000 of 32,000 steps on ImageNet).
-      every: Delta T, in steps between rewirings.
+      every: Delta T: steps between rewirings.
       begin: Count of the first rewiring.
-      drop_fraction: Fraction of a layer's active weights to replace. A number is the start of
-        a cosine that reaches 0 at `end`; or any Optax schedule.
-      accumulate: Growth goes by the sum of the dense gradients of the last so many calls, the
-        rewiring step's included; at most `every`. Small batches make for noisy growth
-        (at batch 1,024, 0.3 to 1 % better with several, by the rigl-torch authors).
-      overrides: For some layers another `begin`, `end`, `every` or `drop_fraction`: by regular
-        expression, searched in the path, `{"Dense_0": {"drop_fraction": 0.1}}`. A layer
-        whose turn it is not keeps its mask, and has no gradient step either.
+      drop_fraction: Fraction of a layer's active weights to replace at a rewiring. A number is
+        the start of a cosine that reaches 0 at `end`; or give any Optax schedule.
+      accumulate: Number of calls, the rewiring step included, whose dense gradients are summed
+        before growth; at most `every`. Gradients of small batches are noisy (at batch 1,024 the
+        rigl-torch authors gain 0.3 to 1 % with several).
+      overrides: Another `begin`, `end`, `every` or `drop_fraction` for some layers:
+        `{"Dense_0": {"drop_fraction": 0.1}}`, with regular expressions searched in the path. On a
+        rewiring step, layers that are not due keep their masks, and take no gradient step either.
       gradient_step: Whether weights that stay active take the gradient step on rewiring steps
-        too. They are ranked as they were before it. In the paper a rewiring replaces it.
-      min_fan_in: The least number of active inputs a unit is to have. Each unit keeps at least
-        so many; units with fewer, as random masks may have, are grown first. They are its
-        largest weights, unless so much is dropped that not all of these can stay: then what a
-        unit lacks grows first, by its gradients.
-      grown: What new weights start from, if not at 0 with an optimizer state at rest.
-      structure: What lives and dies together, as `Block(16, 16)`: for all sparse layers, or by
-        pattern, `{"Dense_0": Block(16, 16)}`, and the others unstructured. Groups take the place
-        of weights in all of the above.
-      initial_masks: Bool tree of the structure of params that replaces the random draw; the
-        numbers of active weights are the masks' own. Copied at init. Without a `sparsity` each
-        leaf is one layer; if some are stacks of layers, give the distribution that says so too.
-      seed: Seeds the initial masks; in [0, 2**32). Not to be tied to the model's seed by
-        sharing a key. Two transformations in one `optax.partition` draw the same masks for
-        leaves of one shape and place unless their seeds differ.
+        too; they are ranked by their values before it. In the paper a rewiring replaces the step.
+      min_fan_in: Each unit keeps at least this many active inputs, its largest weights; units
+        with fewer (random masks can have them) are grown first, by their gradients. If so much is
+        dropped that not all of these weights can stay, units regrow up to it.
+      grown: The value and the optimizer state that new weights start from; by default 0 and at
+        rest.
+      structure: Groups of weights that are active or inactive together, such as `Block(16, 16)`:
+        one for all sparse layers, or `{"Dense_0": Block(16, 16)}`, where layers that no pattern
+        matches are unstructured. All of the above then holds for groups instead of weights.
+      initial_masks: Bool tree of the structure of params that replaces the random draw, copied at
+        init; it decides on the numbers of active weights. Without a `sparsity` each leaf is one
+        layer; if leaves are stacks of layers, give a distribution with `stacked` too.
+      seed: Seeds the initial masks; in [0, 2**32). Do not derive it from the key of the model's
+        weights. Two transformations in one `optax.partition` draw the same masks for leaves of
+        the same shape and position, unless their seeds differ.
 
     Returns:
       A transformation whose state is a `SparseState`.
 
     Raises:
-      ValueError: On a sparsity outside [0, 1), `end <= begin`, `every < 1`, a drop fraction
-        outside [0, 1], `accumulate` outside [1, every]; at `init`, if a pattern matches
+      ValueError: If a sparsity is outside [0, 1), `end <= begin`, `every < 1`, a drop fraction is
+        outside [0, 1], or `accumulate` is outside [1, every]; at `init`, if a pattern matches
         nothing, nothing is left to sparsify, or initial masks do not fit.
 
     Example:
@@ -134,7 +139,13 @@ def rigl(
 def _accumulation(
     number: int, begin: int, end: int, every: int, has_overrides: bool
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None:
-    """Sums the gradients of the last `number` calls up to a rewiring."""
+    """Returns `remember(count, total, gradient) -> total`, which sums the last `number` gradients.
+
+    The last of them is the rewiring step's own. Returns None if `number` is 1.
+
+    Raises:
+      ValueError: If `number` is outside [1, every], or above 1 with overrides.
+    """
     schedule = _schedules.rewiring_schedule(begin=begin, end=end, every=every)
     begin, every = schedule.begin, schedule.every
     number = _numbers.integer("accumulate", number, what=f"an integer in [1, every={every}]")
@@ -143,10 +154,13 @@ def _accumulation(
     if number == 1:
         return None
     if has_overrides:
-        raise ValueError("accumulate: needs one schedule for all layers, without overrides")
+        raise ValueError(
+            f"accumulate={number}: needs one schedule for all layers; leave out overrides"
+        )
 
     def remember(count: jax.Array, total: jax.Array, gradient: jax.Array) -> jax.Array:
-        # How many calls of the window are done before this one; at begin = 0, in none.
+        # The place of this call in its window of `number` calls, from 0; a call between windows has
+        # `number` or more, and adds nothing. With begin = 0 the first window is its last call only.
         done = (count - begin + number - 1) % every
         total = jnp.where(done == 0, 0, total)
         return jnp.where(done < number, total + gradient, total)

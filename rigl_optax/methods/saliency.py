@@ -1,4 +1,4 @@
-"""Masks chosen once, before training: SNIP, GraSP, SynFlow, and by magnitude."""
+"""Chooses masks once, before training: by SNIP, GraSP, SynFlow, or by magnitude."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -22,7 +22,14 @@ Leaves = list[jax.Array]
 
 
 class _Choice(NamedTuple):
-    """What was chosen in each layer of a leaf, of how many, and their range; int32 [layers]."""
+    """How many groups of each layer of a leaf stay, and which scores they had; int32 [layers].
+
+    Attributes:
+      kept: Number of groups that stay.
+      of: Number of groups with a score.
+      lowest: The lowest score.
+      highest: The highest score.
+    """
 
     kept: jax.Array
     of: jax.Array
@@ -37,27 +44,29 @@ def magnitude_masks(
     scope: Scope = "layer",
     structure: Structures = UNSTRUCTURED,
 ) -> PyTree:
-    r"""Masks of the largest weights: how to start from pretrained ones.
+    r"""Returns masks of the largest weights.
+
+    Use it to start from pretrained weights: a random mask loses what they have learned. For fresh
+    weights use random masks (the default of methods), or scores of a loss (`snip_masks`).
 
     .. math:: \text{active} = \text{the } N_l - \lfloor s_l N_l \rfloor
         \text{ weights of largest } |\theta| \text{ of layer } l
 
-    With `scope="global"` the sum of these numbers, the largest of all layers together.
-    A random mask on pretrained weights loses what they have learned.
+    With `scope="global"` as many weights in all, the largest of all layers together.
 
     Args:
       params: Parameters, any pytree of arrays.
       sparsity: As in `rigl`.
-      scope: `layer` or `global`.
-      structure: As in `rigl`: scores are pooled to those of groups.
+      scope: `layer` keeps the share of each layer by the distribution; `global` ranks all layers
+        together, and the distribution decides on the total only.
+      structure: As in `rigl`; scores of weights are pooled to scores of groups.
 
     Returns:
       A bool tree like params, for `initial_masks` of any method; all True for dense leaves.
 
     Raises:
-      ValueError: As distributions do; if weights are not finite; on an unknown scope; if a layer
-        would be cut with all of its scores equal, so that nothing but their order decides; if
-        `global` leaves nothing of a layer.
+      ValueError: As distributions do; if weights are not finite; if the scope is unknown; if all
+        scores of a layer that is to lose weights are equal; if `global` leaves nothing of a layer.
 
     Example:
       >>> import jax.numpy as jnp, rigl_optax
@@ -80,20 +89,23 @@ def snip_masks(
 ) -> PyTree:
     r"""SNIP: keeps the connections whose removal would change the loss most.
 
+    Use it for static masks if one batch of data is at hand before training. On Fashion-MNIST it was
+    below a random mask of the same distribution (docs/results.md).
+
     .. math:: \text{score} = |\theta \odot \nabla_\theta L|
 
-    with the gradient averaged over the batches. As in the RigL paper's code each
-    layer keeps its share by the distribution; SNIP's own ranking is `scope="global"`. Float16
-    parameters are scored as float32, and scores that leave the range of float32 computed again
-    in float64, where the loss can be. Leaves that are not floating, as of embedding inputs or
-    random keys, are left alone.
+    with the gradient averaged over the batches. The RigL paper's code keeps the share of each layer
+    by the distribution, as the default here; SNIP's own ranking is `scope="global"`. Parameters in
+    float16 are scored in float32. If scores leave the range of float32, they are computed again in
+    float64, if the loss allows it. Leaves that are not floating, such as random keys, get no
+    gradient.
 
     Args:
       params: Parameters at initialisation.
       sparsity: As in `rigl`.
-      loss: From params and a batch to a scalar, the mean over the batch.
+      loss: `loss(params, batch) -> scalar`, the mean over the batch.
       batches: One batch or several, of equal size.
-      scope: `layer` or `global`.
+      scope: As in `magnitude_masks`.
       structure: As in `magnitude_masks`.
 
     Returns:
@@ -136,6 +148,10 @@ def grasp_masks(
 ) -> PyTree:
     r"""GraSP: keeps the connections whose removal would lower the norm of the gradient.
 
+    Use it as a baseline for static masks. Its authors mean it for very high sparsity, where SNIP
+    with `scope="global"` may cut layers off. On Fashion-MNIST it was below a random mask of the
+    same distribution (docs/results.md).
+
     .. math:: \text{score} = \theta \odot H g, \qquad g = \nabla_\theta L
 
     with the Hessian H of the loss; the largest scores are kept (the paper removes the largest
@@ -145,12 +161,12 @@ def grasp_masks(
     Args:
       params: Parameters at initialisation.
       sparsity: As in `rigl`.
-      loss: As in `snip_masks`; twice differentiable where it matters. The authors' code divides
-        logits by a temperature of 200 in it, which matters much: without, LeNet-300-100 on
-        Fashion-MNIST with 95 % zeros stayed at 82 % (validation, one seed), with it came to 87 %.
+      loss: As in `snip_masks`, twice differentiable. The authors' code divides logits by a
+        temperature of 200 in it; do the same: LeNet-300-100 on Fashion-MNIST with 95 % zeros
+        reached 87 % with the temperature and 82 % without (validation, one seed).
       batches: As in `snip_masks`.
-      scope: `layer` or `global`.
-      structure: As in `rigl`; a group's score is the mean of its weights', with their signs.
+      scope: As in `magnitude_masks`.
+      structure: As in `rigl`; the score of a group is the mean of its weights' signed scores.
 
     Returns:
       As `snip_masks`.
@@ -174,7 +190,7 @@ def grasp_masks(
 
     def score(dtype: Any, leaves: Leaves) -> Leaves:
         value, differentiable = _of_floating(layout, leaves, loss)
-        # Of all leaves, sparse and dense: the gradient's norm is that of the whole network.
+        # With respect to dense leaves too: the norm is that of the whole network's gradient.
         gradient = _mean_over(batches, lambda batch: jax.grad(value)(differentiable, batch))
 
         def product(batch: Any) -> PyTree:
@@ -196,27 +212,28 @@ def synflow_masks(
     scope: Scope = "global",
     structure: Structures = UNSTRUCTURED,
 ) -> PyTree:
-    r"""SynFlow: iterative pruning by synaptic saliency, without data.
+    r"""SynFlow: prunes iteratively by synaptic saliency, without data.
+
+    Use it for static masks if there is no data before training, or if no layer may be emptied; of
+    the masks chosen before training it was the best here (docs/results.md).
 
     .. math::
         \text{score} = |\theta \odot \nabla_\theta R|, \qquad
         R = \sum \mathrm{apply}(|\theta|, \mathbb{1})
 
-    At iteration k of n the density is :math:`\rho^{k/n}`, and what has been removed stays
-    removed: no layer is ever emptied. With positive weights and inputs ReLU networks are
-    linear; a model with normalisation needs an `apply` in which it is left out, or the saliency
-    is not conserved between layers. R is a product over the layers: where it leaves the range of
-    float32, as in deep networks, it is computed in float64.
+    At iteration k of n the density is :math:`\rho^{k/n}`, and a removed weight stays removed, so
+    no layer is ever emptied. With positive weights and inputs a ReLU network is linear. Give an
+    `apply` without normalisation, or saliency is not conserved between layers. R is a product over
+    the layers; if it leaves the range of float32, as in deep networks, it is computed in float64.
 
     Args:
       params: Parameters at initialisation.
-      sparsity: As in `rigl`; with `scope="global"` it decides on the total alone.
-      apply: From params and an input of ones, float32, to outputs. The ones are int32 where it
-        takes no floats, as with embeddings: those are looked up, and not asked for a gradient by
-        their input.
-      input_shape: Of one input, batch axis included if `apply` wants one.
+      sparsity: As in `rigl`; with `scope="global"` it decides on the total only.
+      apply: `apply(params, ones) -> outputs`, where `ones` is float32; it is int32 if `apply` takes
+        no floats, such as a model of tokens.
+      input_shape: Shape of the input, with a batch axis if `apply` needs one.
       iterations: n; 100 in the paper.
-      scope: `global` as in the paper, or `layer`.
+      scope: As in `magnitude_masks`; `global` in the paper.
       structure: As in `magnitude_masks`.
 
     Returns:
@@ -242,6 +259,7 @@ def synflow_masks(
     shape = tuple(input_shape)
     takes_floats = _takes_floats(apply, params, shape)
 
+    # Masks are an argument, so that all iterations share one compiled program.
     @functools.partial(jax.jit, static_argnums=0)
     def score(dtype: Any, leaves: Leaves, masks: Leaves) -> Leaves:
         def total(params: PyTree, ones: jax.Array) -> jax.Array:
@@ -281,9 +299,9 @@ def _layout_of(
 
 
 def _mean_over(batches: Sequence[Any], function: Callable[[Any], PyTree]) -> PyTree:
-    """The mean of a tree-valued function of a batch; compiled once."""
+    """Returns the mean of `function(batch) -> tree` over the batches; compiles it once."""
     if len(batches) == 0:
-        raise ValueError("batches is empty: at least one batch is needed to score connections")
+        raise ValueError("batches is empty: give at least one batch to score connections with")
     compiled = jax.jit(function)
     total = compiled(batches[0])
     for batch in batches[1:]:
@@ -296,7 +314,7 @@ def _sparse(layout: Layout, tree: PyTree) -> Leaves:
 
 
 def _products(layout: Layout, leaves: Leaves, factors: dict[int, jax.Array], dtype: Any) -> Leaves:
-    """Weights times factors, of the sparse leaves."""
+    """Returns weights times factors, for the sparse leaves."""
     pairs = [(leaves[leaf.position], factors[leaf.position]) for leaf in layout.sparse]
     return [jnp.asarray(w).astype(dtype) * f.astype(dtype) for w, f in pairs]
 
@@ -308,7 +326,11 @@ def _is_inexact(leaf: Any) -> bool:
 def _of_floating(
     layout: Layout, leaves: Leaves, function: Callable[[PyTree, Any], jax.Array]
 ) -> tuple[Callable[[dict[int, jax.Array], Any], jax.Array], dict[int, jax.Array]]:
-    """A function of params as one of those leaves that have a gradient, and these, by position."""
+    """Rewrites `function(params, argument)` as a function of the leaves that have a gradient.
+
+    Returns:
+      The new function, `of_floating({position: leaf}, argument)`, and its `{position: leaf}`.
+    """
     differentiable = {i: x for i, x in enumerate(leaves) if _is_inexact(x)}
 
     def of_floating(chosen: dict[int, jax.Array], argument: Any) -> jax.Array:
@@ -319,7 +341,7 @@ def _of_floating(
 
 
 def _takes_floats(apply: Callable, params: PyTree, shape: tuple[int, ...]) -> bool:
-    """Whether `apply` takes an input of float32; else it has to take int32, as of tokens."""
+    """Returns whether `apply` takes a float32 input; raises if it takes int32 neither."""
     try:
         jax.eval_shape(apply, params, jax.ShapeDtypeStruct(shape, jnp.float32))
     except (TypeError, ValueError) as error:
@@ -332,15 +354,15 @@ def _takes_floats(apply: Callable, params: PyTree, shape: tuple[int, ...]) -> bo
 
 
 def _scores(layout: Layout, scope: Scope, score: Callable[[Any, Leaves], Leaves]) -> Leaves:
-    """Scores of the sparse leaves, float32, computed in more than float32 where that is needed.
+    """Computes the scores of the sparse leaves, in float64 if they leave the range of float32.
 
     Args:
-      layout: Of params.
-      scope: Which are ranked together, and keep their ratios.
-      score: From the dtype of scores and all leaves of params to scores.
+      layout: Layout of params.
+      scope: `layer` or `global`: which scores are ranked together, and must keep their ratios.
+      score: `score(dtype, leaves) -> scores`, from all leaves of params.
 
     Returns:
-      Scores; those of what fits no dtype as they come.
+      float32 scores of the sparse leaves. If even float64 cannot be used, they may be out of range.
     """
     given = [jnp.asarray(x) if _is_inexact(x) else x for x in layout.leaves]
     with jax.numpy_dtype_promotion("standard"):
@@ -353,7 +375,7 @@ def _scores(layout: Layout, scope: Scope, score: Callable[[Any, Leaves], Leaves]
     except (TypeError, ValueError):
         if not any(x.dtype == jnp.float16 for x in given):
             raise
-        found = score(jnp.float32, given)  # a model that insists on float16
+        found = score(jnp.float32, given)  # the model accepts float16 only
     if _are_in_range(layout, found, scope):
         return found
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
@@ -363,13 +385,13 @@ def _scores(layout: Layout, scope: Scope, score: Callable[[Any, Leaves], Leaves]
         ]
         try:
             precise = score(jnp.float64, widest)
-        except (TypeError, ValueError):  # a model that insists on its own precision
+        except (TypeError, ValueError):  # the model accepts its own precision only
             return found
         return _scaled(layout, precise, scope)
 
 
 def _largest(layout: Layout, scores: Leaves) -> list[np.ndarray]:
-    """The largest magnitude in each layer of each sparse leaf."""
+    """Returns the largest magnitude in each layer of each sparse leaf."""
     found = [
         jnp.max(jnp.abs(score), axis=tuple(range(int(leaf.stacked), score.ndim)))
         for leaf, score in zip(layout.sparse, scores, strict=True)
@@ -378,14 +400,15 @@ def _largest(layout: Layout, scores: Leaves) -> list[np.ndarray]:
 
 
 def _are_in_range(layout: Layout, scores: Leaves, scope: Scope) -> bool:
-    """Whether float32, and its squares, hold the scores of every layer that is to be cut."""
+    """Returns whether float32 holds the scores, and their squares, of every layer to be cut."""
+    # Squares, since `Block(pool_by="l2")` pools them; 2**-126 and 2**128 are float32's limits.
     cut = [scope == "global" or leaf.zeros != 0 for leaf in layout.sparse]
     largest = [x for x, is_cut in zip(_largest(layout, scores), cut, strict=True) if is_cut]
     return all(((x >= 2.0**-60) & (x <= 2.0**60)).all() for x in largest)
 
 
 def _scaled(layout: Layout, scores: Leaves, scope: Scope) -> Leaves:
-    """Scores of float64 as float32, each ranking times a power of two that brings it to range."""
+    """Converts float64 scores to float32, each ranking scaled into the range of float32."""
     largest = _largest(layout, scores)
     if scope == "global":
         whole = np.max(np.concatenate(largest))
@@ -393,6 +416,7 @@ def _scaled(layout: Layout, scores: Leaves, scope: Scope) -> Leaves:
     scaled = []
     for leaf, score, top in zip(layout.sparse, scores, largest, strict=True):
         sound = np.where((top > 0) & np.isfinite(top), top, 1.0)
+        # A power of two, so that scaling itself rounds nothing.
         factor = np.ldexp(1.0, 40 - np.frexp(sound)[1])
         shape = (*score.shape[: int(leaf.stacked)], *(1,) * (score.ndim - int(leaf.stacked)))
         scaled.append((score * factor.reshape(shape)).astype(jnp.float32))
@@ -402,6 +426,7 @@ def _scaled(layout: Layout, scores: Leaves, scope: Scope) -> Leaves:
 def _call_with(
     score: Callable[[Any, Leaves, Leaves], Leaves], masks: Leaves, dtype: Any, leaves: Leaves
 ) -> Leaves:
+    """Calls `score`, with its arguments in an order in which `partial` can fix the masks."""
     return score(dtype, leaves, masks)
 
 
@@ -414,15 +439,18 @@ def _ranked(
     share: float = 1.0,
     within: PyTree | None = None,
 ) -> PyTree:
-    """Masks of the largest scores, in the tree structure of params.
+    """Returns masks of the largest scores, in the tree structure of params.
 
     Args:
       layout: Says which leaves are sparse, and their zeros.
-      scores: Of the sparse leaves; ranked by magnitude unless `signed`.
-      scope: Which are ranked together.
+      scores: Scores of the sparse leaves; ranked by magnitude unless `signed`.
+      scope: `layer` or `global`: which scores are ranked together.
       signed: Whether negative scores rank below positive ones.
-      share: How much of the way to the final density, on a logarithmic scale.
-      within: Masks outside of which nothing is kept.
+      share: Share of the way to the final density, on a logarithmic scale.
+      within: Masks outside of which no weight is kept; None for no such limit.
+
+    Raises:
+      ValueError: If scores are not finite, are all equal in a layer, or leave nothing of a layer.
     """
     for leaf, score in zip(layout.sparse, scores, strict=True):
         bad = int(jnp.sum(~jnp.isfinite(score)))
@@ -435,6 +463,7 @@ def _ranked(
     if scope == "global":
         wanted, of = wanted.sum(keepdims=True), of.sum(keepdims=True)
     if share < 1:
+        # On the host in float64: these numbers are static, and must be the same everywhere.
         wanted = np.rint(of * (wanted / of) ** share).astype(np.int64)
     allowed = [None] * len(scores) if within is None else _sparse(layout, within)
     k = jnp.asarray(wanted, jnp.int32)
@@ -463,7 +492,7 @@ def _top(
     def of_groups(leaf: SparseLeaf, score: jax.Array) -> jax.Array:
         if not signed:
             return leaf.pool(score)
-        return leaf.mean(score)  # what removals do adds up, with its sign
+        return leaf.mean(score)  # the effects of removing several weights add up, with their signs
 
     pooled = [of_groups(leaf, s) for leaf, s in zip(sparse, scores, strict=True)]
     groups = [m if m is None else leaf.groups(m) for leaf, m in zip(sparse, allowed, strict=True)]
@@ -480,6 +509,7 @@ def _top(
 
 
 def _choice(leaf: SparseLeaf, scores: jax.Array, chosen: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the fields of `_Choice`, one for each layer, in the shape of the stack."""
     axes = tuple(range(int(leaf.stacked), scores.ndim))
     is_open = scores != _top_k.EXCLUDED
     return (
@@ -491,7 +521,11 @@ def _choice(leaf: SparseLeaf, scores: jax.Array, chosen: jax.Array) -> tuple[jax
 
 
 def _check_choice(layout: Layout, scope: Scope, choices: Sequence[_Choice]) -> None:
-    """Raises a ValueError where nothing is left of a layer, or scores did not tell what to keep."""
+    """Checks the choice in each layer.
+
+    Raises:
+      ValueError: If nothing is left of a layer, or a layer was cut with all of its scores equal.
+    """
     gone, blind = [], []
     for leaf, choice in zip(layout.sparse, choices, strict=True):
         kept, of, low, high = map(np.asarray, choice)
@@ -501,21 +535,22 @@ def _check_choice(layout: Layout, scope: Scope, choices: Sequence[_Choice]) -> N
             blind.append(leaf.path)
     if blind:
         raise ValueError(
-            f"the scores of {_paths.listing(blind)} are all equal: which weights stay would be "
-            "decided by their order alone. A layer that starts at zero, or that the loss does not "
-            "reach through one, has no scores; nor has what underflows. Start it elsewhere, or "
-            "keep it dense: `dense` of the distribution"
+            f"the scores of {_paths.listing(blind)} are all equal, so only the order of weights "
+            "would decide which of them stay. Scores are 0 if a layer starts at zero, if the loss "
+            "reaches it only through such a layer, or if they underflow. Start the layer at other "
+            "values, or keep it dense: `dense` of the distribution"
         )
     if gone:
         raise ValueError(
             f"scope={scope!r}: nothing is left of {_paths.listing(gone)}, whose scores are below "
-            "those of all that stays; use scope='layer', a lower sparsity, or keep these layers "
-            "dense: `dense` of the distribution"
+            "all that stay; use scope='layer' or a lower sparsity, or keep these layers dense: "
+            "`dense` of the distribution"
         )
 
 
 def _signed_scores(x: jax.Array) -> jax.Array:
-    """Floats as non-negative int32 in the same order; the lowest bit is lost."""
+    """Returns non-negative int32 scores in the order of signed floats; the lowest bit is lost."""
+    # Adding 0.0 makes -0.0 to 0.0, so that both have one score.
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32) + 0.0, jnp.int32)
     ordered = jnp.where(bits < 0, ~bits, bits | jnp.int32(-(2**31))).astype(jnp.uint32)
     return (ordered >> 1).astype(jnp.int32)

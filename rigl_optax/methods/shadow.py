@@ -1,4 +1,4 @@
-"""Methods whose inactive weights go on learning out of sight: DNW and Top-KAST."""
+"""Implements DNW and Top-KAST, whose inactive weights go on learning as shadow weights."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,26 +25,30 @@ def dnw(
     initial_masks: PyTree | None = None,
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Discovering neural wirings (DNW): all weights learn, the largest of each layer show.
+    r"""Discovering neural wirings (DNW): all weights learn, the largest of each layer are active.
 
-    With shadow weights :math:`w` and what the forward pass sees, :math:`\theta`,
+    Use it if only the forward pass has to be sparse: it is among the most accurate methods here
+    (docs/results.md), at the memory and the backward pass of a dense network. `top_kast` needs
+    fewer gradients.
+
+    With shadow weights :math:`w` and the weights :math:`\theta` of the forward pass,
 
     .. math::
         w_{t+1} &= w_t + \mathrm{inner}(\nabla_\theta L(\theta_t)) \\
         \theta_{t+1} &= w_{t+1} \odot [\,|w_{t+1}| \text{ among the } n_l
             \text{ largest of its layer}\,]
 
-    The gradient goes straight through to all weights, so it is dense at every step, and so are
-    the optimizer's state and the shadow. Masks before the first step are random, or given.
+    The gradient with respect to :math:`\theta` moves all shadow weights, so gradient, optimizer
+    state and shadow are dense at every step. The masks before the first step are random, or given.
 
     Args:
-      inner: As in `rigl`; it moves the shadow weights, its decay decays them.
+      inner: As in `rigl`; it moves the shadow weights, and its weight decay acts on them.
       sparsity: As in `rigl`.
-      end: The masks are no longer renewed at `count >= end`; None for never.
+      end: The masks stay as they are at `count >= end`; None to renew them until training stops.
       every: Steps between renewals; 1 in the paper.
       begin: Count of the first renewal.
       structure: As in `rigl`.
-      initial_masks: As in `rigl`; `magnitude_masks(params, s)` starts as it goes on.
+      initial_masks: As in `rigl`; `magnitude_masks(params, s)` gives those of the largest weights.
       seed: As in `rigl`.
 
     Returns:
@@ -95,9 +99,12 @@ def top_kast(
     initial_masks: PyTree | None = None,
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Top-KAST: a sparse forward pass, a larger set that learns, nothing dense in between.
+    r"""Top-KAST: a sparse forward pass, and a larger but sparse set of weights that learn.
 
-    With shadow weights w, of each layer the :math:`n_l` largest form the forward set A and the
+    Use it if neither the forward nor the backward pass may be dense: gradients are needed in the
+    backward set only. It is less accurate than `dnw`, which needs all gradients.
+
+    With shadow weights w, the :math:`n_l` largest of each layer form the forward set A, and the
     :math:`m_l \ge n_l` largest the backward set B; D is the density of A in the layer.
 
     .. math::
@@ -107,18 +114,18 @@ def top_kast(
             0 & \text{else} \end{cases} \\
         w_{t+1} &= w_t + \mathrm{inner}(g), \qquad \theta = w \odot [i \in A]
 
-    Both sets are renewed every `every` steps, after the gradient step. What is in B but not in A
-    decays faster, so that it has to prove itself.
+    Both sets are renewed every `every` steps, after the gradient step. Weights in B but not in A
+    decay faster.
 
     Args:
       inner: As in `rigl`; it moves the shadow weights.
-      sparsity: Of the forward set, as in `rigl`.
-      backward_sparsity: Of the backward set, at most `sparsity`: a number, laid out as
-        `sparsity` is, or a distribution. Gradients of these weights only are needed.
-      end: The sets are no longer renewed at `count >= end`; None for never.
+      sparsity: Sparsity of the forward set, as in `rigl`.
+      backward_sparsity: Sparsity of the backward set, at most `sparsity`: a number, laid out as
+        `sparsity` is, or a distribution.
+      end: The sets stay as they are at `count >= end`; None to renew them until training stops.
       every: Steps between renewals; the paper sees no loss at 100.
       begin: Count of the first renewal.
-      exploration: :math:`\lambda`, a penalty :math:`\lambda w^2 / 2` in the loss.
+      exploration: :math:`\lambda`, of a penalty :math:`\lambda w^2 / 2` in the loss.
       structure: As in `rigl`.
       initial_masks: The forward set at the start, as in `rigl`.
       seed: As in `rigl`.
@@ -164,6 +171,7 @@ def top_kast(
             packing,
         )
         active = packing.pack(masks, False)
+        # The forward set comes first, so that the backward set contains it.
         first = jnp.int32(np.iinfo(np.int32).max)
         scores = [jnp.where(m, first, s) for m, s in zip(active, scores, strict=True)]
         k = jnp.asarray(packing.sizes() - zeros.astype(np.int32))
@@ -174,15 +182,18 @@ def top_kast(
 
     def backward(view: ShadowView) -> Arrays:
         numbers = [leaf.rankings for leaf in view.leaves]
+        # The density of A at the start: the number of active weights never changes.
         densities = jnp.split(view.carry, np.cumsum(numbers)[:-1])
         gradients = []
         for i, gradient in enumerate(view.gradients):
             shadow, mask, mark = view.shadow[i], view.masks[i], view.marks[i]
+            # Parts of a layer have densities of their own; D is that of the whole layer.
             of_layers = densities[i].reshape(view.leaves[i].layers, -1).mean(1)
             density = of_layers.reshape(-1, *(1,) * (gradient.ndim - 1))
             if gradient.ndim == 0 or not view.leaves[i].stacked:
                 density = of_layers.reshape((1,) * gradient.ndim)
             penalty = jnp.float32(exploration) * jnp.where(mask, 1, 1 / density)
+            # The penalty is float32 whatever the weights are; the sum has the gradient's dtype.
             total = gradient + (penalty * shadow.astype(jnp.float32)).astype(gradient.dtype)
             gradients.append(_blend.masked(mark, total))
         return gradients
@@ -190,6 +201,7 @@ def top_kast(
     def rule(inputs: RewiringInputs) -> Outcome:
         packing = inputs.packing
         scores = [_top_k.magnitude_scores(w) for w in inputs.weights]
+        # Both searches rank the same scores, so the backward set contains the forward set.
         masks, marks = (
             _top_k.top_k(scores, packing.rows, _top_k.counts_for(packing, current))
             for current in (inputs.masks, inputs.marks)

@@ -1,4 +1,4 @@
-"""STR: soft thresholds, one learned for each layer."""
+"""Implements STR, which learns a soft threshold for each layer."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,10 @@ def soft_thresholding(
     thresholds: optax.GradientTransformation | None = None,
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Soft threshold reparameterization (STR): how sparse each layer is, is learned.
+    r"""Soft threshold reparameterization (STR): learns how sparse each layer is.
+
+    Use it if the network itself should choose the sparsity of each layer, and the overall sparsity
+    need not be known before training; all other methods reach a given one.
 
     With shadow weights w and a number :math:`s_l` for each layer,
 
@@ -34,25 +37,25 @@ def soft_thresholding(
             [\theta_i \ne 0] \, \mathrm{sign}(w_i) \nabla_{\theta_i} L + \lambda s_l
 
     The decay :math:`\lambda` pulls :math:`s_l` up to 0, and the threshold with it to 1/2; the
-    loss pushes back. So the final sparsity follows from :math:`\lambda`, the initial
-    threshold, the weight decay and the number of steps: it is measured, not given. Nothing is
-    sparse at first.
+    loss pushes back. The final sparsity depends on :math:`\lambda`, the initial threshold, the
+    weight decay and the number of steps. At first only weights below the initial threshold are
+    inactive.
 
     Args:
-      inner: As in `rigl`; it moves the shadow weights, and its weight decay shrinks those below
+      inner: As in `rigl`; it moves the shadow weights, and its weight decay shrinks weights below
         the threshold too.
-      layers: A distribution, for which leaves are sparse (its `dense`, `stacked`); its
-        sparsities are those at the start, random. `uniform(0.0)` if not given.
+      layers: A distribution whose `dense` and `stacked` say which leaves are sparse, and whose
+        sparsities those of the random masks at the start; `uniform(0.0)` if not given.
       threshold_decay: :math:`\lambda` (the paper uses its weight decay).
-      initial_threshold: :math:`s_l` at the start; the threshold is its sigmoid, -6 is 0.0025.
-      thresholds: What moves :math:`s_l`; `inner` again if not given, with a state of its own.
+      initial_threshold: :math:`s_l` at the start; the threshold is its sigmoid: -6 gives 0.0025.
+      thresholds: The optimizer of :math:`s_l`; `inner` if not given, with a state of its own.
       seed: As in `rigl`.
 
     Returns:
-      A transformation whose state is a `SparseState` with `shadow`; `memory.carry` holds the
-      thresholds before the sigmoid, float32 of shape () or (layers,) for each sparse leaf,
-      and what moves them. Sums of floats are in them: on another number of devices they, and
-      then the masks, may differ.
+      A transformation whose state is a `SparseState` with `shadow`; `memory.carry` holds
+      :math:`s_l`, float32 of shape () or (layers,) for each sparse leaf, and the state of its
+      optimizer. Its gradients are sums of floats, so the thresholds, and then the masks, may differ
+      on another number of devices.
 
     Raises:
       ValueError: As `rigl` does; if `threshold_decay` is below 0.
@@ -91,6 +94,7 @@ def soft_thresholding(
         for i, value in enumerate(values):
             gradient, shadow = view.gradients[i].astype(jnp.float32), view.shadow[i]
             along = _blend.masked(view.masks[i], gradient * jnp.sign(shadow.astype(jnp.float32)))
+            # One sum for each layer; a float sum, so it is not the same on every mesh.
             total = _sharding.whole(jnp.sum(along, axis=tuple(range(value.ndim, along.ndim))))
             threshold = jax.nn.sigmoid(value)
             slope = -threshold * (1 - threshold) * total
@@ -103,17 +107,20 @@ def soft_thresholding(
         for weight, mask, value in zip(shadow, masks, carry[0], strict=True):
             threshold = jax.nn.sigmoid(value).reshape(value.shape + (1,) * (mask.ndim - value.ndim))
             w = weight.astype(jnp.float32)
+            # Where the mask is True, |w| is above the threshold: no maximum with 0 is needed.
             shrunk = jnp.sign(w) * (jnp.abs(w) - threshold)
             shown.append(_blend.masked(mask, shrunk.astype(weight.dtype)))
         return shown
 
     def rule(inputs: RewiringInputs) -> Outcome:
+        # One threshold for each ranking, in the order of `packing.rows`.
         vector = jnp.concatenate([value.reshape(-1) for value in inputs.carry[0]])
         each = zip(inputs.weights, inputs.packing.rows, strict=True)
         return Outcome(
             [jnp.abs(w) > _top_k.spread(jax.nn.sigmoid(vector), w, rows) for w, rows in each]
         )
 
+    # Masks follow the thresholds at every step, as long as training lasts.
     last = int(np.iinfo(np.int32).max)
     method = Method(
         _plan.rewiring_plan(begin=0, end=last, every=1),

@@ -1,4 +1,4 @@
-"""Static sparse training: the masks of the first step are those of the last."""
+"""Implements static sparse training, whose masks never change."""
 
 import optax
 
@@ -16,12 +16,12 @@ def static_sparse(
     initial_masks: PyTree | None = None,
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Trains with masks that never change: random ones, or those that are given.
+    r"""Trains with masks that never change: random ones, or given ones.
+
+    Use it as the control for every dynamic method (the paper's "Static"), and to train with masks
+    that were chosen before: `snip_masks` and its relatives, `lottery_ticket`.
 
     .. math:: \theta_{t+1} = m \odot (\theta_t + \mathrm{inner}(m \odot \nabla L))
-
-    The control for every dynamic method (the paper's "Static"), and the second half of the
-    ones that choose a mask once: saliency at initialisation, lottery tickets.
 
     Args:
       inner: Any Optax optimizer.
@@ -34,7 +34,7 @@ def static_sparse(
       A transformation whose state is a `SparseState`.
 
     Raises:
-      ValueError: As `rigl` does on sparsity and masks.
+      ValueError: As `rigl` does for sparsity and masks.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax
