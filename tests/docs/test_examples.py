@@ -44,3 +44,27 @@ def test_examples_in_docstrings_print_what_they_say(path):
         test.globs = dict(names)
         runner, printed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS), []
         assert runner.run(test, out=printed.append).failed == 0, "".join(printed)
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FRAGMENT = "<!-- a fragment"
+
+
+def blocks(page):
+    """The blocks of Python of a page, and whether each is marked as one that cannot run alone."""
+    text = page.read_text()
+    found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [
+        (match.group(1), text[: match.start()].rstrip().split("\n")[-1].startswith(FRAGMENT))
+        for match in found
+    ]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda page: page.name)
+def test_code_in_pages_runs(page, capsys):
+    """In order, in one namespace; fragments, which the page marks, are only parsed."""
+    names = {"__name__": page.stem}
+    for number, (code, is_fragment) in enumerate(blocks(page), 1):
+        compiled = compile(code, f"{page.name}, block {number}", "exec")
+        if not is_fragment:
+            exec(compiled, names)
