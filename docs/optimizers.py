@@ -56,10 +56,10 @@ of its own.
 ## Number formats
 
 - **float16.** Adam's `eps=1e-8` is 0 in float16, and an inactive weight, whose gradient and
-  averages are 0, would be 0 / 0; a norm or a clip inside would spread the NaN. Within the optimizer
-  of a tree with float16 (or narrower) leaves such quotients are 0, as they are in float32. An active
-  weight whose squared gradient underflows is divided by 0, as in plain Optax: give an `eps` of at
-  least 1e-7, or keep weights in bfloat16 or float32.
+  averages are 0, would be 0 / 0; a norm or a clip inside would spread the NaN. Within the
+  optimizer of a tree with float16 (or narrower) leaves such quotients are 0, as they are in
+  float32. An active weight whose squared gradient underflows is divided by 0, as in plain Optax:
+  give an `eps` of at least 1e-7, or keep weights in bfloat16 or float32.
 - **Mixed dtypes.** Updates have the dtype that holds both update and parameter: only so can a
   weight land on 0 exactly. Wrappers that put the update in a `lax.cond` (`apply_if_finite`,
   `conditionally_mask`, `conditionally_transform`) need updates of the gradients' dtype. With
