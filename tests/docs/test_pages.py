@@ -94,7 +94,12 @@ def test_every_page_is_on_the_site():
 
 def _referenced():
     for page in sorted((DOCS / "reference").glob("*.md")):
-        yield from re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+        for shown in page.read_text().split("\n::: ")[1:]:
+            name = shown.split()[0]
+            yield name
+            listed = re.search(r"members: \[(.*)\]|members:\n((?: +- \w+\n?)+)", shown)
+            for member in re.findall(r"\w+", listed.group(0))[1:] if listed else ():
+                yield f"{name}.{member}"
 
 
 def test_every_public_name_is_in_the_reference():
