@@ -14,7 +14,8 @@
 # make bench-condensed  training steps of really sparse weights against the same dense model
 # make bigger-than-dense  under 3 GB: the dense network fails, the condensed one learns (2 minutes)
 # make soak   half an hour of rewiring and kills     make fuzz   mutated files into every loader
-# make docs    the site, into build/site      make lock    renew constraints.txt
+# make docs    the site, into build/site      make pages  the tables in docs/ that are generated
+# make lock    renew constraints.txt
 #
 # Each sets up what it needs in .venv, once. Another interpreter: make PYTHON=python3.12
 
@@ -32,7 +33,7 @@ NEWEST := catalogue rewiring sharding trees users reproducible no_gather mask_me
 
 TEXT_METHODS := --methods=dense,small_dense,static,set,snfs,rigl,gmp --sparsities=.75,.9
 
-.PHONY: train test test-fast test-core lint bench soak fuzz compare compare-fashion-mnist docs lock clean
+.PHONY: train test test-fast test-core lint bench soak fuzz compare compare-fashion-mnist docs pages lock clean
 .PHONY: compare-text compare-text-quick bench-recurrent compare-vision bench-vision bench-input
 .PHONY: compare-structures bench-condensed bigger-than-dense
 
@@ -105,6 +106,11 @@ lint: $(VENV)/.test
 bench: $(VENV)/.train
 	$(BIN)/python benchmarks/update_overhead.py
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python benchmarks/update_overhead.py --only resnet50
+
+# The tables of docs/ that are made from sources; those of records have targets of their own.
+pages: $(VENV)/.test
+	for page in combinations config optimizers recipes tree; do \
+	  $(BIN)/python docs/$$page.py || exit 1; done
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q

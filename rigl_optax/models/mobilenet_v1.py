@@ -68,8 +68,9 @@ class MobileNetV1(nnx.Module):
     Example:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
-      >>> model = MobileNetV1((32, 32, 3), 10, 0.25, rngs=nnx.Rngs(0))
-      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      >>> def logits(images):
+      ...     return MobileNetV1((32, 32, 3), 10, 0.25, rngs=nnx.Rngs(0))(images)
+      >>> nnx.eval_shape(logits, jnp.zeros((2, 32, 32, 3))).shape
       (2, 10)
     """
 

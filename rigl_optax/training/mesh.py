@@ -134,8 +134,8 @@ def partition(shape: tuple[int, ...], ways: int) -> PartitionSpec:
     """Cuts the largest axis that `ways` divides, the first of equals; if there is none, no axis.
 
     Example:
-      >>> partition((64, 300), 4), partition((3, 3, 64, 64), 4), partition((10,), 4)
-      (PartitionSpec(None, 'params'), PartitionSpec(None, None, 'params', None), PartitionSpec())
+      >>> [tuple(partition(shape, 4)) for shape in [(64, 300), (3, 3, 64, 64), (10,)]]
+      [(None, 'params'), (None, None, 'params', None), ()]
     """
     divisible = [size if size and size % ways == 0 else 0 for size in shape]
     if ways == 1 or not any(divisible):

@@ -1,31 +1,83 @@
+import importlib
 import importlib.util
 import pathlib
 import re
+import shlex
+import sys
 
 import pytest
+from absl import flags
+
+import rigl_optax
+from rigl_optax.training import command_line, config
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
 
 
-def test_the_page_on_optimizers_is_what_the_tests_run():
-    path = ROOT / "docs" / "optimizers.py"
-    spec = importlib.util.spec_from_file_location("optimizers", path)
+def _name(page):
+    return str(page.relative_to(ROOT))
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.PAGE.read_text() == module.page(), "run python docs/optimizers.py"
+    return module
 
 
-@pytest.mark.parametrize("name", ["vision", "structured"])
-def test_tables_are_those_of_the_records(name):
-    path = ROOT / "docs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+@pytest.mark.parametrize("name", ["config", "optimizers", "recipes", "structured", "vision"])
+def test_tables_are_those_of_the_sources_and_records(name):
+    module = _script(name)
     assert module.PAGE.read_text() == module.page(), f"run python docs/{name}.py"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tree_is_that_of_the_package():
+    tree = _script("tree")
+    for page, lines in tree.pages().items():
+        assert page.read_text() == tree.rewritten(page, lines), "run python docs/tree.py"
+
+
+def test_the_page_on_config_has_every_key():
+    listed = re.findall(r"^\| `([a-z_.]+)`", (DOCS / "config.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == config.known_keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_keys_in_pages_exist(page):
+    known = {*config.known_keys(), *config.sections()}
+    for key in re.findall(r"(?<![\w./])config\.([a-z]\w*(?:\.[a-z]\w*)*)", page.read_text()):
+        section = key.rpartition(".")[0]
+        file = key.endswith((".py", ".md", "json")) or key in {"json", "py", "md"}
+        assert file or key in known or section in OPEN, f"{page.name}: config.{key}"
+
+
+# Sections that pass on what they do not list.
+OPEN = {"model", "method", "method.distribution", "method.structure", "optimizer"}
+_SOURCES = [*PAGES, *sorted((ROOT / "configs").glob("*.py"))]
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize("page", _SOURCES, ids=_name)
+def test_commands_with_a_config_are_accepted(page, monkeypatch):
+    text = re.sub(r"\\\n\s*", " ", page.read_text())
+    for command in re.findall(r"python scripts/\w+\.py [^\n`|]*--config=configs[^\n`|]*", text):
+        quote = "'" * (command.count("'") % 2)  # that closes the command of another program
+        words = shlex.split(command.removesuffix(quote))[2:]
+        given = [word for word in words if word.startswith("--config")]
+        values = flags.FlagValues()
+        command_line.define_config(values)
+        monkeypatch.setattr(command_line.flags, "FLAGS", values)
+        monkeypatch.setattr(sys, "argv", ["script", *given])
+        monkeypatch.chdir(ROOT)
+        command_line.parse(sys.argv)
+        command_line.checked()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith("http"):
@@ -33,14 +85,32 @@ def test_links_between_pages_lead_somewhere(page):
 
 
 def test_every_page_is_on_the_site():
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
-    assert set(re.findall(r"- (\w+\.md)", (ROOT / "mkdocs.yml").read_text())) == pages
-    linked = re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text())
-    assert set(linked) == pages - {"index.md"}
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("nav:")[2]
+    assert set(re.findall(r"- (?:[\w ]+: )?([\w/]+\.md)", navigation)) == pages
+    linked = re.findall(r"\]\(([\w/]+\.md)\)", (DOCS / "index.md").read_text())
+    assert {page for page in pages if "/" not in page} - {"index.md"} <= set(linked)
 
 
-def test_the_example_in_the_readme_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+def _referenced():
+    for page in sorted((DOCS / "reference").glob("*.md")):
+        for shown in page.read_text().split("\n::: ")[1:]:
+            name = shown.split()[0]
+            yield name
+            listed = re.search(r"members: \[(.*)\]|members:\n((?: +- \w+\n?)+)", shown)
+            for member in re.findall(r"\w+", listed.group(0))[1:] if listed else ():
+                yield f"{name}.{member}"
+
+
+def test_every_public_name_is_in_the_reference():
+    modules = {"accounting", "analysis", "condensed", "export"}
+    listed = set(_referenced())
+    missing = {name for name in rigl_optax.__all__ if f"rigl_optax.{name}" not in listed}
+    assert missing <= modules, "add them to a page of docs/reference"
+    assert {f"rigl_optax.{name}" for name in modules} <= listed
+
+
+@pytest.mark.parametrize("name", list(_referenced()))
+def test_what_the_reference_shows_exists(name):
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute) or importlib.import_module(name)
