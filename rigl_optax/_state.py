@@ -15,15 +15,15 @@ class Memory(NamedTuple):
 
     Attributes:
       gradients: float32 tree: an average or a sum of dense gradients.
-      marks: Bool tree: a second mask, for what the method says.
+      second_masks: Bool tree: Top-KAST's backward set, DeepR's signs.
       initial: Tree of the weights at init.
-      carry: A few numbers.
+      numbers: A few numbers: DSR's threshold, STR's thresholds.
     """
 
     gradients: PyTree = ()
-    marks: PyTree = ()
+    second_masks: PyTree = ()
     initial: PyTree = ()
-    carry: PyTree = ()
+    numbers: PyTree = ()
 
 
 class SparseState(NamedTuple):

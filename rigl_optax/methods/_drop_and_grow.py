@@ -11,7 +11,7 @@ from rigl_optax._layout import Layout, check_total, layer_rows
 from rigl_optax._ranking import _keep_and_grow, _random, _top_k
 from rigl_optax._ranking._packing import Rows
 from rigl_optax._types import Arrays, Overrides, Seed
-from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs
+from rigl_optax._wrapper._method import Decision, Method, RewiringInputs
 from rigl_optax._wrapper._newborn import Grown
 from rigl_optax.methods import _ablation, _min_fan_in
 
@@ -95,7 +95,7 @@ def drop_and_grow_method(
         if grow_counts is not None:
             check_total(layout)
 
-    def rule_of_parts(inputs: RewiringInputs) -> Outcome:
+    def rule_of_parts(inputs: RewiringInputs) -> Decision:
         # Drops are of the whole layer; what a part of it lost, it grows.
         rows, layers = inputs.packing.rows, layer_rows(inputs.leaves)
         active = _top_k.counts(inputs.masks, layers)
@@ -118,14 +118,14 @@ def drop_and_grow_method(
             kept = _top_k.top_k(left, rows, jax.tree.map(jnp.minimum, held, wanted))
         chosen = regrown_in_parts(kept, grow_scores, rows, wanted)
         if not needs_signal:
-            return Outcome(chosen)
+            return Decision(chosen)
         return _outcome(
             _keep_and_grow.unless_uninformed(
                 chosen, inputs.masks, has_signal, active - keep, layers
             )
         )
 
-    def rule(inputs: RewiringInputs) -> Outcome:
+    def rule(inputs: RewiringInputs) -> Decision:
         if any(leaf.structure.has_parts for leaf in inputs.leaves):
             return rule_of_parts(inputs)
         rows, packing = inputs.packing.rows, inputs.packing
@@ -153,7 +153,7 @@ def drop_and_grow_method(
             keep_scores = _min_fan_in.protected(keep_scores, inputs.leaves, packing, min_fan_in)
             prefer = _min_fan_in.preferred(grow_scores, inputs.leaves, packing, min_fan_in)
         if not needs_signal:
-            return Outcome(
+            return Decision(
                 _keep_and_grow.keep_and_grow(keep_scores, grow_scores, rows, keep, dropped, prefer)
             )
         return _outcome(
@@ -184,8 +184,8 @@ def drop_and_grow_method(
     )
 
 
-def _outcome(rewired: _keep_and_grow.Grown) -> Outcome:
-    return Outcome(rewired.masks, uninformed=rewired.uninformed)
+def _outcome(rewired: _keep_and_grow.Grown) -> Decision:
+    return Decision(rewired.masks, uninformed=rewired.uninformed)
 
 
 def regrown_in_parts(

@@ -77,7 +77,7 @@ class Tally:
         if method.masked:
             first = self._of_masks(run.initial)
             if method.cost.ordinary.is_wider:
-                wider = self._of_marks(run.initial.opt_state.memory.marks)
+                wider = self._of_marks(run.initial.opt_state.memory.second_masks)
         self._counter = accounting.FlopsCounter(
             method.cost,
             methods.plan(config),
