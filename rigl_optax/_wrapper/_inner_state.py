@@ -108,7 +108,8 @@ class Slot(NamedTuple):
       path: Its key path in the state.
       owner: Index of the weight among the leaves of params.
       kept: Its value where a rewiring that replaces the gradient step keeps the weight: the one
-        before the step.
+        before the step. A leaf of integers counts steps, as counters that belong to no
+        weight do: these go on, so it is the one after the step.
       new: Its value after the step.
       rest: Its value in a fresh `inner.init`: "at rest" is not zero for every optimizer.
     """
@@ -143,6 +144,8 @@ def slots(old: PyTree, new: PyTree, rest: PyTree, params: PyTree) -> dict[int, S
         if owner is None or path not in olds or path not in rests:
             continue
         kept, resting = (jnp.asarray(x[path]).astype(leaf.dtype) for x in (olds, rests))
+        if _counts(leaf):
+            kept = leaf
         found[index] = Slot(path, owner, kept, leaf, resting)
     return found
 
@@ -180,11 +183,15 @@ def stored_leaves(
         where = kept[slot.owner]
         if where is not None:
             newborn = None
-            if newborn_state is not None:
+            if newborn_state is not None and not _counts(slot.new):
                 newborn = newborn_state(slot.path, slot.kept, slot.rest, slot.owner)
             value = where.select(value, slot.rest, newborn)
         stored[index] = lax.select(is_rewiring, value, slot.new)
     return stored
+
+
+def _counts(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 def replace_leaves(tree: PyTree, by_index: Mapping[int, jax.Array]) -> PyTree:
