@@ -77,7 +77,7 @@ def deep_rewiring(
         if not value >= 0:
             raise ValueError(f"{name}={value}: must be at least 0")
     rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
-    random_scores = _drop_and_grow.random_scores(seed)
+    random_scores = _drop_and_grow.grow_at_random(seed)
 
     def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> InitialMemory:
         positions = [leaf.position for leaf in layout.sparse]

@@ -185,7 +185,7 @@ def granet(
         active = _top_k.counts(left, layers)
         dropped = _keep_and_grow.drop_counts(active, plan.default.drop_fraction(inputs.count))
         scores = _keep_and_grow.drop_scores(inputs.weights, left)
-        growth = _drop_and_grow.gradient_scores(inputs)
+        growth = _drop_and_grow.grow_by_gradient(inputs)
         if has_parts:
             kept = _top_k.top_k(scores, layers, active - dropped)
             wanted = _top_k.counts_by_row(left, rows)

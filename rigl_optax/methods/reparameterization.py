@@ -87,7 +87,7 @@ def dynamic_sparse_reparameterization(
         raise ValueError(f"tolerance={tolerance}: must be in [0, 1)")
     plan = _plan.rewiring_plan(begin=begin, end=end, every=every, drop_fraction=drop_fraction)
     grown.check()
-    random_scores = _drop_and_grow.random_scores(seed)
+    random_scores = _drop_and_grow.grow_at_random(seed)
 
     def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> InitialMemory:
         del layout, packing, masks
