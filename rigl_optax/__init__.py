@@ -48,6 +48,7 @@ from rigl_optax.methods.evolutionary import (
     sparse_evolutionary_training as sparse_evolutionary_training,
 )
 from rigl_optax.methods.lottery import lottery_ticket as lottery_ticket
+from rigl_optax.methods.mest import mest as mest
 from rigl_optax.methods.momentum import sparse_momentum as sparse_momentum
 from rigl_optax.methods.pruning import gradual_magnitude_pruning as gradual_magnitude_pruning
 from rigl_optax.methods.pruning import granet as granet
@@ -117,6 +118,7 @@ __all__ = [
     "lottery_ticket",
     "magnitude_masks",
     "magnitude_scores",
+    "mest",
     "rewiring_plan",
     "rigl",
     "small_dense_width",

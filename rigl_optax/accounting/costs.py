@@ -84,6 +84,7 @@ METHODS: dict[str, MethodCost] = {
     "lottery_rigl": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
     # Growth is random: no dense gradient. The loop has taken a sparse gradient all the same.
     "set": MethodCost(_SPARSE),
+    "mest": MethodCost(_SPARSE),  # gradients of active weights decide what is dropped
     "deepr": MethodCost(_SPARSE),
     "dsr": MethodCost(_SPARSE),
     "rigl": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),

@@ -21,6 +21,7 @@ from rigl_optax.accounting.report import Explanation, LayerReport
 from rigl_optax.methods import (
     deep_rewiring,
     evolutionary,
+    mest,
     momentum,
     pruning,
     reparameterization,
@@ -41,6 +42,7 @@ TRANSFORMATIONS: dict[str, Callable[..., optax.GradientTransformation] | None] =
     "synflow": static.static_sparse,
     "lottery": static.static_sparse,
     "set": evolutionary.sparse_evolutionary_training,
+    "mest": mest.mest,
     "deepr": deep_rewiring.deep_rewiring,
     "snfs": momentum.sparse_momentum,
     "snfs_redistribute": functools.partial(momentum.sparse_momentum, redistribute=True),
@@ -102,9 +104,9 @@ def explain(
       overrides: As in `rigl`.
       structure: As in `rigl`.
       initial_masks: As in `rigl`.
-      method: `rigl`, `set`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `top_kast`, `dnw`, `str`,
-        `static`, `dense`; `snip`, `grasp`, `synflow` and `lottery`, which train as `static` does;
-        or the name of the function, as `sparse_momentum`.
+      method: `rigl`, `set`, `mest`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `top_kast`, `dnw`,
+        `str`, `static`, `dense`; `snip`, `grasp`, `synflow` and `lottery`, which train as `static`
+        does; or the name of the function, as `sparse_momentum`.
       steps: Training steps in all, for the cost of training; `end` if not given.
       model: Forward pass, `model(params, *inputs)`; without it nothing is said about FLOPs.
       inputs: Its further arguments, or their shapes: one example.

@@ -190,6 +190,35 @@ def test_a_rule_of_ones_own():
     assert int(state.memory.numbers) == 2
 
 
+def mest(weight=1.0):
+    return rigl_optax.mest(sgd(), HALF, gradient_weight=weight, **PLAN)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_sums_of_scores_are_the_same_on_eight_devices(weight):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def place(tree):
+        specs = {"a": (), "b": ("x",), "bias": ()}
+        spec = {n: jax.sharding.PartitionSpec(*s) for n, s in specs.items()}
+        shardings = {n: jax.sharding.NamedSharding(mesh, s) for n, s in spec.items()}
+        return jax.device_put(tree, shardings)
+
+    for one, eight in zip(run(mest(weight)), run(mest(weight), place=place), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one[2::2], eight[2::2])
+
+
+def test_without_gradients_mest_is_set():
+    assert_same(mest(0.0), rigl_optax.sparse_evolutionary_training(sgd(), HALF, **PLAN))
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_of_gradients_that_makes_no_sense_is_refused(weight):
+    with pytest.raises(ValueError, match="gradient_weight="):
+        mest(weight)
+
+
 # ------------------------------------------------------------------------------ exact sums
 
 
