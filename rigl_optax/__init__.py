@@ -31,6 +31,10 @@ from rigl_optax._initialization import sparse_aware_init as sparse_aware_init
 from rigl_optax._masks import apply_masks as apply_masks
 from rigl_optax._masks import check as check
 from rigl_optax._masks import get_masks as get_masks
+from rigl_optax._plan import RewiringPlan as RewiringPlan
+from rigl_optax._plan import rewiring_plan as rewiring_plan
+from rigl_optax._ranking._scores import add_scores as add_scores
+from rigl_optax._ranking._top_k import magnitude_scores as magnitude_scores
 from rigl_optax._schedules import constant_drop_fraction as constant_drop_fraction
 from rigl_optax._schedules import cosine_drop_fraction as cosine_drop_fraction
 from rigl_optax._schedules import inverse_power_drop_fraction as inverse_power_drop_fraction
@@ -40,14 +44,25 @@ from rigl_optax._structures import NM as NM
 from rigl_optax._structures import Block as Block
 from rigl_optax._structures import ConstantFanIn as ConstantFanIn
 from rigl_optax._structures import Unstructured as Unstructured
+from rigl_optax._wrapper._method import Decision as Decision
+from rigl_optax._wrapper._method import InitialMemory as InitialMemory
+from rigl_optax._wrapper._method import Method as Method
+from rigl_optax._wrapper._method import RewiringInputs as RewiringInputs
+from rigl_optax._wrapper._method import Shadow as Shadow
 from rigl_optax._wrapper._newborn import Grown as Grown
+from rigl_optax._wrapper._transform import sparse_transform as sparse_transform
 from rigl_optax.accounting.explanation import explain as explain
 from rigl_optax.accounting.small_dense import small_dense_width as small_dense_width
+from rigl_optax.methods._drop_and_grow import drop_and_grow as drop_and_grow
+from rigl_optax.methods._drop_and_grow import grow_at_random as grow_at_random
+from rigl_optax.methods._drop_and_grow import grow_by_gradient as grow_by_gradient
+from rigl_optax.methods._drop_and_grow import keep_by_magnitude as keep_by_magnitude
 from rigl_optax.methods.deep_rewiring import deep_rewiring as deep_rewiring
 from rigl_optax.methods.evolutionary import (
     sparse_evolutionary_training as sparse_evolutionary_training,
 )
 from rigl_optax.methods.lottery import lottery_ticket as lottery_ticket
+from rigl_optax.methods.mest import mest as mest
 from rigl_optax.methods.momentum import sparse_momentum as sparse_momentum
 from rigl_optax.methods.pruning import gradual_magnitude_pruning as gradual_magnitude_pruning
 from rigl_optax.methods.pruning import granet as granet
@@ -73,14 +88,21 @@ __all__ = [
     "NM",
     "Block",
     "ConstantFanIn",
+    "Decision",
     "DenseLayers",
     "Distribution",
     "Grown",
+    "InitialMemory",
     "KernelAxes",
+    "Method",
+    "RewiringInputs",
+    "RewiringPlan",
+    "Shadow",
     "SparseState",
     "Unstructured",
     "accounting",
     "adamw",
+    "add_scores",
     "analysis",
     "apply_masks",
     "check",
@@ -91,6 +113,7 @@ __all__ = [
     "default_axes",
     "default_dense",
     "dnw",
+    "drop_and_grow",
     "dynamic_sparse_reparameterization",
     "equinox_axes",
     "erdos_renyi",
@@ -102,10 +125,16 @@ __all__ = [
     "gradual_magnitude_pruning",
     "granet",
     "grasp_masks",
+    "grow_at_random",
+    "grow_by_gradient",
     "inverse_power_drop_fraction",
+    "keep_by_magnitude",
     "linear_drop_fraction",
     "lottery_ticket",
     "magnitude_masks",
+    "magnitude_scores",
+    "mest",
+    "rewiring_plan",
     "rigl",
     "scale_by_adam",
     "small_dense_width",
@@ -114,6 +143,7 @@ __all__ = [
     "sparse_aware_init",
     "sparse_evolutionary_training",
     "sparse_momentum",
+    "sparse_transform",
     "static_sparse",
     "synflow_masks",
     "top_kast",

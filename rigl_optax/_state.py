@@ -15,15 +15,15 @@ class Memory(NamedTuple):
 
     Attributes:
       gradients: float32 tree: an average or a sum of dense gradients.
-      marks: Bool tree: a second mask, with a meaning that the method defines.
+      second_masks: Bool tree: a second mask, with a meaning that the method defines.
       initial: Tree of the weights at init.
-      carry: A few numbers, such as a threshold.
+      numbers: A few numbers, such as a threshold.
     """
 
     gradients: PyTree = ()
-    marks: PyTree = ()
+    second_masks: PyTree = ()
     initial: PyTree = ()
-    carry: PyTree = ()
+    numbers: PyTree = ()
 
 
 class SparseState(NamedTuple):

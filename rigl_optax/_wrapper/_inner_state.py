@@ -11,7 +11,7 @@ another shape (factored, flattened) belong to nobody and are left alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ from rigl_optax import _paths
 from rigl_optax._types import PyTree
 from rigl_optax._xla import _blend
 
-# From a leaf's key path, its old value, its value at rest and the index of its owner to
-# what an entry starts from that has just grown.
-Born = Callable[[_paths.KeyPath, jax.Array, jax.Array, int], jax.Array]
+# Computes the optimizer state of newly grown weights:
+# newborn_state(key path, old value, value at rest, owner) -> array.
+NewbornState: TypeAlias = Callable[[_paths.KeyPath, jax.Array, jax.Array, int], jax.Array]
 
 
 class Kept(NamedTuple):
@@ -39,13 +39,13 @@ class Kept(NamedTuple):
     def select(
         self, on_kept: jax.Array, elsewhere: jax.Array, on_grown: jax.Array | None = None
     ) -> jax.Array:
-        """`on_kept` where the weight is kept, `on_grown` where it is new, else `elsewhere`."""
+        """Selects values of weights that are kept, of those that are new, and of all others."""
         new = elsewhere if on_grown is None else _blend.select(self.new, on_grown, elsewhere)
         return _blend.select(self.old, _blend.select(self.new, on_kept, elsewhere), new)
 
 
 def owners(state: PyTree, params: PyTree) -> list[int | None]:
-    """For each leaf of `state`, the index of the leaf of `params` it belongs to, if any."""
+    """Finds for each leaf of `state` the index of the leaf of `params` it belongs to, if any."""
     weights = {
         path: (index, tuple(np.shape(leaf)))
         for index, (path, leaf) in enumerate(_paths.leaves_with_path(params))
@@ -70,7 +70,7 @@ def _mirrors(
     state: Sequence[tuple[_paths.KeyPath, Any]],
     weights: Mapping[_paths.KeyPath, tuple[int, ...]],
 ) -> set[_paths.KeyPath]:
-    """Where in a state there are trees with a leaf for each weight, or a hole in its place.
+    """Finds the trees in a state that have a leaf for each weight, or a hole in its place.
 
     A tree that has fewer weights and no holes, as an optimizer of some of them may make, is a
     mirror if all of its leaves have their weights' shapes, and are not all scalars.
@@ -101,57 +101,100 @@ def _mirrors(
     return {prefix for prefix, entries in below.items() if is_mirror(entries)}
 
 
-def held_leaves(
-    old: PyTree,
-    new: PyTree,
-    rest: PyTree,
-    params: PyTree,
-    kept: Sequence[Kept | None],
-    is_rewiring: jax.Array,
-    is_held: jax.Array,
-    born: Born | None = None,
-) -> dict[int, jax.Array]:
-    """The leaves of the inner state that a rewiring changes, after a step that may be one.
+class Slot(NamedTuple):
+    """A leaf of the inner state that belongs to a weight, at a step that may be a rewiring.
 
-    On an ordinary step they are as in `new`. On a rewiring step, what belongs to a weight
-    is at rest where the weight does not stay active; where it does, it keeps its old value if
-    the rewiring replaces the gradient step. All other leaves (counters, hyperparameters,
-    factored statistics) take the new value always, so that schedules stay aligned.
+    Attributes:
+      path: Its key path in the state.
+      owner: Index of the weight among the leaves of params.
+      kept: Its value where a rewiring that replaces the gradient step keeps the weight: the one
+        before the step. A leaf of integers counts steps, as counters that belong to no
+        weight do: these go on, so it is the one after the step.
+      new: Its value after the step.
+      rest: Its value in a fresh `inner.init`: "at rest" is not zero for every optimizer.
+    """
+
+    path: _paths.KeyPath
+    owner: int
+    kept: jax.Array
+    new: jax.Array
+    rest: jax.Array
+
+
+def slots(old: PyTree, new: PyTree, rest: PyTree, params: PyTree) -> dict[int, Slot]:
+    """Finds the leaves of the inner state that a rewiring changes.
+
+    All other leaves (counters, hyperparameters, factored statistics) take the new value
+    always, so that schedules stay aligned with the loop.
 
     Args:
       old: State before `inner.update`.
       new: State after it.
-      rest: A fresh `inner.init`: "at rest" is not zero for every optimizer.
+      rest: A fresh `inner.init`.
       params: The parameters, for their paths and shapes.
-      kept: For each leaf of params, where it was and stays active; None for dense leaves.
-      is_rewiring: Bool scalar: whether masks may have changed.
-      is_held: Bool scalar: whether there is no gradient step; `is_rewiring` itself if a
-        rewiring always replaces it.
-      born: What new weights start from, if not from rest.
 
     Returns:
-      By index among the leaves of `new`, the value to store.
+      `{index among the leaves of new: slot}`.
     """
     # By path, since a state may change its structure: a leaf that was not there is new.
     olds, rests = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (old, rest))
     leaves = jax.tree_util.tree_leaves_with_path(new)
-    held = {}
+    found = {}
     for index, ((path, leaf), owner) in enumerate(zip(leaves, owners(new, params), strict=True)):
         if owner is None or path not in olds or path not in rests:
             continue
-        value = jnp.asarray(olds[path]).astype(leaf.dtype)
-        if is_held is not is_rewiring:
-            value = lax.select(is_held, value, leaf)
-        where = kept[owner]
+        kept, resting = (jnp.asarray(x[path]).astype(leaf.dtype) for x in (olds, rests))
+        if _counts(leaf):
+            kept = leaf
+        found[index] = Slot(path, owner, kept, leaf, resting)
+    return found
+
+
+def stored_leaves(
+    slots: Mapping[int, Slot],
+    kept: Sequence[Kept | None],
+    is_rewiring: jax.Array,
+    has_failed: jax.Array,
+    *,
+    replaces_step: bool,
+    newborn_state: NewbornState | None = None,
+) -> dict[int, jax.Array]:
+    """Computes what is stored of the slots after a step that may be a rewiring.
+
+    On an ordinary step they are new. On a rewiring step a slot is at rest where its weight does
+    not stay active; where it does, it keeps its old value if there is no gradient step.
+
+    Args:
+      slots: From `slots`.
+      kept: For each leaf of params, where it was and stays active; None for dense leaves.
+      is_rewiring: Bool scalar: whether masks may have changed.
+      has_failed: Bool scalar: whether the rewiring failed, and nothing moves.
+      replaces_step: Whether there is no gradient step on any rewiring step, failed or not.
+      newborn_state: What new weights start from, if not from rest.
+
+    Returns:
+      `{index: value}`, for `replace_leaves`.
+    """
+    stored = {}
+    for index, slot in slots.items():
+        value = slot.kept
+        if not replaces_step:
+            value = lax.select(has_failed, value, slot.new)
+        where = kept[slot.owner]
         if where is not None:
-            resting = jnp.asarray(rests[path]).astype(leaf.dtype)
-            grown = None if born is None else born(path, olds[path], resting, owner)
-            value = where.select(value, resting, grown)
-        held[index] = lax.select(is_rewiring, value, leaf)
-    return held
+            newborn = None
+            if newborn_state is not None and not _counts(slot.new):
+                newborn = newborn_state(slot.path, slot.kept, slot.rest, slot.owner)
+            value = where.select(value, slot.rest, newborn)
+        stored[index] = lax.select(is_rewiring, value, slot.new)
+    return stored
 
 
-def replace_leaves(tree: PyTree, by_index: dict[int, jax.Array]) -> PyTree:
-    """`tree` with some of its leaves replaced."""
+def _counts(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.integer)
+
+
+def replace_leaves(tree: PyTree, by_index: Mapping[int, jax.Array]) -> PyTree:
+    """Returns `tree` with some of its leaves replaced."""
     leaves, treedef = jax.tree.flatten(tree)
     return jax.tree.unflatten(treedef, [by_index.get(i, leaf) for i, leaf in enumerate(leaves)])

@@ -1,4 +1,4 @@
-"""What a method remembers between calls: made at init, laid out as trees like params."""
+"""The memory of a method between calls: made at init, laid out as trees like params."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from rigl_optax import _layout, _paths
 from rigl_optax._layout import Layout
 from rigl_optax._state import Memory
 from rigl_optax._types import Arrays, PyTree
-from rigl_optax._wrapper._inner_state import Born, Kept
-from rigl_optax._wrapper._method import GrownState, Method, Start, Started
+from rigl_optax._wrapper._inner_state import Kept, NewbornState
+from rigl_optax._wrapper._method import GrownState, InitialMemory, Method, Start
 from rigl_optax._xla import _sharding
 
-# What Optax and its relatives call an average of squared gradients.
+# Names of averages of squared gradients in the states of Optax and its relatives.
 _SECOND_MOMENTS = {"nu", "nu_max", "sum_of_squares"}
 
 
 def tree(layout: Layout, sparse_leaves: Sequence[Any]) -> PyTree:
-    """A tree like params with these for its sparse leaves, and nothing for dense ones."""
+    """Makes a tree like params with these for its sparse leaves, and nothing for dense ones."""
     leaves: list[Any] = [optax.MaskedNode()] * len(layout.leaves)
     for leaf, value in zip(layout.sparse, sparse_leaves, strict=True):
         leaves[leaf.position] = value
@@ -29,14 +29,14 @@ def tree(layout: Layout, sparse_leaves: Sequence[Any]) -> PyTree:
 
 
 def leaves(memory: PyTree) -> Arrays:
-    """The sparse leaves of what `tree` made, in tree order."""
+    """Returns the sparse leaves of what `tree` made, in tree order."""
     return jax.tree.leaves(memory)
 
 
 def start(method: Method, layout: Layout, masks: Sequence[jax.Array]) -> tuple[Memory, PyTree]:
-    """What a method remembers at init, and its shadow; trees without leaves for most.
+    """Makes what a method remembers, and its shadow; trees without leaves for most methods.
 
-    Of shapes instead of arrays, copies of the weights are zeros.
+    Where weights are only shapes, copies of them are zeros.
     """
     memory = Memory()
     shadow: PyTree = ()
@@ -63,33 +63,35 @@ def start(method: Method, layout: Layout, masks: Sequence[jax.Array]) -> tuple[M
     if method.start is not None:
         sparse_masks = layout.select(list(masks))
         started = _started(method.start, layout, sparse_masks)
-        memory = memory._replace(carry=started.carry)
-        if started.marks:
-            pairs = zip(started.marks, sparse_masks, strict=True)
-            memory = memory._replace(marks=tree(layout, [_placed(x, like=m) for x, m in pairs]))
+        memory = memory._replace(numbers=started.numbers)
+        if started.second_masks:
+            pairs = zip(started.second_masks, sparse_masks, strict=True)
+            second_masks = [_placed(x, like=mask) for x, mask in pairs]
+            memory = memory._replace(second_masks=tree(layout, second_masks))
     if method.shadow is not None:
         shadow = copies()
     return memory, shadow
 
 
-def _started(start: Start, layout: Layout, masks: Arrays) -> Started:
-    """What a method starts from; in parts, if the masks are: never whole on one device."""
+def _started(start: Start, layout: Layout, masks: Arrays) -> InitialMemory:
+    """Calls `start`; second masks are made in parts, if the masks are: never whole on a device."""
     packing = _layout.packing(layout.sparse)
 
-    def make(leaves: list[Any], masks: Arrays) -> Started:
+    def make(leaves: list[Any], masks: Arrays) -> InitialMemory:
         groups = [leaf.groups(m) for leaf, m in zip(layout.sparse, masks, strict=True)]
         started = start(layout._replace(leaves=leaves), packing, groups)
         # None, or one for each leaf.
-        marks = zip(layout.sparse, started.marks, strict=bool(started.marks))
-        return started._replace(marks=[leaf.expand(x) for leaf, x in marks])
+        each = zip(layout.sparse, started.second_masks, strict=bool(started.second_masks))
+        return started._replace(second_masks=[leaf.expand(x) for leaf, x in each])
 
     here = [*layout.leaves, *masks]
     is_traced = any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in here)
     if is_traced or all(len(mask.sharding.device_set) == 1 for mask in masks):
         return make(layout.leaves, masks)
     shapes = jax.eval_shape(make, layout.leaves, masks)
-    marks: list[Any] = [mask.sharding for mask, _ in zip(masks, shapes.marks, strict=False)]
-    return jax.jit(make, out_shardings=Started(marks, None))(layout.leaves, masks)
+    pairs = zip(masks, shapes.second_masks, strict=False)
+    shardings: list[Any] = [mask.sharding for mask, _ in pairs]
+    return jax.jit(make, out_shardings=InitialMemory(shardings, None))(layout.leaves, masks)
 
 
 def _placed(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -100,14 +102,14 @@ def _placed(x: jax.Array, like: jax.Array) -> jax.Array:
     return jax.device_put(x, like.sharding)
 
 
-def born(
+def newborn_state(
     grown_state: GrownState,
     layout: Layout,
     gradients: Sequence[jax.Array],
     kept: Sequence[Kept | None],
     is_rewiring: jax.Array,
-) -> Born:
-    """What the optimizer state of new weights starts from, as `GrownState` says."""
+) -> NewbornState:
+    """Makes the function that computes the optimizer state of newly grown weights."""
     stacked = {leaf.position for leaf in layout.sparse if leaf.stacked}
 
     def value(path: _paths.KeyPath, old: jax.Array, rest: jax.Array, owner: int) -> jax.Array:

@@ -1,114 +1,165 @@
-"""What makes one method differ from another: everything the shared wrapper lets it decide."""
+"""The extension point: what makes one method differ from another, and what it may look at."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._plan import RewiringPlan
+from rigl_optax._ranking import _top_k
 from rigl_optax._ranking._packing import Packing
 from rigl_optax._types import Arrays, PyTree
 
 
 class RewiringInputs(NamedTuple):
-    """What a method may look at when it rewires.
+    """What a method sees when it rewires.
 
-    The lists hold the sparse leaves as `packing` lays them out: side by side in one
-    array, or apart; `packing.rows` says which layer each row belongs to. Where a layer has a
-    structure, its groups stand in the place of weights, with their pooled magnitudes.
+    The lists hold *packed* arrays: on one device the sparse leaves lie side by side in a single
+    array, padded with inactive zeros; on several devices each leaf is an array of its own. All
+    lists are laid out alike, so that elementwise functions of them need not know. Under a
+    structure, groups stand in the place of weights, and their magnitudes are pooled.
+
+    A method with a shadow sees the same at every step, with the leaves in their own shapes.
+
+    Attributes:
+      count: int32 scalar: calls of `update` before this one.
+      weights: float32; of a method with a shadow, the shadow weights.
+      gradients: float32, dense: as if there were no mask. What `Method.remember` returns, if the
+        method has one.
+      masks: bool: what is active.
+      second_masks: bool; empty unless `Method.start` made some.
+      numbers: What `Method.start` made, or the last `Decision`.
+      packing: How the arrays are laid out.
+      leaves: The sparse leaves: their paths, shapes, structures.
+      indices: int32: the index of each entry in its layer, where only some of the entries are
+        there (candidates of condensed weights); else None.
     """
 
     count: jax.Array  # type: ignore[assignment]
-    weights: Arrays  # float32; of a method with a shadow, the shadow
-    gradients: Arrays  # float32, dense: as if there were no mask; or what is remembered of them
-    masks: Arrays  # bool
-    marks: Arrays  # bool; empty without `Method.start`
-    carry: PyTree
+    weights: Arrays
+    gradients: Arrays
+    masks: Arrays
+    second_masks: Arrays
+    numbers: PyTree
     packing: Packing
     leaves: Sequence[SparseLeaf]
-    # int32: which entry of its layer each is, where some are left out that would not be chosen
     indices: Arrays | None = None
 
+    def active(self) -> jax.Array:
+        """Counts what is active in each ranking, int32 [rankings].
 
-class Outcome(NamedTuple):
-    """What a rewiring decides, laid out as its inputs; None leaves marks or carry as they are."""
+        A ranking is a layer, or a part of one under `NM` and `ConstantFanIn`.
+        """
+        return _top_k.counts(self.masks, self.packing.rows)
+
+    def top_k(self, scores: Arrays, k: jax.Array) -> Arrays:
+        """Finds the k largest scores of each ranking; ties go to the lower index.
+
+        Args:
+          scores: int32, laid out as `weights`; -1 for never.
+          k: int32 [rankings]; at least so many scores of each must be 0 or above.
+
+        Returns:
+          Masks, laid out as `weights`.
+        """
+        return _top_k.top_k(scores, self.packing.rows, self.packing.per_row(k))
+
+
+class Decision(NamedTuple):
+    """What a rewiring decides, laid out as its inputs.
+
+    Attributes:
+      masks: What is active from now on.
+      second_masks: None leaves them as they are.
+      numbers: None leaves them as they are.
+      uninformed: int32 scalar: layers that kept their masks since no score said where to grow.
+    """
 
     masks: Arrays
-    marks: Arrays | None = None
-    carry: PyTree = None
-    uninformed: jax.Array | None = None  # int32: layers that stayed, as no score said where to grow
+    second_masks: Arrays | None = None
+    numbers: PyTree = None
+    uninformed: jax.Array | None = None
 
 
-class Started(NamedTuple):
-    """What a method remembers from the start."""
+class InitialMemory(NamedTuple):
+    """What a method remembers from `init` on.
 
-    marks: Arrays  # a second mask of each sparse leaf, in the shape of its grid; or empty
-    carry: PyTree  # a few numbers
+    Attributes:
+      second_masks: A second mask of each sparse leaf, in the shape of its grid; or an empty list.
+      numbers: A few numbers, in any tree.
+    """
+
+    second_masks: Arrays
+    numbers: PyTree
 
 
-Start = Callable[[Layout, Packing, Arrays], Started]
-
-
-class ShadowView(NamedTuple):
-    """What a method with a shadow sees at every step; lists of sparse leaves in their shapes."""
-
-    count: jax.Array  # type: ignore[assignment]
-    shadow: Arrays
-    gradients: Arrays  # dense, with respect to the weights of the forward pass
-    masks: Arrays
-    marks: Arrays
-    carry: PyTree
-    leaves: Sequence[SparseLeaf]
+# start(layout, packing, masks) -> InitialMemory
+Start: TypeAlias = Callable[[Layout, Packing, Arrays], InitialMemory]
 
 
 class Shadow(NamedTuple):
     """How weights live on while they are inactive.
 
-    The inner optimizer moves the shadow, at every step; the masks are renewed after it.
+    The inner optimizer moves the shadow at every step; the masks are renewed after it.
 
     Attributes:
-      backward: The gradients that the inner optimizer sees.
-      settle: From the view and the moved shadow to the shadow that is stored, and the carry.
-      forward: From shadow, masks and carry to the weights of the forward pass; what is not
-        active must be exactly 0.
+      backward: `backward(inputs) -> gradients` that the inner optimizer sees.
+      settle: `settle(inputs, moved shadow) -> (shadow to store, numbers)`.
+      forward: `forward(shadow, masks, numbers) -> weights` of the forward pass; what is not active
+        must be exactly 0.
       resets: Whether the optimizer state of a weight starts anew when it becomes active.
     """
 
-    backward: Callable[[ShadowView], Arrays]
-    settle: Callable[[ShadowView, Arrays], tuple[Arrays, PyTree]]
+    backward: Callable[[RewiringInputs], Arrays]
+    settle: Callable[[RewiringInputs, Arrays], tuple[Arrays, PyTree]]
     forward: Callable[[Arrays, Arrays, PyTree], Arrays]
     resets: bool = False
 
 
 class Method(NamedTuple):
-    """One method on the shared wrapper.
+    """A method of sparse training, for `sparse_transform`: when masks change, and how.
+
+    Use `drop_and_grow` for a method that drops by some scores and grows by others. Everything
+    after `rule` has a default that suits most methods.
 
     Attributes:
-      plan: When to rewire; None for never.
-      rule: From `RewiringInputs` to the new masks.
+      plan: When to rewire, from `rewiring_plan`; None for never.
+      rule: `rule(inputs) -> Decision`. As many entries of each ranking must be active as before.
       replaces_step: Whether a rewiring replaces the gradient step. If not, weights that
         stay active take it too; they are ranked as they were before it.
-      start: At init, from layout, packing and masks to what is remembered besides.
-      remember: At every call, from the count, what is remembered of a leaf's gradients and
-        its gradient (float32) to what is remembered; zeros at first.
-      grown_values: At a rewiring, from its inputs and the initial weights (if
-        kept) to the values new weights start at; None for 0.
+      start: `start(layout, packing, masks) -> InitialMemory`, at `init`.
+      remember: `remember(count, memory, gradient) -> memory` of each sparse leaf, float32, at
+        every call; zeros at first. The rule then sees the memory in place of the gradients.
+      grown_values: `grown_values(inputs, initial weights) -> values` of new weights; None for 0.
       keeps_initial: Whether `grown_values` needs the initial weights.
       grown_state: What the optimizer state of new weights starts from; None for at rest.
       shadow: For methods whose weights live on while inactive.
-      check: Raises at init if the layout does not suit the method, or the first masks: the second
-        argument is the layout with their zeros, where they are known.
+      check: `check(layout, first layout)` raises at `init` what does not suit the method; the
+        first layout has the numbers of zeros of the first masks, where they are known.
       ablates: Whether `rule` ablates units where the structure asks for it.
       progress: `progress(count)`, how far the numbers of active weights are on their way from the
         first to the final ones after the rewiring at this count; None if they never change.
       wider: `wider(layout)`, the layout of the weights that have gradients, where these are more
         than the active ones; None otherwise.
-      moves_between_layers: Whether the number of a layer is decided in training.
+      moves_between_layers: Whether training decides how many weights of each layer are active.
+
+    Example:
+      New random masks at every rewiring:
+
+      >>> import optax, rigl_optax
+      >>> scores = rigl_optax.grow_at_random(seed=1)
+      >>> method = rigl_optax.Method(
+      ...     plan=rigl_optax.rewiring_plan(begin=0, end=1_000, every=100),
+      ...     rule=lambda inputs: rigl_optax.Decision(
+      ...         inputs.top_k(scores(inputs), inputs.active())
+      ...     ),
+      ... )
+      >>> tx = rigl_optax.sparse_transform(optax.sgd(0.1), 0.9, method)
     """
 
     plan: RewiringPlan | None
-    rule: Callable[[RewiringInputs], Outcome]
+    rule: Callable[[RewiringInputs], Decision]
     replaces_step: bool = True
     start: Start | None = None
     remember: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None

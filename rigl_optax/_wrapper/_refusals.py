@@ -122,8 +122,29 @@ def _reached(jaxpr: core.Jaxpr, number: int) -> list[int]:
         inputs = now
 
 
+def check_params_given(params: PyTree | None) -> None:
+    """Raises a ValueError if `update` was called without parameters."""
+    if params is None:
+        raise ValueError(
+            "update needs params: call tx.update(grads, opt_state, params); weights are "
+            "ranked, and inactive ones set to 0"
+        )
+
+
+def flat_masks(layout: Layout, masks: PyTree) -> list[Any]:
+    """Returns the leaves of masks; raises a ValueError if they do not fit the parameters."""
+    leaves = layout.treedef.flatten_up_to(masks)
+    for path, mask, weight in zip(layout.paths, leaves, layout.leaves, strict=True):
+        if mask.shape != weight.shape:
+            raise ValueError(
+                f"{path!r}: the state's mask has shape {mask.shape}, the parameter "
+                f"{weight.shape}; the state belongs to other params"
+            )
+    return leaves
+
+
 def flat_gradients(layout: Layout, gradients: PyTree) -> list[Any]:
-    """The leaves of gradients; raises a ValueError if they are not those of the parameters."""
+    """Returns the leaves of gradients; raises a ValueError if they do not fit the parameters."""
     try:
         leaves = layout.treedef.flatten_up_to(gradients)
     except (ValueError, TypeError):

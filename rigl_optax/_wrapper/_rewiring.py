@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,18 @@ from rigl_optax._wrapper._method import Method, RewiringInputs
 from rigl_optax._xla import _bits, _sharding
 
 
-class Sight(NamedTuple):
-    """What a rewiring needs to see; lists of the sparse leaves in their shapes."""
+class LeafInputs(NamedTuple):
+    """What `RewiringInputs` are made from: lists of the sparse leaves in their own shapes."""
 
     count: jax.Array  # type: ignore[assignment]
     weights: Arrays  # those that are ranked
     gradients: Arrays  # dense, of this call
     masks: Arrays
-    marks: Arrays
+    second_masks: Arrays
     remembered: Arrays | None = None  # of gradients, if the method remembers any
     initial: Arrays | None = None  # weights at init, if the method keeps them
     visible: Arrays | None = None  # weights of the forward pass, if others are ranked
-    carry: PyTree = ()
+    numbers: PyTree = ()
 
 
 class Rewired(NamedTuple):
@@ -36,43 +36,50 @@ class Rewired(NamedTuple):
 
     masks: Arrays
     before: Arrays  # the masks until now
-    marks: Arrays
-    carry: PyTree
-    grown: Arrays | None  # float32: values of new weights; None for 0
+    second_masks: Arrays
+    numbers: PyTree
+    newborn_values: Arrays | None  # float32; None for 0
     healed: jax.Array  # int32: inactive weights that were not zero
     is_finite: jax.Array  # bool: whether the gradients could be ranked
     uninformed: jax.Array  # int32: layers that stayed, as no score said where to grow
 
 
-Rewire = Callable[[Sequence[SparseLeaf], jax.Array, Sight], Rewired]
+# rewire_if(sparse leaves, is_rewiring, inputs) -> Rewired
+Rewire: TypeAlias = Callable[[Sequence[SparseLeaf], jax.Array, LeafInputs], Rewired]
+
+# All of `Rewired` but the masks until now; and for each leaf one bit a weight, changed or not.
+_Branch: TypeAlias = tuple[tuple[Any, ...], Arrays]
 
 
 def rewirer(method: Method) -> Rewire:
-    """A function of the sparse leaves (static), whether to rewire, and what there is to see.
+    """Makes `rewire_if(sparse leaves, is_rewiring, inputs)`; the leaves are static.
 
     It is jitted, so that a call outside jit compiles the rewiring once, not at every step.
     """
 
     @functools.partial(jax.jit, static_argnums=0)
-    def rewire_if(sparse: Sequence[SparseLeaf], is_rewiring: jax.Array, sight: Sight) -> Rewired:
+    def rewire_if(
+        sparse: Sequence[SparseLeaf], is_rewiring: jax.Array, inputs: LeafInputs
+    ) -> Rewired:
         # Of the weights; the method ranks groups of them.
         whole = _packing.packing([leaf.shape for leaf in sparse], [leaf.stacked for leaf in sparse])
-        rewired, changed = lax.cond(
+        (masks, *rest), changed = lax.cond(
             is_rewiring,
-            lambda: _rewire(method, sparse, sight, whole),
-            lambda: _stay(method, sight, whole),
+            lambda: _rewire(method, sparse, inputs, whole),
+            lambda: _stay(method, inputs, whole),
         )
-        return rewired._replace(before=_before(is_rewiring, sight.masks, rewired.masks, changed))
+        return Rewired(masks, _before(is_rewiring, inputs.masks, masks, changed), *rest)
 
     return rewire_if
 
 
 def _before(is_rewiring: jax.Array, old: Arrays, new: Arrays, changed: Arrays) -> Arrays:
-    """The masks until now, so that XLA need not keep them.
+    """Rebuilds the masks until now from the new ones and from which entries changed.
 
-    New masks are written over the old ones. Whoever looks at the old ones after that makes XLA
-    copy them first, at every step, into memory that is new to the process. What changed takes a
-    bit a weight instead, and as on an ordinary step that is nothing, loops do not read it then.
+    New masks overwrite the old buffers, and reading the old ones afterwards makes XLA copy all
+    masks at every step, into memory that is new to the process. Instead the rewiring returns one
+    bit per weight, changed or not. On an ordinary step nothing has changed, and loops do not read
+    the bits.
     """
     if not changed:
         return old
@@ -80,41 +87,41 @@ def _before(is_rewiring: jax.Array, old: Arrays, new: Arrays, changed: Arrays) -
     return [lax.select(is_rewiring, n ^ _bits.unpack(c, n.shape), n) for n, c in pairs]
 
 
-def _stay(method: Method, sight: Sight, whole: Packing) -> tuple[Rewired, Arrays]:
-    grown = None
+def _stay(method: Method, inputs: LeafInputs, whole: Packing) -> _Branch:
+    newborn_values = None
     if method.grown_values is not None:
-        grown = [jnp.zeros_like(w, jnp.float32) for w in sight.weights]
+        newborn_values = [jnp.zeros_like(w, jnp.float32) for w in inputs.weights]
     zero = jnp.zeros((), jnp.int32)
     changed = []
     if whole.is_packed:
-        changed = [jnp.zeros(_bits.shape_of(m.shape), jnp.uint8) for m in sight.masks]
+        changed = [jnp.zeros(_bits.shape_of(m.shape), jnp.uint8) for m in inputs.masks]
     finite = jnp.array(True)
-    rewired = Rewired(sight.masks, [], sight.marks, sight.carry, grown, zero, finite, zero)
-    return rewired, changed
+    same = (inputs.masks, inputs.second_masks, inputs.numbers)
+    return (*same, newborn_values, zero, finite, zero), changed
 
 
-def _inputs(sparse: Sequence[SparseLeaf], sight: Sight, packing: Packing) -> RewiringInputs:
-    """What there is to see, laid out for ranking."""
+def _packed(sparse: Sequence[SparseLeaf], inputs: LeafInputs, packing: Packing) -> RewiringInputs:
+    """Lays the inputs out for ranking."""
 
     def as_float(leaves: Arrays) -> Arrays:
         # Padding is an inactive zero with no gradient: it counts for nothing.
         return packing.pack([x.astype(jnp.float32) for x in leaves], 0.0)
 
-    ranked = sight.gradients if sight.remembered is None else sight.remembered
+    ranked = inputs.gradients if inputs.remembered is None else inputs.remembered
     return RewiringInputs(
-        count=sight.count,
-        weights=as_float(sight.weights),
+        count=inputs.count,
+        weights=as_float(inputs.weights),
         gradients=as_float(ranked),
-        masks=packing.pack(sight.masks, False),
-        marks=packing.pack(sight.marks, False) if sight.marks else [],
-        carry=sight.carry,
+        masks=packing.pack(inputs.masks, False),
+        second_masks=packing.pack(inputs.second_masks, False) if inputs.second_masks else [],
+        numbers=inputs.numbers,
         packing=packing,
         leaves=sparse,
     )
 
 
-def _pooled(sparse: Sequence[SparseLeaf], sight: Sight) -> Sight:
-    """The groups of all leaves, in place of their weights."""
+def _pooled(sparse: Sequence[SparseLeaf], inputs: LeafInputs) -> LeafInputs:
+    """Puts groups in the place of weights."""
 
     def pool(leaves: Arrays) -> Arrays:
         return [leaf.pool(x) for leaf, x in zip(sparse, leaves, strict=True)]
@@ -122,67 +129,65 @@ def _pooled(sparse: Sequence[SparseLeaf], sight: Sight) -> Sight:
     def groups(masks: Arrays) -> Arrays:
         return [leaf.groups(m) for leaf, m in zip(sparse, masks, strict=True)]
 
-    return sight._replace(
-        weights=pool(sight.weights),
-        gradients=pool(sight.gradients),
-        masks=groups(sight.masks),
-        marks=groups(sight.marks) if sight.marks else [],
-        remembered=None if sight.remembered is None else pool(sight.remembered),
+    return inputs._replace(
+        weights=pool(inputs.weights),
+        gradients=pool(inputs.gradients),
+        masks=groups(inputs.masks),
+        second_masks=groups(inputs.second_masks) if inputs.second_masks else [],
+        remembered=None if inputs.remembered is None else pool(inputs.remembered),
     )
 
 
 def _rewire(
-    method: Method, sparse: Sequence[SparseLeaf], sight: Sight, whole: Packing
-) -> tuple[Rewired, Arrays]:
-    """What comes out of a rewiring, and the bits of what changed where leaves are packed."""
+    method: Method, sparse: Sequence[SparseLeaf], leaves: LeafInputs, whole: Packing
+) -> _Branch:
     # The method ranks groups; values of single weights are looked at only for what is new.
-    single = inputs = _inputs(sparse, sight, whole)
+    single = inputs = _packed(sparse, leaves, whole)
     if any(leaf.structure != _structures.UNSTRUCTURED for leaf in sparse):
-        inputs = _inputs(sparse, _pooled(sparse, sight), _layout.packing(sparse))
+        inputs = _packed(sparse, _pooled(sparse, leaves), _layout.packing(sparse))
 
     def expanded(masks: Arrays) -> Arrays:
-        leaves = inputs.packing.unpack(masks)
-        each = zip(sparse, leaves, sight.masks, strict=True)
+        each = zip(sparse, inputs.packing.unpack(masks), leaves.masks, strict=True)
         return [_sharding.like(leaf.expand(m), old) for leaf, m, old in each]
 
     def as_float(leaves: Arrays) -> Arrays:
         return single.packing.pack([x.astype(jnp.float32) for x in leaves], 0.0)
 
-    judged = single.gradients
-    if sight.remembered is not None:
-        judged = judged + as_float(sight.gradients)
-    is_finite = total([~jnp.isfinite(g) for g in judged]) == 0
+    must_be_finite = single.gradients
+    if leaves.remembered is not None:
+        must_be_finite = must_be_finite + as_float(leaves.gradients)
+    is_finite = total([~jnp.isfinite(g) for g in must_be_finite]) == 0
 
-    def accepted(new: PyTree, old: PyTree) -> PyTree:
+    def unless_failed(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, old)
 
-    outcome = method.rule(inputs)
-    masks = accepted(outcome.masks, inputs.masks)
-    marks = sight.marks
-    if outcome.marks is not None:
-        marks = expanded(accepted(outcome.marks, inputs.marks))
-    carry = sight.carry if outcome.carry is None else accepted(outcome.carry, sight.carry)
-    grown = None
+    decision = method.rule(inputs)
+    masks = unless_failed(decision.masks, inputs.masks)
+    second_masks, numbers = leaves.second_masks, leaves.numbers
+    if decision.second_masks is not None:
+        second_masks = expanded(unless_failed(decision.second_masks, inputs.second_masks))
+    if decision.numbers is not None:
+        numbers = unless_failed(decision.numbers, leaves.numbers)
+    newborn_values = None
     if method.grown_values is not None:
-        values = single.packing.unpack(method.grown_values(single, sight.initial or []))
-        grown = [_sharding.like(x, w) for x, w in zip(values, sight.weights, strict=True)]
-    visible = single.weights if sight.visible is None else as_float(sight.visible)
-    alive = zip(visible, single.masks, strict=True)
-    healed = total([~mask & (weight != 0) for weight, mask in alive])
+        values = single.packing.unpack(method.grown_values(single, leaves.initial or []))
+        newborn_values = [_sharding.like(x, w) for x, w in zip(values, leaves.weights, strict=True)]
+    visible = single.weights if leaves.visible is None else as_float(leaves.visible)
+    healed = total([~m & (w != 0) for w, m in zip(visible, single.masks, strict=True)])
     changed = []
     if whole.is_packed:
         # From the packed masks, which are copies: the leaves are overwritten by the new ones.
         pairs = zip(masks, inputs.masks, strict=True)
         changed = [_bits.pack(c) for c in expanded([new ^ old for new, old in pairs])]
     uninformed = jnp.zeros((), jnp.int32)
-    if outcome.uninformed is not None:
-        uninformed = accepted(outcome.uninformed, uninformed)
-    rewired = Rewired(expanded(masks), [], marks, carry, grown, healed, is_finite, uninformed)
-    return rewired, changed
+    if decision.uninformed is not None:
+        uninformed = unless_failed(decision.uninformed, uninformed)
+    masks = expanded(masks)
+    return (masks, second_masks, numbers, newborn_values, healed, is_finite, uninformed), changed
 
 
 def total(masks: Sequence[jax.Array]) -> jax.Array:
-    """True entries of all masks, an int32 scalar that stays at its maximum."""
+    """Counts the True entries of all masks, an int32 scalar that stays at its maximum."""
     count = jnp.zeros((), jnp.int32)
     for mask in masks:
         count = saturating_add(count, _top_k.count_true(mask))
@@ -190,5 +195,5 @@ def total(masks: Sequence[jax.Array]) -> jax.Array:
 
 
 def saturating_add(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a + b` for non-negative int32, at most the largest int32."""
+    """Adds non-negative int32; the sum stays at the largest int32."""
     return a + jnp.minimum(b, jnp.iinfo(jnp.int32).max - a)

@@ -89,6 +89,7 @@ METHODS: dict[str, MethodCost] = {
     "lottery_rigl": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
     # Growth is random and needs no gradient, but the training loop computes the sparse one first.
     "set": MethodCost(_SPARSE),
+    "mest": MethodCost(_SPARSE),  # gradients of active weights decide what is dropped
     "deepr": MethodCost(_SPARSE),
     "dsr": MethodCost(_SPARSE),
     "rigl": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),

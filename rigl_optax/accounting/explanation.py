@@ -21,6 +21,7 @@ from rigl_optax.accounting.report import Explanation, LayerReport
 from rigl_optax.methods import (
     deep_rewiring,
     evolutionary,
+    mest,
     momentum,
     pruning,
     reparameterization,
@@ -42,6 +43,7 @@ TRANSFORMATIONS: dict[str, Callable[..., optax.GradientTransformation] | None] =
     "synflow": static.static_sparse,
     "lottery": static.static_sparse,
     "set": evolutionary.sparse_evolutionary_training,
+    "mest": mest.mest,
     "deepr": deep_rewiring.deep_rewiring,
     "snfs": momentum.sparse_momentum,
     "snfs_redistribute": functools.partial(momentum.sparse_momentum, redistribute=True),
@@ -98,9 +100,9 @@ def explain(
       overrides: As in `rigl`.
       structure: As in `rigl`.
       initial_masks: As in `rigl`.
-      method: `rigl`, `set`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `top_kast`, `dnw`, `str`,
-        `static`, `dense`; `snip`, `grasp`, `synflow` and `lottery`, which train as `static` does;
-        or the name of the function, as `sparse_momentum`.
+      method: `rigl`, `set`, `mest`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `top_kast`, `dnw`,
+        `str`, `static`, `dense`; `snip`, `grasp`, `synflow` and `lottery`, which train as `static`
+        does; or the name of the function, as `sparse_momentum`.
       steps: Number of training steps, for the cost of training; None: `end`.
       model: Forward pass, `model(params, *inputs)`; None: FLOPs are not counted.
       inputs: Further arguments of `model`, or their shapes: a batch of one example.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rigl_optax import _axes, _distributions, _paths
 from rigl_optax._axes import KernelAxes
@@ -85,7 +86,7 @@ def dead_units(
     stacks = _distributions.stacked_paths(masks, stacked)
     layouts = []
     for path, mask in _paths.flatten_with_paths(masks):
-        if mask.ndim - (path in stacks) >= 2:
+        if np.ndim(mask) - (path in stacks) >= 2:
             layouts.append((path, path in stacks, _axes.of_leaf(axes, path, mask, path in stacks)))
     # The axes are static, so they are found before tracing, from shapes.
     return _dead_units(masks, tuple(layouts))

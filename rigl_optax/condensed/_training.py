@@ -143,7 +143,7 @@ def rigl(
       <https://arxiv.org/abs/1911.11134>`_, 2020, algorithm 1.
     """
     method = _drop_and_grow.drop_and_grow_method(
-        _drop_and_grow.gradient_scores,
+        _drop_and_grow.grow_by_gradient,
         end=end,
         every=every,
         begin=begin,
@@ -190,7 +190,7 @@ def sparse_evolutionary_training(
       ValueError: As `rigl`.
     """
     method = _drop_and_grow.drop_and_grow_method(
-        _drop_and_grow.random_scores(seed),
+        _drop_and_grow.grow_at_random(seed),
         end=end,
         every=every,
         begin=begin,
@@ -438,8 +438,8 @@ def _inputs(layout: Layout, ranked: Sequence[Ranked], count: jax.Array) -> Rewir
         weights=packing.pack([each.weights for each in ranked], 0.0),
         gradients=packing.pack([each.gradients for each in ranked], 0.0),
         masks=packing.pack([each.mask for each in ranked], False),
-        marks=[],
-        carry=(),
+        second_masks=[],
+        numbers=(),
         packing=packing,
         leaves=layout.sparse,
         indices=packing.pack([each.indices for each in ranked], 0),
@@ -455,22 +455,14 @@ def _settled(
     inner: optax.GradientTransformation,
     new_weights: PyTree,
 ) -> PyTree:
-    """The optimizer's state after a rewiring, which replaces the gradient step.
+    """Returns the optimizer's state after a rewiring, which replaces the gradient step.
 
-    What belongs to a weight keeps its old value, where its block is now; what is new is at
-    rest. All other state (counters, hyperparameters) takes the new value.
+    What belongs to a weight keeps its old value (counts of steps, the new one), where its block
+    is now; what is new is at rest. All other state (counters, hyperparameters) takes the new value.
     """
-    olds, rests = (
-        dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (old, inner.init(new_weights))
-    )
-    leaves, treedef = jax.tree.flatten(new)
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(new)]
-    for i, owner in enumerate(_inner_state.owners(new, weights)):
-        if owner is None or paths[i] not in olds or paths[i] not in rests:
-            continue
-        value = jnp.asarray(olds[paths[i]]).astype(leaves[i].dtype)
-        name = layout.paths[owner]
-        if name in moved:
-            value = moved[name].carry(value, jnp.asarray(rests[paths[i]]).astype(value.dtype))
-        leaves[i] = value
-    return jax.tree.unflatten(treedef, leaves)
+    stored = {}
+    slots = _inner_state.slots(old, new, inner.init(new_weights), weights)
+    for index, slot in slots.items():
+        path = layout.paths[slot.owner]
+        stored[index] = moved[path].carry(slot.kept, slot.rest) if path in moved else slot.kept
+    return _inner_state.replace_leaves(new, stored)

@@ -1,6 +1,7 @@
-"""The methods that drop by magnitude and grow as many: one rule, and what grows is theirs."""
+"""Methods that drop by one score and grow as many by another: the rule they share."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -8,26 +9,41 @@ import optax
 
 from rigl_optax import _numbers, _plan
 from rigl_optax._layout import Layout, check_total, layer_rows
-from rigl_optax._ranking import _keep_and_grow, _random, _top_k
-from rigl_optax._ranking._packing import Rows
-from rigl_optax._types import Arrays, Overrides, Seed
-from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs
-from rigl_optax._wrapper._newborn import Grown
+from rigl_optax._ranking import _keep_and_grow, _packing, _random, _top_k
+from rigl_optax._ranking._packing import Packing, Rows
+from rigl_optax._structures import UNSTRUCTURED, Structures
+from rigl_optax._types import Arrays, Overrides, PyTree, Seed, Sparsity
+from rigl_optax._wrapper import _transform
+from rigl_optax._wrapper._method import Decision, Method, RewiringInputs
+from rigl_optax._wrapper._newborn import AT_REST, Grown
 from rigl_optax.methods import _ablation, _min_fan_in
 
-GrowScores = Callable[[RewiringInputs], Arrays]
-# From what is to be shared out, the room of each layer and the inputs to how much of it each
-# layer grows, int32 [rankings].
-GrowCounts = Callable[[jax.Array, jax.Array, RewiringInputs], jax.Array]
+# scores(inputs) -> int32 arrays laid out as inputs.weights; -1 for never.
+Scores: TypeAlias = Callable[[RewiringInputs], Arrays]
+# remember(count, memory, gradient) -> memory, of one leaf.
+Remember: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# grow_counts(total, room of each layer, inputs) -> how much of it each layer grows, int32 [layers].
+GrowCounts: TypeAlias = Callable[[jax.Array, jax.Array, RewiringInputs], jax.Array]
 
 
-def gradient_scores(inputs: RewiringInputs) -> Arrays:
-    """Magnitudes of the dense gradients, or of what is remembered of them."""
+def keep_by_magnitude(inputs: RewiringInputs) -> Arrays:
+    """Scores active weights by their magnitudes: the smallest are dropped."""
+    return [_top_k.magnitude_scores(w) for w in inputs.weights]
+
+
+def grow_by_gradient(inputs: RewiringInputs) -> Arrays:
+    """Scores positions by the magnitudes of their dense gradients, as RigL does.
+
+    Or of what `remember` made of the gradients.
+    """
     return [_top_k.magnitude_scores(g) for g in inputs.gradients]
 
 
-def random_scores(seed: Seed) -> GrowScores:
-    """Uniform scores, other ones at each rewiring."""
+def grow_at_random(seed: Seed) -> Scores:
+    """Makes scores that are uniformly random and other ones at each rewiring, as SET's.
+
+    They depend on the seed, the leaf, the position and the count alone: not on devices or restarts.
+    """
 
     def scores(inputs: RewiringInputs) -> Arrays:
         positions = [leaf.position for leaf in inputs.leaves]
@@ -39,15 +55,115 @@ def random_scores(seed: Seed) -> GrowScores:
     return scores
 
 
+def drop_and_grow(
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity | None,
+    *,
+    keep_scores: Scores = keep_by_magnitude,
+    grow_scores: Scores = grow_by_gradient,
+    end: int,
+    every: int = 100,
+    begin: int = 0,
+    drop_fraction: float | optax.Schedule = 0.3,
+    needs_signal: bool = True,
+    remember: Remember | None = None,
+    overrides: Overrides | None = None,
+    gradient_step: bool = False,
+    min_fan_in: int = 0,
+    grown: Grown = AT_REST,
+    structure: Structures = UNSTRUCTURED,
+    initial_masks: PyTree | None = None,
+    seed: Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes a method of two scores: what is kept, and what grows.
+
+    Use it to write a method of your own (docs/write_a_method.md). At a rewiring, in each layer with
+    n active weights,
+
+    .. math::
+        k &= \mathrm{int32}(n \cdot f(t)) \\
+        K &= \text{the } n - k \text{ active weights of largest keep score} \\
+        G &= \text{the } k \text{ positions outside } K \text{ of largest grow score} \\
+        \text{active} &\leftarrow K \cup G
+
+    Both are functions of `RewiringInputs` to lists of int32 arrays, laid out as `inputs.weights`.
+    Scores are 0 or above; -1 means never. `magnitude_scores` makes them of floats, and
+    `add_scores` adds them. The number of active weights never changes: an active weight whose keep
+    score is -1 is among the first to be dropped, and where too few positions may grow, less is
+    dropped. Under `NM` and `ConstantFanIn`, where each part of a layer grows what it lost, a
+    position whose grow score is -1 is among the last to grow.
+
+    Args:
+      inner: As in `rigl`.
+      sparsity: As in `rigl`.
+      keep_scores: `keep_scores(inputs) -> scores`; those of inactive weights are not looked at.
+      grow_scores: `grow_scores(inputs) -> scores`, as `grow_at_random(seed)`.
+      end: As in `rigl`.
+      every: As in `rigl`.
+      begin: As in `rigl`.
+      drop_fraction: As in `rigl`.
+      needs_signal: Whether a layer keeps its mask where all grow scores outside K are 0, since
+        they do not say where to grow. False for random growth.
+      remember: `remember(count, memory, gradient) -> memory` of each sparse leaf, float32, at
+        every call; zeros at first. `inputs.gradients` is the memory then.
+      overrides: As in `rigl`.
+      gradient_step: As in `rigl`.
+      min_fan_in: As in `rigl`.
+      grown: As in `rigl`.
+      structure: As in `rigl`.
+      initial_masks: As in `rigl`.
+      seed: Seeds the initial masks, and what `grown` draws.
+
+    Returns:
+      A transformation whose state is a `SparseState`.
+
+    Raises:
+      TypeError: At the first `update`, if scores are not int32 arrays laid out as the weights.
+      ValueError: As `rigl` does.
+
+    Example:
+      RigL:
+
+      >>> import optax, rigl_optax
+      >>> tx = rigl_optax.drop_and_grow(
+      ...     optax.sgd(0.1),
+      ...     0.9,
+      ...     keep_scores=rigl_optax.keep_by_magnitude,
+      ...     grow_scores=rigl_optax.grow_by_gradient,
+      ...     end=1_000,
+      ... )
+    """
+    method = drop_and_grow_method(
+        _checked("grow_scores", grow_scores),
+        keep_scores=_checked("keep_scores", keep_scores),
+        end=end,
+        every=every,
+        begin=begin,
+        drop_fraction=drop_fraction,
+        overrides=overrides,
+        gradient_step=gradient_step,
+        min_fan_in=min_fan_in,
+        grown=grown,
+        seed=seed,
+        needs_signal=needs_signal,
+        remember=remember,
+        may_refuse=True,
+    )
+    return _transform.sparse_transform(
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
+    )
+
+
 def most_dropped(drop_fraction: float | optax.Schedule, overrides: Overrides | None) -> float:
-    """The largest fraction that any layer ever drops; 1 for schedules, which only a run tells."""
+    """Returns the largest fraction that any layer ever drops; 1 for schedules: not known before."""
     others = [o["drop_fraction"] for o in (overrides or {}).values() if "drop_fraction" in o]
     return max(1.0 if callable(f) else float(f) for f in [drop_fraction, *others])
 
 
 def drop_and_grow_method(
-    scores: GrowScores,
+    grow_scores: Scores,
     *,
+    keep_scores: Scores = keep_by_magnitude,
     end: int,
     every: int,
     begin: int,
@@ -59,26 +175,29 @@ def drop_and_grow_method(
     seed: Seed,
     needs_signal: bool = True,
     grow_counts: GrowCounts | None = None,
-    remember: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+    remember: Remember | None = None,
+    may_refuse: bool = False,
 ) -> Method:
-    """The method that keeps what is largest and grows where the scores are.
+    """Makes the method that keeps and grows by these scores.
 
     Args:
-      scores: Of the positions that may grow, int32.
-      end: As in `rigl`, and so the others.
-      every: As in `rigl`.
-      begin: As in `rigl`.
-      drop_fraction: As in `rigl`.
-      overrides: As in `rigl`.
-      gradient_step: As in `rigl`.
-      min_fan_in: As in `rigl`.
-      grown: As in `rigl`.
-      seed: As in `rigl`.
-      needs_signal: Whether scores that are all 0 say nothing: then a layer keeps its mask.
+      grow_scores: As in `drop_and_grow`, and so all that is not said here.
+      keep_scores: As in `drop_and_grow`.
+      end: As in `drop_and_grow`.
+      every: As in `drop_and_grow`.
+      begin: As in `drop_and_grow`.
+      drop_fraction: As in `drop_and_grow`.
+      overrides: As in `drop_and_grow`.
+      gradient_step: As in `drop_and_grow`.
+      min_fan_in: As in `drop_and_grow`.
+      grown: As in `drop_and_grow`.
+      seed: As in `drop_and_grow`.
+      needs_signal: As in `drop_and_grow`.
       grow_counts: How what is dropped is shared out between the layers that are due; None for
         as many as each dropped. What a layer needs for `min_fan_in`, and for one active weight, it
         grows itself.
-      remember: As in `Method`.
+      remember: As in `drop_and_grow`.
+      may_refuse: Whether scores may be -1, and may be anything where there is only padding.
 
     Returns:
       The method for `sparse_transform`.
@@ -95,7 +214,7 @@ def drop_and_grow_method(
         if grow_counts is not None:
             check_total(layout)
 
-    def rule_of_parts(inputs: RewiringInputs) -> Outcome:
+    def rule_of_parts(inputs: RewiringInputs) -> Decision:
         # Drops are of the whole layer; what a part of it lost, it grows.
         rows, layers = inputs.packing.rows, layer_rows(inputs.leaves)
         active = _top_k.counts(inputs.masks, layers)
@@ -103,29 +222,32 @@ def drop_and_grow_method(
             inputs.count, inputs.leaves, [leaf.layers for leaf in inputs.leaves]
         )
         keep = active - _keep_and_grow.drop_counts(active, fraction)
-        keep_scores = _keep_and_grow.drop_scores(inputs.weights, inputs.masks)
-        kept = _top_k.top_k(keep_scores, layers, keep)
-        grow_scores = scores(inputs)
-        has_signal = _keep_and_grow.signals(kept, grow_scores, layers)
+        to_keep = _of_active(keep_scores(inputs), inputs.masks)
+        kept = _top_k.top_k(to_keep, layers, keep)
+        to_grow = grow_scores(inputs)
+        if may_refuse:
+            # A part must be able to grow what it lost: what may not grow comes last.
+            to_grow = [jnp.maximum(s, 0) for s in to_grow]
+        has_signal = _keep_and_grow.signals(kept, to_grow, layers)
         wanted = _top_k.counts_by_row(inputs.masks, rows)
         if any(leaf.structure.min_salient for leaf in inputs.leaves):
-            would_grow = _top_k.top_k(_without(kept, grow_scores), layers, active - keep)
-            held = _top_k.counts_by_row(kept, rows)
-            salient = jax.tree.map(jnp.add, held, _top_k.counts_by_row(would_grow, rows))
+            would_grow = _top_k.top_k(_without(kept, to_grow), layers, active - keep)
+            kept_counts = _top_k.counts_by_row(kept, rows)
+            salient = jax.tree.map(jnp.add, kept_counts, _top_k.counts_by_row(would_grow, rows))
             wanted = _ablation.fan_ins(inputs.leaves, salient, wanted)
             # A unit that others have come back beside may have kept more than it is to have.
-            left = _without([~k for k in kept], keep_scores)
-            kept = _top_k.top_k(left, rows, jax.tree.map(jnp.minimum, held, wanted))
-        chosen = regrown_in_parts(kept, grow_scores, rows, wanted)
+            left = _without([~k for k in kept], to_keep)
+            kept = _top_k.top_k(left, rows, jax.tree.map(jnp.minimum, kept_counts, wanted))
+        chosen = regrown_in_parts(kept, to_grow, rows, wanted)
         if not needs_signal:
-            return Outcome(chosen)
-        return _outcome(
+            return Decision(chosen)
+        return _decision(
             _keep_and_grow.unless_uninformed(
                 chosen, inputs.masks, has_signal, active - keep, layers
             )
         )
 
-    def rule(inputs: RewiringInputs) -> Outcome:
+    def rule(inputs: RewiringInputs) -> Decision:
         if any(leaf.structure.has_parts for leaf in inputs.leaves):
             return rule_of_parts(inputs)
         rows, packing = inputs.packing.rows, inputs.packing
@@ -146,21 +268,28 @@ def drop_and_grow_method(
             total = jnp.sum(given, dtype=jnp.int32) - jnp.sum(own, dtype=jnp.int32)
             return own + grow_counts(total, room - own, inputs)
 
-        keep_scores = _keep_and_grow.drop_scores(inputs.weights, inputs.masks)
-        grow_scores = scores(inputs)
+        to_keep = _of_active(keep_scores(inputs), inputs.masks)
+        to_grow = grow_scores(inputs)
+        if may_refuse:
+            to_grow = _without_padding(to_grow, packing)
+            # Less is dropped where too little may grow: numbers never change.
+            pairs = zip(inputs.masks, to_grow, strict=True)
+            growable = _top_k.counts([~m & (s >= 0) for m, s in pairs], rows)
+            dropped = jnp.minimum(dropped, growable)
+            keep = active - dropped
         prefer = None
         if min_fan_in:
-            keep_scores = _min_fan_in.protected(keep_scores, inputs.leaves, packing, min_fan_in)
-            prefer = _min_fan_in.preferred(grow_scores, inputs.leaves, packing, min_fan_in)
+            to_keep = _min_fan_in.protected(to_keep, inputs.leaves, packing, min_fan_in)
+            prefer = _min_fan_in.preferred(to_grow, inputs.leaves, packing, min_fan_in)
         if not needs_signal:
-            return Outcome(
-                _keep_and_grow.keep_and_grow(keep_scores, grow_scores, rows, keep, dropped, prefer)
+            return Decision(
+                _keep_and_grow.keep_and_grow(to_keep, to_grow, rows, keep, dropped, prefer)
             )
-        return _outcome(
+        return _decision(
             _keep_and_grow.keep_and_grow_by_signal(
                 inputs.masks,
-                keep_scores,
-                grow_scores,
+                to_keep,
+                to_grow,
                 rows,
                 keep,
                 dropped if grow_counts is None else shared_out,
@@ -184,14 +313,52 @@ def drop_and_grow_method(
     )
 
 
-def _outcome(rewired: _keep_and_grow.Grown) -> Outcome:
-    return Outcome(rewired.masks, uninformed=rewired.uninformed)
+def _decision(rewired: _keep_and_grow.Grown) -> Decision:
+    return Decision(rewired.masks, uninformed=rewired.uninformed)
+
+
+def _checked(name: str, scores: Scores) -> Scores:
+    """Wraps scores of a user's own: raises a TypeError if they cannot be ranked."""
+
+    def checked(inputs: RewiringInputs) -> Arrays:
+        found = scores(inputs)
+        if not isinstance(found, list | tuple) or [
+            (jnp.shape(x), jnp.result_type(x)) for x in found
+        ] != [(w.shape, jnp.int32) for w in inputs.weights]:
+            shown = [jnp.asarray(x) for x in jax.tree.leaves(found)]
+            raise TypeError(
+                f"{name}: must return int32 arrays laid out as inputs.weights, of shapes "
+                f"{[w.shape for w in inputs.weights]}; returned "
+                f"{[f'{x.dtype}{list(x.shape)}' for x in shown]}. rigl_optax.magnitude_scores "
+                "makes scores of floats"
+            )
+        least = 0 if name == "keep_scores" else _top_k.EXCLUDED
+        return [jnp.maximum(x, jnp.int32(least)) for x in found]
+
+    return checked
+
+
+def _without_padding(scores: Arrays, packing: Packing) -> Arrays:
+    """Excludes what is no position of a layer."""
+    if not packing.is_packed:
+        return scores
+    (score,), (rows,) = scores, packing.rows
+    to_row = rows.ids.shape + (1,) * (score.ndim - rows.ids.ndim)
+    within = rows.starts.reshape(to_row) + _packing.iota(score.shape, rows.ids.ndim)
+    is_position = within < packing.sizes()[rows.ids].reshape(to_row)
+    return [jnp.where(is_position, score, jnp.int32(_top_k.EXCLUDED))]
+
+
+def _of_active(scores: Arrays, masks: Arrays) -> Arrays:
+    """Excludes what is not active."""
+    excluded = jnp.int32(_top_k.EXCLUDED)
+    return [jnp.where(m, s, excluded) for m, s in zip(masks, scores, strict=True)]
 
 
 def regrown_in_parts(
     kept: Arrays, grow_scores: Arrays, rows: Sequence[Rows], wanted: Arrays
 ) -> Arrays:
-    """Masks of what is kept, and in each part of the largest scores besides, up to its number.
+    """Grows the largest scores of each part, up to its number, beside what is kept.
 
     Args:
       kept: Bool arrays.
@@ -208,6 +375,6 @@ def regrown_in_parts(
 
 
 def _without(masks: Arrays, scores: Arrays) -> Arrays:
-    """Scores of what is not in the masks."""
+    """Excludes what is in the masks."""
     excluded = jnp.int32(_top_k.EXCLUDED)
     return [jnp.where(m, excluded, s) for m, s in zip(masks, scores, strict=True)]

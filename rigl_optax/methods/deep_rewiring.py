@@ -10,7 +10,7 @@ from rigl_optax._ranking import _keep_and_grow, _packing, _random, _top_k
 from rigl_optax._ranking._packing import Packing
 from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
 from rigl_optax._wrapper import _transform
-from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Shadow, ShadowView, Started
+from rigl_optax._wrapper._method import Decision, InitialMemory, Method, RewiringInputs, Shadow
 from rigl_optax._xla import _blend, _sharding
 from rigl_optax.methods import _drop_and_grow
 
@@ -59,7 +59,7 @@ def deep_rewiring(
       seed: Seeds the initial masks, the growth and the noise, in separate streams.
 
     Returns:
-      A transformation whose state is a `SparseState` with `shadow`; `memory.marks` is True
+      A transformation whose state is a `SparseState` with `shadow`; `memory.second_masks` is True
       where the sign is positive: the sign of the weight at init.
 
     Raises:
@@ -80,9 +80,9 @@ def deep_rewiring(
         if not value >= 0:
             raise ValueError(f"{name}={value}: must be at least 0")
     rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
-    random_scores = _drop_and_grow.random_scores(seed)
+    random_scores = _drop_and_grow.grow_at_random(seed)
 
-    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
+    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> InitialMemory:
         positions = [leaf.position for leaf in layout.sparse]
         drawn = _random.random_scores(seed, _random.Purpose.SIGN, positions, packing)
         # The lowest bit of a random score.
@@ -92,36 +92,38 @@ def deep_rewiring(
             if not isinstance(leaf, jax.ShapeDtypeStruct):
                 weight = jnp.asarray(leaf)
                 signs[i] = jnp.where(weight == 0, _sharding.like(signs[i], weight), weight > 0)
-        return Started(signs, ())
+        return InitialMemory(signs, ())
 
-    def backward(view: ShadowView) -> Arrays:
-        return [_blend.masked(m, g) for m, g in zip(view.masks, view.gradients, strict=True)]
+    def backward(inputs: RewiringInputs) -> Arrays:
+        return [_blend.masked(m, g) for m, g in zip(inputs.masks, inputs.gradients, strict=True)]
 
-    def settle(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:
-        eta = jnp.asarray(rate(view.count), jnp.float32)
+    def settle(inputs: RewiringInputs, moved: Arrays) -> tuple[Arrays, PyTree]:
+        eta = jnp.asarray(rate(inputs.count), jnp.float32)
         noise: list[jax.Array | float] = [0.0] * len(moved)
         if temperature:  # a number of Python: without noise nothing is drawn
-            packing = _packing.packing([x.shape for x in moved], [x.stacked for x in view.leaves])
-            positions = [leaf.position for leaf in view.leaves]
+            packing = _packing.packing([x.shape for x in moved], [x.stacked for x in inputs.leaves])
+            positions = [leaf.position for leaf in inputs.leaves]
             purpose = _random.Purpose.NOISE
-            scores = _random.random_scores(seed, purpose, positions, packing, view.count)
+            scores = _random.random_scores(seed, purpose, positions, packing, inputs.count)
             scale = jnp.sqrt(2 * eta * jnp.float32(temperature))
             drawn = zip(packing.unpack(scores), moved, strict=True)
             noise = [scale * _random.normal(_sharding.like(s, x)) for s, x in drawn]
         settled = []
-        for weight, mask, sign, shake in zip(moved, view.masks, view.marks, noise, strict=True):
+        for weight, mask, sign, shake in zip(
+            moved, inputs.masks, inputs.second_masks, noise, strict=True
+        ):
             # In float32 whatever the weights are: rounded once, at the end.
             direction = jnp.where(sign, jnp.float32(1), jnp.float32(-1))
             size = direction * weight.astype(jnp.float32) - eta * jnp.float32(l1) + shake
             shown = direction * jnp.maximum(size, 0)
             settled.append(_blend.masked(mask, shown.astype(weight.dtype)))
-        return settled, view.carry
+        return settled, inputs.numbers
 
-    def forward(shadow: Arrays, masks: Arrays, carry: PyTree) -> Arrays:
-        del carry
+    def forward(shadow: Arrays, masks: Arrays, numbers: PyTree) -> Arrays:
+        del numbers
         return [_blend.masked(m, w) for m, w in zip(masks, shadow, strict=True)]
 
-    def rule(inputs: RewiringInputs) -> Outcome:
+    def rule(inputs: RewiringInputs) -> Decision:
         rows = inputs.packing.rows
         excluded = jnp.int32(_top_k.EXCLUDED)
         # `settle` sets a weight to 0 if it would change its sign.
@@ -129,7 +131,7 @@ def deep_rewiring(
         keep = _top_k.counts(stays, rows)
         grow = _top_k.counts(inputs.masks, rows) - keep
         scores = [jnp.where(s, jnp.int32(0), excluded) for s in stays]
-        return Outcome(
+        return Decision(
             _keep_and_grow.keep_and_grow(scores, random_scores(inputs), rows, keep, grow)
         )
 

@@ -71,7 +71,7 @@ def sparse_evolutionary_training(
       as a baseline, Evci et al. 2020, section 4.
     """
     method = _drop_and_grow.drop_and_grow_method(
-        _drop_and_grow.random_scores(seed),
+        _drop_and_grow.grow_at_random(seed),
         end=end,
         every=every,
         begin=begin,

@@ -110,7 +110,7 @@ def sparse_momentum(
         return _apportion.apportion(total, means, room)
 
     method = _drop_and_grow.drop_and_grow_method(
-        _drop_and_grow.gradient_scores,
+        _drop_and_grow.grow_by_gradient,
         end=end,
         every=every,
         begin=begin,

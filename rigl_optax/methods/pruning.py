@@ -14,7 +14,7 @@ from rigl_optax._ranking._packing import Packing, Rows
 from rigl_optax._structures import UNSTRUCTURED, Structures
 from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
 from rigl_optax._wrapper import _transform
-from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Started
+from rigl_optax._wrapper._method import Decision, InitialMemory, Method, RewiringInputs
 from rigl_optax._wrapper._newborn import AT_REST, Grown
 from rigl_optax.methods import _drop_and_grow
 
@@ -71,7 +71,7 @@ def gradual_magnitude_pruning(
       seed: As in `rigl`.
 
     Returns:
-      A transformation whose state is a `SparseState`; `memory.carry` holds the numbers of
+      A transformation whose state is a `SparseState`; `memory.numbers` holds the numbers of
       active weights at the start, int32 [layers].
 
     Raises:
@@ -90,8 +90,8 @@ def gradual_magnitude_pruning(
     plan = _plan.rewiring_plan(begin=begin, end=end, every=every)
     prune = _pruning(plan.default.schedule.steps(), power, scope)
 
-    def rule(inputs: RewiringInputs) -> Outcome:
-        return Outcome(prune(inputs))
+    def rule(inputs: RewiringInputs) -> Decision:
+        return Decision(prune(inputs))
 
     method = Method(
         plan,
@@ -185,7 +185,7 @@ def granet(
     grown.check()
     prune = _pruning(plan.default.schedule.steps(), power, scope)
 
-    def rule(inputs: RewiringInputs) -> Outcome:
+    def rule(inputs: RewiringInputs) -> Decision:
         rows = inputs.packing.rows
         left = prune(inputs)
         has_parts = any(leaf.structure.has_parts for leaf in inputs.leaves)
@@ -193,7 +193,7 @@ def granet(
         active = _top_k.counts(left, layers)
         dropped = _keep_and_grow.drop_counts(active, plan.default.drop_fraction(inputs.count))
         scores = _keep_and_grow.drop_scores(inputs.weights, left)
-        growth = _drop_and_grow.gradient_scores(inputs)
+        growth = _drop_and_grow.grow_by_gradient(inputs)
         if has_parts:
             kept = _top_k.top_k(scores, layers, active - dropped)
             wanted = _top_k.counts_by_row(left, rows)
@@ -209,7 +209,7 @@ def granet(
             grown = _keep_and_grow.keep_and_grow_by_signal(
                 left, scores, growth, rows, keep, dropped, dropped=dropped, layers=rows
             )
-        return Outcome(grown.masks, uninformed=grown.uninformed)
+        return Decision(grown.masks, uninformed=grown.uninformed)
 
     method = Method(
         plan,
@@ -256,7 +256,7 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
         packing, rows = inputs.packing, inputs.packing.rows
         final = np.repeat([leaf.zeros for leaf in inputs.leaves], packing.layers).astype(np.int32)
         sizes = jnp.asarray(packing.sizes())
-        zeros_at_start = sizes - inputs.carry
+        zeros_at_start = sizes - inputs.numbers
         to_go = jnp.asarray(final) - zeros_at_start
         left = jnp.float32(last) - inputs.count.astype(jnp.float32)
         gone = 1 - _power(left / jnp.float32(max(last - first, 1)), power)
@@ -301,11 +301,11 @@ def _power(x: jax.Array, power: float) -> jax.Array:
     return x ** int(power) if power == int(power) else x ** jnp.float32(power)
 
 
-def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
+def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> InitialMemory:
     """Remembers the numbers of active weights of the first masks, int32 [rankings]."""
     del layout
     packed = packing.pack(masks, False)
-    return Started([], _top_k.counts(packed, packing.rows))
+    return InitialMemory([], _top_k.counts(packed, packing.rows))
 
 
 def _check(

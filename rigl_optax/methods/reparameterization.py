@@ -9,7 +9,7 @@ from rigl_optax._ranking._packing import Packing
 from rigl_optax._structures import UNSTRUCTURED, Structures
 from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
 from rigl_optax._wrapper import _transform
-from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Started
+from rigl_optax._wrapper._method import Decision, InitialMemory, Method, RewiringInputs
 from rigl_optax._wrapper._newborn import AT_REST, Grown
 from rigl_optax.methods import _drop_and_grow
 
@@ -66,7 +66,7 @@ def dynamic_sparse_reparameterization(
       seed: Seeds the initial masks and the growth, in separate streams.
 
     Returns:
-      A transformation whose state is a `SparseState`; `memory.carry` is H, a float32 scalar.
+      A transformation whose state is a `SparseState`; `memory.numbers` is H, a float32 scalar.
 
     Raises:
       ValueError: As `rigl` does; if `initial_threshold` is not above 0, or `tolerance` is outside
@@ -90,14 +90,14 @@ def dynamic_sparse_reparameterization(
         raise ValueError(f"tolerance={tolerance}: must be in [0, 1)")
     plan = _plan.rewiring_plan(begin=begin, end=end, every=every, drop_fraction=drop_fraction)
     grown.check()
-    random_scores = _drop_and_grow.random_scores(seed)
+    random_scores = _drop_and_grow.grow_at_random(seed)
 
-    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
+    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> InitialMemory:
         del layout, packing, masks
-        return Started([], jnp.float32(initial_threshold))
+        return InitialMemory([], jnp.float32(initial_threshold))
 
-    def rule(inputs: RewiringInputs) -> Outcome:
-        rows, threshold = inputs.packing.rows, inputs.carry
+    def rule(inputs: RewiringInputs) -> Decision:
+        rows, threshold = inputs.packing.rows, inputs.numbers
         above = [
             mask & (jnp.abs(weight) >= threshold)
             for weight, mask in zip(inputs.weights, inputs.masks, strict=True)
@@ -125,7 +125,7 @@ def dynamic_sparse_reparameterization(
             jnp.float32(2),
             jnp.where(drops > jnp.float32(1 + tolerance) * aim, jnp.float32(0.5), jnp.float32(1)),
         )
-        return Outcome(masks, carry=threshold * factor)
+        return Decision(masks, numbers=threshold * factor)
 
     method = Method(
         plan,

@@ -117,7 +117,7 @@ def rigl(
       <https://arxiv.org/abs/1911.11134>`_, 2020, algorithm 1.
     """
     method = _drop_and_grow.drop_and_grow_method(
-        _drop_and_grow.gradient_scores,
+        _drop_and_grow.grow_by_gradient,
         end=end,
         every=every,
         begin=begin,

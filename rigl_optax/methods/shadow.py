@@ -10,7 +10,7 @@ from rigl_optax._ranking._packing import Packing
 from rigl_optax._structures import UNSTRUCTURED, Structures
 from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
 from rigl_optax._wrapper import _transform
-from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Shadow, ShadowView, Started
+from rigl_optax._wrapper._method import Decision, InitialMemory, Method, RewiringInputs, Shadow
 from rigl_optax._xla import _blend
 
 
@@ -71,15 +71,15 @@ def dnw(
       <https://arxiv.org/abs/1906.00586>`_, 2019.
     """
 
-    def rule(inputs: RewiringInputs) -> Outcome:
+    def rule(inputs: RewiringInputs) -> Decision:
         scores = [_top_k.magnitude_scores(w) for w in inputs.weights]
         number = _top_k.counts_for(inputs.packing, inputs.masks)
-        return Outcome(_top_k.top_k(scores, inputs.packing.rows, number))
+        return Decision(_top_k.top_k(scores, inputs.packing.rows, number))
 
     method = Method(
         _plan.rewiring_plan(begin=begin, end=_last(end), every=every),
         rule,
-        shadow=Shadow(lambda view: view.gradients, _settled, _shown),
+        shadow=Shadow(lambda inputs: inputs.gradients, _settled, _shown),
     )
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
@@ -131,7 +131,7 @@ def top_kast(
       seed: As in `rigl`.
 
     Returns:
-      A transformation whose state is a `SparseState` with `shadow`; `memory.marks` is B.
+      A transformation whose state is a `SparseState` with `shadow`; `memory.second_masks` is B.
 
     Raises:
       ValueError: As `rigl` does; if `backward_sparsity` is above `sparsity`, or
@@ -141,7 +141,7 @@ def top_kast(
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.top_kast(optax.sgd(0.1), 0.9, backward_sparsity=0.5)
       >>> state = tx.init({"kernel": jnp.ones((10, 10))})
-      >>> int(state.masks["kernel"].sum()), int(state.memory.marks["kernel"].sum())
+      >>> int(state.masks["kernel"].sum()), int(state.memory.second_masks["kernel"].sum())
       (10, 50)
 
     References:
@@ -161,7 +161,7 @@ def top_kast(
         _layout.check_same_leaves(layout, found)
         return found
 
-    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
+    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> InitialMemory:
         backward = backward_layout(layout)
         zeros = np.repeat([leaf.zeros for leaf in backward.sparse], packing.layers)
         scores = _random.random_scores(
@@ -178,19 +178,19 @@ def top_kast(
         k = jnp.maximum(k, _top_k.counts(active, packing.rows))
         marks = packing.unpack(_top_k.top_k(scores, packing.rows, packing.per_row(k)))
         sizes = jnp.asarray(packing.sizes(), jnp.float32)
-        return Started(marks, _top_k.counts(active, packing.rows) / sizes)
+        return InitialMemory(marks, _top_k.counts(active, packing.rows) / sizes)
 
-    def backward(view: ShadowView) -> Arrays:
-        numbers = [leaf.rankings for leaf in view.leaves]
+    def backward(inputs: RewiringInputs) -> Arrays:
+        numbers = [leaf.rankings for leaf in inputs.leaves]
         # The density of A at the start: the number of active weights never changes.
-        densities = jnp.split(view.carry, np.cumsum(numbers)[:-1])
+        densities = jnp.split(inputs.numbers, np.cumsum(numbers)[:-1])
         gradients = []
-        for i, gradient in enumerate(view.gradients):
-            shadow, mask, mark = view.shadow[i], view.masks[i], view.marks[i]
+        for i, gradient in enumerate(inputs.gradients):
+            shadow, mask, mark = inputs.weights[i], inputs.masks[i], inputs.second_masks[i]
             # Parts of a layer have densities of their own; D is that of the whole layer.
-            of_layers = densities[i].reshape(view.leaves[i].layers, -1).mean(1)
+            of_layers = densities[i].reshape(inputs.leaves[i].layers, -1).mean(1)
             density = of_layers.reshape(-1, *(1,) * (gradient.ndim - 1))
-            if gradient.ndim == 0 or not view.leaves[i].stacked:
+            if gradient.ndim == 0 or not inputs.leaves[i].stacked:
                 density = of_layers.reshape((1,) * gradient.ndim)
             penalty = jnp.float32(exploration) * jnp.where(mask, 1, 1 / density)
             # The penalty is float32 whatever the weights are; the sum has the gradient's dtype.
@@ -198,15 +198,15 @@ def top_kast(
             gradients.append(_blend.masked(mark, total))
         return gradients
 
-    def rule(inputs: RewiringInputs) -> Outcome:
+    def rule(inputs: RewiringInputs) -> Decision:
         packing = inputs.packing
         scores = [_top_k.magnitude_scores(w) for w in inputs.weights]
         # Both searches rank the same scores, so the backward set contains the forward set.
         masks, marks = (
             _top_k.top_k(scores, packing.rows, _top_k.counts_for(packing, current))
-            for current in (inputs.masks, inputs.marks)
+            for current in (inputs.masks, inputs.second_masks)
         )
-        return Outcome(masks, marks)
+        return Decision(masks, marks)
 
     method = Method(
         _plan.rewiring_plan(begin=begin, end=_last(end), every=every),
@@ -220,12 +220,12 @@ def top_kast(
     )
 
 
-def _settled(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:
-    return moved, view.carry
+def _settled(inputs: RewiringInputs, moved: Arrays) -> tuple[Arrays, PyTree]:
+    return moved, inputs.numbers
 
 
-def _shown(shadow: Arrays, masks: Arrays, carry: PyTree) -> Arrays:
-    del carry
+def _shown(shadow: Arrays, masks: Arrays, numbers: PyTree) -> Arrays:
+    del numbers
     return [_blend.masked(m, w) for m, w in zip(masks, shadow, strict=True)]
 
 

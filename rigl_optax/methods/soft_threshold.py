@@ -10,7 +10,7 @@ from rigl_optax._ranking import _top_k
 from rigl_optax._ranking._packing import Packing
 from rigl_optax._types import Arrays, LayerSparsities, PyTree, Seed
 from rigl_optax._wrapper import _transform
-from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs, Shadow, ShadowView, Started
+from rigl_optax._wrapper._method import Decision, InitialMemory, Method, RewiringInputs, Shadow
 from rigl_optax._xla import _blend, _sharding
 
 
@@ -52,7 +52,7 @@ def soft_thresholding(
       seed: As in `rigl`.
 
     Returns:
-      A transformation whose state is a `SparseState` with `shadow`; `memory.carry` holds
+      A transformation whose state is a `SparseState` with `shadow`; `memory.numbers` holds
       :math:`s_l`, float32 of shape () or (layers,) for each sparse leaf, and the state of its
       optimizer. Its gradients are sums of floats, so the thresholds, and then the masks, may differ
       on another number of devices.
@@ -78,22 +78,22 @@ def soft_thresholding(
         raise ValueError(f"threshold_decay={threshold_decay}: must be at least 0")
     mover = optax.with_extra_args_support(inner if thresholds is None else thresholds)
 
-    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> Started:
+    def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> InitialMemory:
         del masks
         pairs = zip(packing.layers, layout.sparse, strict=True)
         shapes = [(number,) if leaf.stacked else () for number, leaf in pairs]
         values = [jnp.full(shape, initial_threshold, jnp.float32) for shape in shapes]
-        return Started([], (values, mover.init(values)))
+        return InitialMemory([], (values, mover.init(values)))
 
-    def backward(view: ShadowView) -> Arrays:
-        return [_blend.masked(m, g) for m, g in zip(view.masks, view.gradients, strict=True)]
+    def backward(inputs: RewiringInputs) -> Arrays:
+        return [_blend.masked(m, g) for m, g in zip(inputs.masks, inputs.gradients, strict=True)]
 
-    def settle(view: ShadowView, moved: Arrays) -> tuple[Arrays, PyTree]:
-        values, state = view.carry
+    def settle(inputs: RewiringInputs, moved: Arrays) -> tuple[Arrays, PyTree]:
+        values, state = inputs.numbers
         slopes = []
         for i, value in enumerate(values):
-            gradient, shadow = view.gradients[i].astype(jnp.float32), view.shadow[i]
-            along = _blend.masked(view.masks[i], gradient * jnp.sign(shadow.astype(jnp.float32)))
+            gradient, shadow = inputs.gradients[i].astype(jnp.float32), inputs.weights[i]
+            along = _blend.masked(inputs.masks[i], gradient * jnp.sign(shadow.astype(jnp.float32)))
             # One sum for each layer; a float sum, so it is not the same on every mesh.
             total = _sharding.whole(jnp.sum(along, axis=tuple(range(value.ndim, along.ndim))))
             threshold = jax.nn.sigmoid(value)
@@ -102,9 +102,9 @@ def soft_thresholding(
         steps, state = mover.update(slopes, state, values)
         return moved, (optax.apply_updates(values, steps), state)
 
-    def forward(shadow: Arrays, masks: Arrays, carry: PyTree) -> Arrays:
+    def forward(shadow: Arrays, masks: Arrays, numbers: PyTree) -> Arrays:
         shown = []
-        for weight, mask, value in zip(shadow, masks, carry[0], strict=True):
+        for weight, mask, value in zip(shadow, masks, numbers[0], strict=True):
             threshold = jax.nn.sigmoid(value).reshape(value.shape + (1,) * (mask.ndim - value.ndim))
             w = weight.astype(jnp.float32)
             # Where the mask is True, |w| is above the threshold: no maximum with 0 is needed.
@@ -112,11 +112,11 @@ def soft_thresholding(
             shown.append(_blend.masked(mask, shrunk.astype(weight.dtype)))
         return shown
 
-    def rule(inputs: RewiringInputs) -> Outcome:
+    def rule(inputs: RewiringInputs) -> Decision:
         # One threshold for each ranking, in the order of `packing.rows`.
-        vector = jnp.concatenate([value.reshape(-1) for value in inputs.carry[0]])
+        vector = jnp.concatenate([value.reshape(-1) for value in inputs.numbers[0]])
         each = zip(inputs.weights, inputs.packing.rows, strict=True)
-        return Outcome(
+        return Decision(
             [jnp.abs(w) > _top_k.spread(jax.nn.sigmoid(vector), w, rows) for w, rows in each]
         )
 

@@ -5,7 +5,7 @@ import optax
 from rigl_optax._structures import UNSTRUCTURED, Structures
 from rigl_optax._types import PyTree, Seed, Sparsity
 from rigl_optax._wrapper import _transform
-from rigl_optax._wrapper._method import Method, Outcome
+from rigl_optax._wrapper._method import Decision, Method
 
 
 def static_sparse(
@@ -46,7 +46,7 @@ def static_sparse(
       Evci et al., `Rigging the Lottery: Making All Tickets Winners
       <https://arxiv.org/abs/1911.11134>`_, 2020, section 4.
     """
-    method = Method(None, lambda inputs: Outcome(inputs.masks))
+    method = Method(None, lambda inputs: Decision(inputs.masks))
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )

@@ -82,7 +82,7 @@ class TrainingFlops:
         if method.masked:
             first = self._at(initial)
             if method.cost.ordinary.is_wider:
-                wider = self._at_second_masks(initial.opt_state.memory.marks)
+                wider = self._at_second_masks(initial.opt_state.memory.second_masks)
         self._counter = accounting.FlopsCounter(
             method.cost,
             run.rewirings.plan,

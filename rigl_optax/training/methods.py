@@ -134,6 +134,7 @@ METHODS = {
         _rewiring,
         stored=condensed.sparse_evolutionary_training,
     ),
+    "mest": Method(rigl_optax.mest, _COSTS["mest"], _rewiring),
     "deepr": Method(rigl_optax.deep_rewiring, _COSTS["deepr"], _deep_rewiring),
     "snfs": Method(
         rigl_optax.sparse_momentum,

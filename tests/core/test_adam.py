@@ -91,3 +91,20 @@ def test_ages_are_bounded_by_their_dtype():
 def test_what_makes_no_sense_is_refused(keys, told):
     with pytest.raises(ValueError, match=told):
         rigl_optax.scale_by_adam(**keys)
+
+
+def test_newborn_weights_start_again_and_all_others_go_on_as_in_optax():
+    keys = {"end": 100, "every": 5, "begin": 4, "drop_fraction": 0.5}
+    ours = run(rigl_optax.rigl(rigl_optax.adamw(1e-2), 0.5, **keys), 12)
+    theirs = run(rigl_optax.rigl(optax.adamw(1e-2), 0.5, **keys), 12)
+    for t, ((mine, state, _), (other, _, _)) in enumerate(zip(ours, theirs, strict=True)):
+        np.testing.assert_array_equal(mine["b"], other["b"])  # dense
+        age = state.inner_state[0].age
+        assert (age["b"] == t + 1).all()
+        mask = np.asarray(state.masks["a"])
+        if t < 4:
+            assert (np.asarray(age["a"])[mask] == t + 1).all()
+            np.testing.assert_array_equal(mine["a"], other["a"])
+    # The rewirings were at counts 4 and 9.
+    assert set(np.unique(np.asarray(age["a"])[mask])) <= {12, 7, 2}
+    assert (np.asarray(age["a"])[mask] == 2).any() and (np.asarray(age["a"])[mask] == 12).any()

@@ -13,7 +13,7 @@ PARAMS = {
     "gen": {"kernel": jnp.arange(1.0, 25).reshape(6, 4), "bias": jnp.ones(4)},
     "disc": {
         "in": {"kernel": jnp.arange(1.0, 33).reshape(4, 8)},
-        "out": {"kernel": jnp.ones((8, 3))},
+        "out": {"kernel": jnp.arange(1.0, 25).reshape(8, 3)},
     },
 }
 UNIFORM = rigl_optax.uniform(0.5)
@@ -162,7 +162,7 @@ def test_check_finds_what_comes_after(after):
         grads = jax.tree.map(lambda p, i=i: jnp.cos(p + i), params)
         updates, state = update(grads, state, params, value=1.0)
         params = optax.apply_updates(params, updates)
-    with pytest.raises(ValueError, match=r"'kernel' \(\d+ of 12\).*after the sparse one"):
+    with pytest.raises(ValueError, match=r"'kernel' \(\d+ of 12\).*behind the sparse one"):
         rigl_optax.check(params, state)
     rigl_optax.check(rigl_optax.apply_masks(params, state), state)
 

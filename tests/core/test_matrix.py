@@ -28,6 +28,7 @@ METHODS = {
         inner, HALF, structure=rigl_optax.ConstantFanIn(0.3), **PLAN
     ),
     "set": lambda inner: rigl_optax.sparse_evolutionary_training(inner, HALF, **PLAN),
+    "mest": lambda inner: rigl_optax.mest(inner, HALF, **PLAN),
     "snfs": lambda inner: rigl_optax.sparse_momentum(inner, HALF, redistribute=True, **PLAN),
     "dsr": lambda inner: rigl_optax.dynamic_sparse_reparameterization(inner, HALF, **PLAN),
     "pruning": lambda inner: rigl_optax.gradual_magnitude_pruning(

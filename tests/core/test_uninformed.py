@@ -26,6 +26,7 @@ METHODS = {
         inner, rigl_optax.uniform(0.7, stacked=("stack",)), **PLAN
     ),
     "set": lambda inner: rigl_optax.sparse_evolutionary_training(inner, HALF, **PLAN),
+    "mest": lambda inner: rigl_optax.mest(inner, HALF, **PLAN),
 }
 
 
@@ -56,7 +57,7 @@ def test_a_layer_without_a_signal_stays_and_is_counted(name):
     moved = {
         n: (layers(state.masks[n], n) != layers(after.masks[n], n)).any(1).tolist() for n in SHAPES
     }
-    informed = name == "set"
+    informed = name in ("set", "mest")
     assert moved == {"all_zero": [informed], "full": [True], "stack": [True, informed, True]}
     assert int(after.uninformed) == (0 if informed else 2)
     assert int(after.rewirings) == 1

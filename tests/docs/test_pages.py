@@ -5,6 +5,8 @@ import re
 import shlex
 import sys
 
+import numpy as np
+import optax
 import pytest
 from absl import flags
 
@@ -114,3 +116,30 @@ def test_every_public_name_is_in_the_reference():
 def test_what_the_reference_shows_exists(name):
     module, _, attribute = name.rpartition(".")
     assert hasattr(importlib.import_module(module), attribute) or importlib.import_module(name)
+
+
+def test_the_method_of_the_page_is_ours():
+    """The code of docs/write_a_method.md trains as `rigl_optax.mest` does."""
+    page = (ROOT / "docs" / "write_a_method.md").read_text()
+    found: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "write_a_method.md", "exec"), found)
+    rng = np.random.default_rng(0)
+    params, grads = ({"a": rng.standard_normal((17, 12)).astype(np.float32)} for _ in range(2))
+    assert int(found["tx"].update(grads, found["tx"].init(params), params)[1].rewirings) == 1
+    keys = {"sparsity": 0.5, "end": 5, "every": 2, "gradient_weight": 0.3, "seed": 4}
+    masks = []
+    for make in (found["mest"], rigl_optax.mest):
+        tx = make(optax.sgd(0.1), **keys)
+        state = tx.init(params)
+        for _ in range(4):
+            _, state = tx.update(grads, state, params)
+        masks.append(np.asarray(state.masks["a"]))
+    np.testing.assert_array_equal(*masks)
+
+
+def test_the_example_in_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})

@@ -34,6 +34,7 @@ METHODS = {
     "sparse_evolutionary_training": functools.partial(
         rigl_optax.sparse_evolutionary_training, **PLAN
     ),
+    "mest": functools.partial(rigl_optax.mest, **PLAN),
     "sparse_momentum": functools.partial(rigl_optax.sparse_momentum, **PLAN),
     "sparse_momentum(redistribute=True)": functools.partial(
         rigl_optax.sparse_momentum, redistribute=True, **PLAN
@@ -56,7 +57,7 @@ METHODS = {
         )
     ),
 }
-DROP_AND_GROW = ("rigl", "sparse_evolutionary_training", "sparse_momentum")
+DROP_AND_GROW = ("rigl", "sparse_evolutionary_training", "mest", "sparse_momentum")
 REDISTRIBUTED = "sparse_momentum(redistribute=True)"
 IN_TOTAL = (REDISTRIBUTED, "dynamic_sparse_reparameterization")
 OVER_LAYERS = (*IN_TOTAL, 'gradual_magnitude_pruning(scope="global")', "granet")

@@ -85,6 +85,32 @@ class Set(Reference):
         return new
 
 
+def sum_toward_zero(x, y):
+    """Of two float32, in float32."""
+    exact = x.astype(np.float64) + y.astype(np.float64)
+    nearest = exact.astype(np.float32)
+    return np.where(nearest > exact, np.nextafter(nearest, np.float32(0)), nearest)
+
+
+@dataclass
+class Mest(Set):
+    """Drops by magnitude and gradient together."""
+
+    weight: float = 1.0
+
+    def rewire(self, t, state, params, grads):
+        fraction = self.fraction(t) if callable(self.fraction) else self.fraction
+        new = {}
+        for n in self.sparse:
+            mask = state.masks[n]
+            pull = magnitude(np.float32(self.weight) * grads[n])
+            drop = number_to_drop(int(mask.sum()), fraction)
+            both = sum_toward_zero(magnitude(params[n]), pull)
+            kept = keep_largest(mask, both, int(mask.sum()) - drop)
+            new[n] = grow_largest(kept, self.scores(t, n), drop)
+        return new
+
+
 @dataclass
 class Snfs(Reference):
     momentum: float = 0.9

@@ -27,6 +27,7 @@ def sgd():
 CASES = {
     "static": lambda: rigl_optax.static_sparse(sgd(), ERK),
     "set": lambda: rigl_optax.sparse_evolutionary_training(sgd(), ERK, **PLAN),
+    "mest": lambda: rigl_optax.mest(sgd(), ERK, gradient_weight=0.3, **PLAN),
     "snfs": lambda: rigl_optax.sparse_momentum(sgd(), ERK, **PLAN),
     "snfs_redistribute": lambda: rigl_optax.sparse_momentum(sgd(), ERK, redistribute=True, **PLAN),
     "dsr": lambda: rigl_optax.dynamic_sparse_reparameterization(sgd(), ERK, **PLAN),

@@ -117,7 +117,7 @@ def test_of_the_largest_shadow_weights(name):
         for n in SPARSE:
             shadow, mask, gradient = old.shadow[n], old.masks[n], grads[n]
             if name == "top_kast":
-                mark = old.memory.marks[n]
+                mark = old.memory.second_masks[n]
                 penalty = 0.01 * shadow / np.where(mask, 1, mask.mean())
                 gradient = np.where(mark, gradient + penalty, 0).astype(np.float32)
             trace, step = momentum_step(old, gradient, n)
@@ -128,7 +128,7 @@ def test_of_the_largest_shadow_weights(name):
                 expected = largest(new.shadow[n], mask.sum())
                 if name == "top_kast":
                     np.testing.assert_array_equal(
-                        new.memory.marks[n], largest(new.shadow[n], mark.sum())
+                        new.memory.second_masks[n], largest(new.shadow[n], mark.sum())
                     )
             np.testing.assert_array_equal(new.masks[n], expected)
             close(params[n], np.where(expected, new.shadow[n], 0))
@@ -139,9 +139,9 @@ def test_of_the_largest_shadow_weights(name):
 def test_top_kast_learns_in_a_larger_set():
     for _, state in run("top_kast"):
         for n in SPARSE:
-            assert not (state.masks[n] & ~state.memory.marks[n]).any()
+            assert not (state.masks[n] & ~state.memory.second_masks[n]).any()
     wide = rigl_optax.erk(0.4)({n: jnp.zeros(SHAPES[n]) for n in SPARSE})
-    marks = run("top_kast")[0][1].memory.marks
+    marks = run("top_kast")[0][1].memory.second_masks
     for n in SPARSE:
         size = np.prod(SHAPES[n])
         assert marks[n].sum() == size - int(np.floor(wide[n] * size))
@@ -150,7 +150,7 @@ def test_top_kast_learns_in_a_larger_set():
 def test_soft_thresholds():
     history = run("str")
     for t, ((_, old), (params, new)) in enumerate(itertools.pairwise(history)):
-        thresholds, inner = old.memory.carry
+        thresholds, inner = old.memory.numbers
         for i, n in enumerate(SPARSE):
             gradient = np.where(old.masks[n], some_tree(100 + t)[n], 0)
             _, step = momentum_step(old, gradient, n)
@@ -159,8 +159,8 @@ def test_soft_thresholds():
             slope = -sigma * (1 - sigma) * (np.sign(old.shadow[n]) * gradient).sum()
             trace = slope + 0.3 * thresholds[i] + MOMENTUM * inner[0].trace[i]
             value = thresholds[i] - RATE * trace
-            np.testing.assert_allclose(new.memory.carry[0][i], value, rtol=1e-4, atol=1e-5)
-            cut = np.float32(sigmoid(new.memory.carry[0][i]))
+            np.testing.assert_allclose(new.memory.numbers[0][i], value, rtol=1e-4, atol=1e-5)
+            cut = np.float32(sigmoid(new.memory.numbers[0][i]))
             mask = np.abs(new.shadow[n]) > cut
             assert (mask != new.masks[n]).sum() <= (
                 np.abs(np.abs(new.shadow[n]) - cut) < 1e-6
@@ -176,8 +176,11 @@ def test_deep_rewiring():
     crossed = 0
     for t, ((_, old), (params, new)) in enumerate(itertools.pairwise(history)):
         for n in SPARSE:
-            mask, sign = old.masks[n], np.where(old.memory.marks[n], 1, -1).astype(np.float32)
-            np.testing.assert_array_equal(new.memory.marks[n], old.memory.marks[n])
+            mask, sign = (
+                old.masks[n],
+                np.where(old.memory.second_masks[n], 1, -1).astype(np.float32),
+            )
+            np.testing.assert_array_equal(new.memory.second_masks[n], old.memory.second_masks[n])
             gradient = np.where(mask, some_tree(100 + t)[n], 0)
             trace, step = momentum_step(old, gradient, n)
             uniform = ((draws(_random.Purpose.NOISE, n, t) >> 8) + 0.5) / 2**22 - 1
@@ -306,7 +309,7 @@ def test_an_ensemble_is_so_many_runs():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: rigl_optax.top_kast(sgd(), 0.5, backward_sparsity=0.6), "at most 0.5"),
+        (lambda: rigl_optax.top_kast(sgd(), 0.5, backward_sparsity=0.6), "at most sparsity"),
         (lambda: rigl_optax.top_kast(sgd(), None, backward_sparsity=0.6), "sparsity=None"),
         (
             lambda: rigl_optax.top_kast(sgd(), 0.5, backward_sparsity=0.1, exploration=-1.0),

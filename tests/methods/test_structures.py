@@ -315,8 +315,8 @@ def test_weights_that_live_on_unseen_show_in_whole_groups(transform):
             np.testing.assert_array_equal(shown, core.top_k_mask(scores.view(np.int32), 12))
         seen.append(shown)
     assert not np.array_equal(seen[0], seen[-1])
-    if jax.tree.leaves(state.memory.marks):
-        assert groups(block, np.asarray(state.memory.marks["a"])).sum() == 18
+    if jax.tree.leaves(state.memory.second_masks):
+        assert groups(block, np.asarray(state.memory.second_masks["a"])).sum() == 18
 
 
 def test_new_weights_of_a_group_may_start_each_at_its_own_value():
@@ -497,7 +497,7 @@ def test_top_kast_with_a_constant_fan_in():
         structure=ConstantFanIn(),
     )  # fmt: skip
     _, state = run_parts(tx, 3)[-1]
-    assert set(state.masks["c"].sum(0)) == {6} and set(state.memory.marks["c"].sum(0)) == {9}
+    assert set(state.masks["c"].sum(0)) == {6} and set(state.memory.second_masks["c"].sum(0)) == {9}
 
 
 def test_a_stack_of_layers_with_a_constant_fan_in():

@@ -66,7 +66,7 @@ def measure(name):
     counts, gradients = set(), set()
     for t in range(STEPS):
         masks = jax.device_get(state.masks)
-        marks = jax.device_get(state.memory.marks) if name == "top_kast" else masks
+        marks = jax.device_get(state.memory.second_masks) if name == "top_kast" else masks
         outside = {n: ~masks[n] for n in SPARSE}
         if depends(update, params, state, t, outside):
             if not depends(update, params, state, t, {n: ~marks[n] for n in SPARSE}):

@@ -50,6 +50,12 @@ CASES = {
         ),
         lambda **k: reference.Set(scores=growth_scores(3), **k),
     ),
+    "mest": (
+        lambda inner: rigl_optax.mest(
+            inner, ERK, drop_fraction=CONSTANT, gradient_weight=0.3, **KEYS
+        ),
+        lambda **k: reference.Mest(scores=growth_scores(3), weight=0.3, **k),
+    ),
     "snfs": (
         lambda inner: rigl_optax.sparse_momentum(inner, ERK, drop_fraction=CONSTANT, **KEYS),
         lambda **k: reference.Snfs(**k),
