@@ -127,8 +127,8 @@ def test_several_layers_and_untied_logits():
     ("keys", "told"),
     [
         ({"cell": "rnn"}, "cell='rnn': must be one of gru, lstm"),
-        ({"model.hidden": (0,)}, "at least 1"),
-        ({"model.hidden": ()}, "one layer or more"),
+        ({"hidden": (0,)}, "at least 1"),
+        ({"hidden": ()}, "one layer or more"),
         ({"readout": (256,)}, "the last width is 256, the embedding 128"),
     ],
 )
