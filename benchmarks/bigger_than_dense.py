@@ -1,11 +1,11 @@
-"""A network whose dense form does not fit: under a memory limit, dense fails, condensed learns.
+"""Trains a condensed network under a memory limit in which its dense form does not fit.
 
     make bigger-than-dense
 
 An MLP predicts the next byte of a text from the eight before it: 2048-16384-16384-256, 306 million
 dense weights, Adam. Each form runs in a process of its own under `RLIMIT_DATA`. The dense one needs
 3.7 GB for weights and moments alone. The condensed one, 98 % sparse in blocks of 32x32, never
-makes a dense array: not at its initialisation, not at rewirings. Its loss is drawn.
+makes a dense array, neither at initialisation nor at rewirings. A figure shows its loss.
 """
 
 import argparse
@@ -23,7 +23,7 @@ INPUTS = CONTEXT * 256
 
 
 def _batch(tokens: Any, rng: Any, size: int) -> Any:
-    """Contexts of eight bytes as one-hot vectors, features first, and the bytes after them."""
+    """Returns contexts of eight bytes as one-hot columns, and the bytes after them."""
     import numpy as np
 
     starts = rng.integers(0, len(tokens) - CONTEXT - 1, size)
@@ -34,7 +34,7 @@ def _batch(tokens: Any, rng: Any, size: int) -> Any:
 
 
 def train_dense(options: argparse.Namespace) -> None:
-    """One step of the dense network; it is not to come that far."""
+    """Takes one step of the dense network; the memory limit should stop it before."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -67,7 +67,7 @@ def train_dense(options: argparse.Namespace) -> None:
 
 
 def train_condensed(options: argparse.Namespace) -> None:
-    """Training with rewirings; prints a line of JSON."""
+    """Trains the condensed network with rewirings, and prints the result as a line of JSON."""
     import jax
     import numpy as np
     import optax
@@ -143,7 +143,7 @@ def train_condensed(options: argparse.Namespace) -> None:
 
 
 def draw(curve: list[tuple[int, float]], path: pathlib.Path) -> None:
-    """Bits a byte on the validation split, against steps."""
+    """Draws bits per byte on the validation split against training steps."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
@@ -154,7 +154,7 @@ def draw(curve: list[tuple[int, float]], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Runs both forms under the limit and prints what became of them."""
+    """Runs both forms under the limit and prints their results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--form", choices=["both", "dense", "condensed"], default="both")
     parser.add_argument("--limit_gb", type=float, default=3.0)

@@ -1,9 +1,10 @@
-"""How fast layers of square blocks are, against dense: prints rigl_optax/condensed/_measured.py.
+"""Measures layers of square blocks against dense ones; prints rigl_optax/condensed/_measured.py.
 
     python benchmarks/block_shapes.py > rigl_optax/condensed/_measured.py
 
-Forward and backward of one layer at batch 256, or of a 3x3 convolution of 16 images of 14x14
-pixels; dense and all densities take turns, medians of the ratios. Minutes on an idle machine.
+Times forward and backward pass of one layer at batch 256, or of a 3x3 convolution of 16 images of
+14x14 pixels. The dense layer and all densities take turns, and medians of the ratios are printed.
+Takes minutes on an idle machine.
 """
 
 import statistics
@@ -24,12 +25,12 @@ ROUNDS = 5
 
 
 def array(seed: int, *shape: int) -> jax.Array:
-    """Standard normal."""
+    """Draws a standard normal array."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def layer(kind: str, x: jax.Array, kernel: Any) -> jax.Array:
-    """Of a dense kernel, or of stored blocks."""
+    """Applies a layer with a dense or a condensed kernel."""
     if kind == "product":
         return x @ kernel
     if isinstance(kernel, condensed.BlockSparse):
@@ -39,7 +40,7 @@ def layer(kind: str, x: jax.Array, kernel: Any) -> jax.Array:
 
 
 def ratios(kind: str, width: int, size: int) -> list[float]:
-    """Dense time over that of blocks, at each density."""
+    """Returns dense time / time with blocks, at each density."""
     window = () if kind == "product" else (3, 3)
     shape = (*window, width, width)
     x = array(0, 256, width) if kind == "product" else array(0, 16, 14, 14, width)
@@ -70,7 +71,7 @@ def ratios(kind: str, width: int, size: int) -> list[float]:
 
 
 def main() -> None:
-    """Prints the module; says on standard error how far it is."""
+    """Prints the module, and its progress on standard error."""
     print(
         '"""Ratios that `benchmarks/block_shapes.py` measured and wrote: do not edit by hand."""\n'
     )

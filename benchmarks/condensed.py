@@ -1,4 +1,4 @@
-"""Whole training steps of condensed weights against the same dense model, in one run.
+"""Times whole training steps with condensed weights against the same dense model, in one run.
 
     make bench-condensed
     python benchmarks/condensed.py --sparsities=.9,.95,.98 --blocks=32x32,16x16
@@ -6,9 +6,9 @@
         --blocks=32x32 --steps=5 --figure=docs/images/condensed_cost.png
 
 An MLP 784-2048-2048-2048-10 with Adam at batch 256, forward, backward and update; every kernel
-but the last is condensed. Steps of both are timed in turn, so that a busy machine slows both;
-printed are the medians and their ratio. Memory is what XLA plans for one step: arguments (weights,
-optimizer state, batch) and temporaries. A rewiring is one step with scores, drop and growth.
+but the last is condensed. Both take turns, so that a busy machine slows both; medians and their
+ratio are printed. Memory is XLA's plan for one step: arguments (weights, optimizer state, batch)
+and temporaries. A rewiring is one step with scores, drop and growth.
 """
 
 import argparse
@@ -32,13 +32,13 @@ Step = Callable[..., Any]
 
 
 def shapes(inputs: int, width: int, depth: int, classes: int) -> list[tuple[int, int]]:
-    """Of the kernels, the first to the last."""
+    """Returns the shapes of the kernels, from the first to the last."""
     sizes = [inputs, *[width] * depth, classes]
     return list(itertools.pairwise(sizes))
 
 
 def loss_dense(params: PyTree, x_BxD: jax.Array, labels_B: jax.Array) -> jax.Array:
-    """Of the dense network, as one would write it: batch first."""
+    """Computes the loss of the dense network, with the batch as the first axis."""
     for layer in params[:-1]:
         x_BxD = jax.nn.relu(x_BxD @ layer["kernel"] + layer["bias"])
     logits_BxC = x_BxD @ params[-1]["kernel"] + params[-1]["bias"]
@@ -46,7 +46,7 @@ def loss_dense(params: PyTree, x_BxD: jax.Array, labels_B: jax.Array) -> jax.Arr
 
 
 def loss_condensed(params: PyTree, x_BxD: jax.Array, labels_B: jax.Array) -> jax.Array:
-    """Of the same network with condensed kernels: features first in between."""
+    """Computes the loss of the same network with condensed kernels, features first inside."""
     x_DxB = x_BxD.T
     for layer in params[:-1]:
         x_DxB = condensed.matmul(x_DxB, layer["kernel"], features_first=True)
@@ -56,14 +56,14 @@ def loss_condensed(params: PyTree, x_BxD: jax.Array, labels_B: jax.Array) -> jax
 
 
 def compiled(step: Step, *arguments: Any) -> tuple[Step, int]:
-    """The compiled step, its state donated, and the bytes that XLA plans for it."""
+    """Compiles a step with its state donated; also returns the bytes that XLA plans for it."""
     program = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
     memory = program.memory_analysis()
     return program, memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
 def dense_model(layers: list[tuple[int, int]], inner: Any, batch: tuple[Any, ...]) -> Any:
-    """Step, its bytes, and the state it starts from."""
+    """Returns the step, its bytes, and the initial state."""
     rng = np.random.default_rng(0)
     params = [
         {
@@ -89,7 +89,7 @@ def condensed_model(
     sparsity: float,
     block: rigl_optax.Block,
 ) -> Any:
-    """Step, its bytes, the state it starts from, and a rewiring step."""
+    """Returns the step, its bytes, the initial state, and a rewiring step."""
     rng = np.random.default_rng(0)
     weights: list[dict[str, jax.Array]] = []
     topologies = {}
@@ -119,14 +119,14 @@ def condensed_model(
 
 
 def milliseconds(step: Step, state: Any, batch: tuple[Any, ...]) -> tuple[float, Any]:
-    """Of one step, and the state after it."""
+    """Takes one step; returns its milliseconds and the new state."""
     start = time.perf_counter()
     state = jax.block_until_ready(step(*state, *batch))
     return 1e3 * (time.perf_counter() - start), state
 
 
 class Row(NamedTuple):
-    """Medians of one network: milliseconds of a step, and its bytes."""
+    """Medians for one network: milliseconds of a step, and its bytes."""
 
     width: int
     block: str
@@ -139,7 +139,7 @@ class Row(NamedTuple):
 
 
 def measured(width: int, options: argparse.Namespace) -> Iterator[Row]:
-    """Of one width, at each block and sparsity."""
+    """Measures one width at each block shape and sparsity."""
     layers = shapes(784, width, 3, 10)
     rng = np.random.default_rng(1)
     batch = (
@@ -168,7 +168,7 @@ def measured(width: int, options: argparse.Namespace) -> Iterator[Row]:
 
 
 def draw(rows: Sequence[Row], batch: int, path: pathlib.Path) -> None:
-    """How many times faster and smaller, against sparsity, a line for each width and block."""
+    """Draws speed-up and memory saving against sparsity, a line for each width and block."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,14 +1,14 @@
-"""Single weights in CSR against dense: products and a step of one layer, and training of an MLP.
+"""Times single weights in CSR against dense ones: one layer, and training of an MLP.
 
     python benchmarks/condensed_csr.py
 
-One layer on a batch, timed in turn; printed are the medians of both and their ratio. `forward` is
-one product, `gradients` all three of a training step, `adam` these and the optimizer, with the
-weights and moments donated, as in training.
+First one layer on a batch; CSR and dense take turns, and their medians and ratio are printed.
+`forward` is one product, `gradients` the three products of a training step, `adam` these and the
+optimizer, with weights and moments donated as in training.
 
-Then whole training steps of an MLP 784-2048-2048-10 with Adam, all kernels but the last of single
-weights, against the same dense one, in turn; every fifth time a rewiring by `condensed.rigl` too.
-Memory is what XLA plans for one step: arguments (weights, optimizer state, topologies, batch) and
+Then whole training steps of an MLP 784-2048-2048-10 with Adam, all kernels but the last in CSR,
+against the same dense one, in turn; every fifth round also takes a rewiring by `condensed.rigl`.
+Memory is XLA's plan for one step: arguments (weights, optimizer state, topologies, batch) and
 temporaries.
 """
 
@@ -31,17 +31,17 @@ ADAM = optax.adam(1e-3)
 
 
 def forward(bind: Callable[..., Any]) -> Callable[..., Any]:
-    """The layer itself."""
+    """Returns the compiled layer."""
     return jax.jit(lambda w, x, t: x @ bind(w, t))
 
 
 def gradients(bind: Callable[..., Any]) -> Callable[..., Any]:
-    """With respect to the weights and to what comes in."""
+    """Returns the compiled gradients with respect to the weights and the input."""
     return jax.jit(jax.grad(lambda w, x, t: jnp.sum((x @ bind(w, t)) ** 2), (0, 1)))
 
 
 def adam(bind: Callable[..., Any]) -> Callable[..., Any]:
-    """A whole step, with the gradient of what comes in too."""
+    """Returns a compiled training step that also computes the gradient of the input."""
 
     def step(w: Any, x: jax.Array, t: Any, state: Any) -> tuple[Any, ...]:
         dw, dx = jax.grad(lambda w, x: jnp.sum((x @ bind(w, t)) ** 2), (0, 1))(w, x)
@@ -61,7 +61,7 @@ def adam(bind: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def network_loss(kernels: Any, x_BxD: jax.Array, labels_B: jax.Array) -> jax.Array:
-    """Of the MLP, whatever its kernels are."""
+    """Computes the loss of the MLP with dense or CSR kernels."""
     *hidden, last = kernels
     for layer in hidden:
         x_BxD = jax.nn.relu(x_BxD @ layer["kernel"] + layer["bias"])
@@ -70,21 +70,21 @@ def network_loss(kernels: Any, x_BxD: jax.Array, labels_B: jax.Array) -> jax.Arr
 
 
 def compiled(step: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], int]:
-    """The compiled step, its state donated, and the bytes that XLA plans for it."""
+    """Compiles a step with its state donated; also returns the bytes that XLA plans for it."""
     program = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
     memory = program.memory_analysis()
     return program, memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
 def milliseconds(step: Callable[..., Any], state: Any, batch: Any) -> tuple[float, Any]:
-    """Of one step, and the state after it."""
+    """Takes one step; returns its milliseconds and the new state."""
     start = time.perf_counter()
     state = jax.block_until_ready(step(*state, *batch))
     return 1e3 * (time.perf_counter() - start), state
 
 
 def train(width: int, batch_size: int, sparsity: float, rounds: int) -> None:
-    """Prints medians of steps and of rewirings, and the bytes of each."""
+    """Trains both networks; prints medians of steps and of rewirings, and the bytes of each."""
     shapes = list(itertools.pairwise([784, width, width, 10]))
     rng = np.random.default_rng(0)
     batch = (
@@ -167,7 +167,7 @@ def main() -> None:
 
 
 def one_layer(n: int, batch_size: int, sparsity: float, rounds: int) -> None:
-    """Prints a row for each of what is timed: dense and CSR milliseconds, and their ratio."""
+    """Prints a row for each measurement: dense and CSR milliseconds, and their ratio."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((batch_size, n)), jnp.float32)
     dense = jnp.asarray(rng.standard_normal((n, n)) / n, jnp.float32)

@@ -1,11 +1,11 @@
-"""Condensed layers against the dense ones they stand for: convolutions, GRUs, an LSTM.
+"""Times condensed layers against dense ones: convolutions, GRUs and an LSTM.
 
     python benchmarks/condensed_layers.py
 
-Forward and backward of one layer, timed in turn; printed are the medians of both and their ratio.
-Of a 1x1 convolution the dense side is also timed as the matmul that it is: XLA's convolution on
-the CPU is slower and would flatter. Blocks and densities as they are, where a layer of few blocks
-cannot be as sparse as asked for.
+Forward and backward pass of one layer; both take turns, and medians and their ratio are printed.
+The dense side of a 1x1 convolution is also timed as a matmul: XLA's convolution on the CPU is
+slower, which would flatter the condensed one. Densities are the real ones: a layer of few blocks
+cannot have exactly the sparsity that was asked for.
 """
 
 import argparse
@@ -40,17 +40,17 @@ STEPS = LANES = 32
 
 
 def array(seed: int, *shape: int) -> jax.Array:
-    """Standard normal."""
+    """Draws a standard normal array."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def gradient(function: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """Of the sum of squares, by the first two arguments; compiled."""
+    """Compiles the gradient of the sum of squares with respect to the first two arguments."""
     return jax.jit(jax.grad(lambda w, x, *rest: jnp.sum(function(w, x, *rest) ** 2), (0, 1)))
 
 
 def convolution_cases(kernel: tuple[int, ...], images: tuple[int, ...]) -> dict[str, Case]:
-    """The dense convolution, the matmul if it is one, and what makes a condensed one."""
+    """Returns the gradient of the dense convolution; if it is 1x1, also that of a matmul."""
 
     def convolve(w: jax.Array, x: jax.Array) -> jax.Array:
         layout = ("NHWC", "HWIO", "NHWC")
@@ -66,7 +66,7 @@ def convolution_cases(kernel: tuple[int, ...], images: tuple[int, ...]) -> dict[
 def condensed_convolution(
     kernel: tuple[int, ...], images: tuple[int, ...], block: Block, sparsity: float
 ) -> tuple[Case, float]:
-    """The layer, and the density it really has."""
+    """Returns the gradient of the condensed convolution, and its real density."""
     topology = condensed.random_topology(kernel, sparsity, block)
     values = condensed.random_values(jax.random.key(0), topology)
 
@@ -79,7 +79,7 @@ def condensed_convolution(
 def recurrent_case(
     cell: str, units: int, block: Block | None, sparsity: float
 ) -> tuple[Case, float]:
-    """A scan with dense kernels, or with condensed ones; one for each gate."""
+    """Returns the gradient of a scan with dense or condensed kernels, and their density."""
     gates, parts, dense, sparse = SCANS[cell]
     x = tuple(array(i, STEPS, LANES, units) for i in range(gates))
     first, keep = jnp.zeros((LANES, parts * units)), jnp.ones((STEPS, LANES, 1))
@@ -99,7 +99,7 @@ def recurrent_case(
 
 
 def compare(name: str, cases: dict[str, Case], rounds: int) -> None:
-    """Times all in turn and prints a line for each; the first is the dense layer."""
+    """Times all layers in turn and prints a line for each; the first is the dense layer."""
     times: dict[str, list[float]] = {case: [] for case in cases}
     for i in range(rounds + 1):
         for case, (function, arguments) in cases.items():

@@ -1,12 +1,12 @@
-"""Whole training steps of MobileNet-v1, wide ResNets and GRUs, condensed against dense, in one run.
+"""Times training steps of MobileNet-v1, wide ResNets and GRUs, condensed against dense.
 
     python benchmarks/condensed_models.py [--only gru512] [--sparsities .9,.95] [--blocks 32x32]
 
 Forward, backward and update, with the recipe's optimizer; the dense side is the same model without
-sparsity. Kernels that the paper keeps dense are dense in both. Both take a step in turn; printed
-are the medians, the median of the ratios, and what a rewiring takes. Densities are of all
-parameters: a layer of few blocks is not as sparse as asked for. With
-`GLIBC_TUNABLES=glibc.malloc.hugetlb=1` in front, memory is handled as `scripts/train.py` has it.
+sparsity. Kernels that the paper keeps dense are dense in both. Both take turns; medians, the
+median of the ratios, and the time of a rewiring are printed. Densities are of all parameters: a
+layer of few blocks cannot have exactly the sparsity that was asked for. Set
+`GLIBC_TUNABLES=glibc.malloc.hugetlb=1` to allocate memory as `scripts/train.py` does.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PyTree = Any
 
 
 class Case(NamedTuple):
-    """A model, what it is fed, and how it is trained."""
+    """Makers of a model and of its batch, the optimizer, and a predicate of dense kernels."""
 
     make: Callable[[], nnx.Module]
     batch: Callable[[np.random.Generator], tuple[jax.Array, ...]]
@@ -87,7 +87,7 @@ CASES = {
 def topologies(
     params: PyTree, case: Case, sparsity: float, block: rigl_optax.Block
 ) -> dict[str, condensed.Topology]:
-    """Of all sparse kernels that are larger than a block."""
+    """Draws topologies of all sparse kernels that are larger than a block."""
     sparsities = rigl_optax.uniform(sparsity, dense=case.dense)(params)
     found = {}
     for position, (path, leaf) in enumerate(_paths.flatten_with_paths(params)):
@@ -97,7 +97,7 @@ def topologies(
 
 
 def steps(case: Case, graphdef: nnx.GraphDef, tx: condensed.CondensedTransformation) -> Any:
-    """Compiled: an ordinary step, and one that rewires; the state is donated."""
+    """Compiles an ordinary step and a rewiring step, with the state donated."""
 
     def loss(kernels: PyTree, rest: PyTree, inputs: Any, labels: jax.Array) -> Any:
         model = nnx.merge(graphdef, kernels, rest)
@@ -127,7 +127,7 @@ def steps(case: Case, graphdef: nnx.GraphDef, tx: condensed.CondensedTransformat
 
 
 def dense_step(case: Case, graphdef: nnx.GraphDef) -> Any:
-    """Compiled: a step of the dense model; the state is donated."""
+    """Compiles a step of the dense model, with the state donated."""
 
     def step(state: Any, inputs: Any, labels: jax.Array) -> Any:
         params, rest, opt_state = state
@@ -147,12 +147,12 @@ def dense_step(case: Case, graphdef: nnx.GraphDef) -> Any:
 
 
 def copy(tree: PyTree) -> PyTree:
-    """Buffers of its own, to be donated."""
+    """Copies all arrays, so that they can be donated."""
     return jax.tree.map(jnp.copy, tree)
 
 
 def compare(name: str, sparsity: float, block: rigl_optax.Block, rounds: int) -> None:
-    """Prints a line."""
+    """Times one model at one sparsity and block shape, and prints a line."""
     case = CASES[name]
     graphdef, params, rest = nnx.split(case.make(), nnx.Param, ...)
     params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)

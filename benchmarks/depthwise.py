@@ -1,9 +1,9 @@
-"""Depthwise convolutions as sums of shifted images, against XLA's grouped convolution.
+"""Times depthwise convolutions as sums of shifted images against XLA's grouped convolution.
 
     python benchmarks/depthwise.py [--size 96] [--batch 16]
 
-Forward and backward of the 3x3 depthwise layers of MobileNet-v1, both in turn; printed are medians
-of a layer, and of all of them together.
+Forward and backward pass of the 3x3 depthwise layers of MobileNet-v1; both take turns, and the
+medians of each layer and of all layers together are printed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PADDING = ((1, 1), (1, 1))
 
 
 def grouped(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.Array:
-    """What `nnx.Conv` does."""
+    """Convolves as `nnx.Conv` does."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -34,7 +34,7 @@ def grouped(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.
 
 
 def compare(x: jax.Array, stride: int, rounds: int) -> tuple[float, float]:
-    """Milliseconds of both, grouped first."""
+    """Returns the milliseconds of the grouped convolution and of ours."""
     kernel = jnp.ones((3, 3, 1, x.shape[-1])) / 9
     times: dict[Any, list[float]] = {}
     compiled = {}

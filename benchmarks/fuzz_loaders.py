@@ -1,4 +1,4 @@
-"""Mutated files into every loader: each is taken, or refused with one clear error.
+"""Feeds mutated files to every loader; each must be loaded, or rejected with one clear error.
 
 make fuzz                                                  10,000 files in all
 python -m benchmarks.fuzz_loaders --loaders=config --files=1000 --seed=7
@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 
-# How many of the files each loader gets, per thousand.
+# Number of files for each loader, per thousand.
 SHARES = {
     "idx": 100,
     "tfrecord": 80,
@@ -40,7 +40,7 @@ PATIENCE = 60  # seconds for one file
 
 
 def fuzz(name: str, count: int, seed: int) -> None:
-    """Tries one loader; prints how many files it took and refused."""
+    """Fuzzes one loader; prints how many files it loaded and rejected."""
     from tests.training import loader_fuzz
     from tests.training.conftest import SMALL
 

@@ -1,9 +1,9 @@
-"""What the optimizer state of new weights does under Adam: at rest, or at the layer's mean.
+"""Compares initial Adam states of newly grown weights: at rest, or the mean of the layer.
 
 Run with `python benchmarks/grown_state.py [--seeds 5]`. Trains 64-300-100-10 networks on
-scikit-learn's digits with RigL and Adam at 95 % sparsity, and prints how far weights that have
-just grown move in their first steps, in units of the learning rate and against weights that
-stayed, and the validation accuracy of both, paired by seed.
+scikit-learn's digits with RigL and Adam at 95 % sparsity. Prints how far newly grown weights move
+in their first steps, in units of the learning rate and relative to weights that stayed active, and
+the validation accuracy of both, paired by seed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ STATES = ("rest", "mean_second_moment")
 
 
 def initial(seed: int) -> PyTree:
-    """Glorot-uniform kernels and zero biases."""
+    """Draws Glorot-uniform kernels and sets biases to zero."""
     rng = np.random.default_rng(seed)
     params = {}
     for i, (n, m) in enumerate(((64, 300), (300, 100), (100, 10))):
@@ -35,7 +35,7 @@ def initial(seed: int) -> PyTree:
 
 
 def apply(params: PyTree, images: jax.Array) -> jax.Array:
-    """Logits."""
+    """Computes logits (batch, classes)."""
     x = images.reshape(len(images), -1)
     for i in range(3):
         x = x @ params[f"dense{i}"]["kernel"] + params[f"dense{i}"]["bias"]
@@ -44,7 +44,7 @@ def apply(params: PyTree, images: jax.Array) -> jax.Array:
 
 
 def run(seed: int, state_of_new: str, data: batches.Dataset) -> tuple[float, float, float]:
-    """Validation accuracy in percent, and mean moves of new and of other weights per step."""
+    """Returns validation accuracy in percent, and mean moves per step of new and other weights."""
     grown = rigl_optax.Grown(optimizer_state=state_of_new)
     tx = rigl_optax.rigl(
         optax.adam(RATE), 0.95, end=STEPS * 3 // 4, every=EVERY, grown=grown, seed=seed

@@ -1,17 +1,17 @@
-"""ImageNet's input: images a second of ours, beside tf.data's, from the same files.
+"""Measures our ImageNet input pipeline against tf.data's, in images per second.
 
 Run with `make bench-input`, which puts TensorFlow into a virtual environment of its own, or
 `python benchmarks/input_pipeline.py --tf-python .venv-tf/bin/python [--rounds 12]`.
 
-Both read one TFDS directory of `imagenet2012` (tfrecord; JPEG files of 500 x 375, pieces of
-scikit-learn's two photographs), draw random parts as the reference does, resize them to 224 x 224,
-flip, and hand out batches of 128 in uint8. tf.data does so by `decode_and_crop_jpeg`, with as many
-calls at once as it sees fit, and the reference's own bicubic resizing, as ours; a third line is
-tf.data with bilinear resizing, which is less work. Each is a process of its own; they take turns,
-and who has not the turn is stopped: what it makes ahead, it makes in its own time.
+Both read one TFDS directory of `imagenet2012` (tfrecord; JPEG files of 500 x 375, parts of
+scikit-learn's two photographs), crop randomly as the reference code does, resize to 224 x 224,
+flip, and return batches of 128 in uint8. tf.data uses `decode_and_crop_jpeg` with automatic
+parallelism, and the reference code's bicubic resizing, as ours does; a third line is tf.data with
+bilinear resizing, which is less work. Each side is a process of its own. They take turns, and the
+others are stopped meanwhile, so that none prefetches in another's time.
 
-Printed: medians of images a second, by the clock and by processor time (which other programs on the
-machine disturb less), and median and quartiles of the ratio of ours to each, round by round.
+Prints medians of images per second, by wall time and by processor time (which other programs on the
+machine disturb less), and median and quartiles of the ratio of ours to each, over the rounds.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SIDES = {"ours": "bicubic", "tf.data": "bicubic", "tf.data, bilinear": "bilinear
 
 
 def write_photos(data_dir: pathlib.Path) -> None:
-    """A TFDS directory of photos as large as ImageNet's are in the median."""
+    """Writes a TFDS directory of photos of the median size of ImageNet's."""
     import numpy as np
     import simplejpeg
 
@@ -54,7 +54,7 @@ def write_photos(data_dir: pathlib.Path) -> None:
 
 
 def our_batches(data_dir: str) -> Iterator[Any]:
-    """Batches as the training loop gets them."""
+    """Yields batches as the training loop gets them."""
     from rigl_optax.data import batches, imagenet
     from rigl_optax.data.prefetch import prefetch
 
@@ -68,7 +68,7 @@ def our_batches(data_dir: str) -> Iterator[Any]:
 
 
 def tensorflow_batches(data_dir: str, resizing: str) -> Iterator[Any]:
-    """As the reference's pipeline makes them, but in uint8."""
+    """Yields batches as the reference code's pipeline makes them, but in uint8."""
     import tensorflow as tf
 
     whole_image = tf.constant([0.0, 0.0, 1.0, 1.0], shape=[1, 1, 4])
@@ -105,7 +105,7 @@ def tensorflow_batches(data_dir: str, resizing: str) -> Iterator[Any]:
 
 
 def serve(side: str, data_dir: str) -> None:
-    """In a process of its own: for each number of batches asked for, wall and processor seconds."""
+    """Answers each number of batches on standard input with wall and processor seconds."""
     made = our_batches(data_dir) if side == "ours" else tensorflow_batches(data_dir, SIDES[side])
     for _ in range(5):
         next(made)
@@ -119,7 +119,7 @@ def serve(side: str, data_dir: str) -> None:
 
 
 def start(side: str, python: str, data_dir: str) -> subprocess.Popen[str]:
-    """A process that serves a side, once it is ready."""
+    """Starts a process that serves a side, and waits until it is ready."""
     root = pathlib.Path(__file__).parents[1]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     child = subprocess.Popen(
@@ -138,7 +138,7 @@ def start(side: str, python: str, data_dir: str) -> subprocess.Popen[str]:
 
 
 def take_turns(children: dict[str, Any], rounds: int, count: int) -> dict[str, list[list[float]]]:
-    """Wall and processor seconds of each side in each round; who begins, changes."""
+    """Returns wall and processor seconds of each side in each round; the first one rotates."""
     seconds: dict[str, list[list[float]]] = {side: [] for side in children}
     for turn in range(rounds):
         order = list(children)

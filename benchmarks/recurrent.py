@@ -1,11 +1,11 @@
-"""Training a recurrent language model: tokens a second beside the same one of Flax's own cells.
+"""Times training of our recurrent language model against one built of Flax's own cells.
 
 Run with `make bench-recurrent`, or `python benchmarks/recurrent.py [--units 512] [--rounds 10]`.
 
 The other side is `nnx.RNN` of `nnx.GRUCell` or `nnx.OptimizedLSTMCell` in the same model: embedding
 128, readout 256 and 128, tied logits, plain Adam, the state carried from step to step. Both compile
-one donated step and take turns; that of ours also forgets at resets. Medians of tokens a second are
-printed, and the median and quartiles of their ratio, round by round. `flax, time first` is
+one step with donated state and take turns; ours also resets the state. Medians of tokens per second
+are printed, and median and quartiles of their ratio over the rounds. `flax, time first` is
 `nnx.RNN(time_major=True)`.
 """
 
@@ -28,7 +28,7 @@ CELLS = {"gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell}
 
 
 class FlaxLM(nnx.Module):
-    """The model of `recurrent.RecurrentLM` with one layer, of Flax's parts."""
+    """The model of `recurrent.RecurrentLM` with one layer, built of Flax's cells."""
 
     def __init__(self, cell: str, units: int, *, time_major: bool, rngs: nnx.Rngs) -> None:
         self.time_major = time_major
@@ -39,7 +39,7 @@ class FlaxLM(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((256,)))
 
     def __call__(self, tokens_BxT: jax.Array, carry: PyTree) -> tuple[jax.Array, PyTree]:
-        """Logits (lanes, time, 256) and the state after the last step."""
+        """Returns logits (lanes, time, 256) and the state after the last step."""
         tokens = tokens_BxT.T if self.time_major else tokens_BxT
         x = self.embedding(tokens.astype(jnp.int32))
         carry, x = self.layer(x, initial_carry=carry, return_carry=True)
@@ -48,7 +48,7 @@ class FlaxLM(nnx.Module):
 
 
 def training_step(model: nnx.Module, resets: bool) -> tuple[Callable[..., Any], PyTree]:
-    """A compiled step `(state, batch) -> state`, the state donated, and the first state."""
+    """Compiles a step `(state, batch) -> state`, state donated; also returns the first state."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     tx = optax.adam(1e-3)
 
@@ -69,7 +69,7 @@ def training_step(model: nnx.Module, resets: bool) -> tuple[Callable[..., Any], 
 
 
 def contestants(cell: str, units: int, lanes: int) -> dict[str, tuple[Callable[..., Any], PyTree]]:
-    """By name: a compiled training step and the first state."""
+    """Returns `{name: (compiled training step, first state)}`."""
     zeros = [jnp.zeros((lanes, units)) for _ in range(recurrent.STATES[cell])]  # type: ignore[index]
     found = {}
     ours = recurrent.RecurrentLM(cell, (units,), rngs=nnx.Rngs(0))  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def contestants(cell: str, units: int, lanes: int) -> dict[str, tuple[Callable[.
 
 
 def compare(cell: str, units: int, lanes: int, length: int, rounds: int) -> None:
-    """Prints one line a contestant."""
+    """Times all contestants and prints a line for each."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 256, (lanes, length + 1), np.uint8)
     batch = {

@@ -1,4 +1,4 @@
-"""Parameter shapes of well-known networks, for benchmarks that need no model."""
+"""Lists parameter shapes of well-known networks, for benchmarks that need no model."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def _dense(shapes: Shapes, name: str, inputs: int, outputs: int) -> None:
 
 
 def resnet50() -> Shapes:
-    """161 arrays, 25.6 M weights, 25,502,912 of them in kernels."""
+    """Returns the shapes of ResNet-50: 161 arrays, 25.6 M weights, 25,502,912 in kernels."""
     shapes: Shapes = {}
     _conv(shapes, "conv1", 7, 7, 3, 64)
     inputs = 64
@@ -42,7 +42,7 @@ def resnet50() -> Shapes:
 
 
 def mobilenet_v1() -> Shapes:
-    """MobileNet-v1 at width 1: depthwise kernels stay dense by default."""
+    """Returns the shapes of MobileNet-v1; its depthwise kernels stay dense by default."""
     shapes: Shapes = {}
     _conv(shapes, "conv1", 3, 3, 3, 32)
     inputs = 32
@@ -55,7 +55,7 @@ def mobilenet_v1() -> Shapes:
 
 
 def mlp(*widths: int) -> Shapes:
-    """A multilayer perceptron, as `mlp(784, 300, 100, 10)`."""
+    """Returns the shapes of a multilayer perceptron, as `mlp(784, 300, 100, 10)`."""
     shapes: Shapes = {}
     for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         _dense(shapes, f"dense{layer}", inputs, outputs)

@@ -1,14 +1,14 @@
-"""Rewiring a sharded weight: threshold search where the parts are, against gathering and sorting.
+"""Times the rewiring of a sharded weight: threshold search on the shards, or gather and sort.
 
 Run with `python benchmarks/sharded_update.py [--log2-weights 26] [--rounds 1]`. Eight CPU devices
 in one process; a round of the default takes minutes of sorting.
 
 Both sides take turns and the medians are divided. Ours is the whole optimizer update of a rewiring
-step; theirs is only what finds the new mask: it gathers magnitudes and gradients and sorts each
-once, by value alone, so that its ties are not even resolved. Eight devices that share the cores
-of one machine keep the ratio of eight real ones: there, sorting takes the time of one sort, as all
-devices do the same one, and the search that of an eighth of the weight. The second line is the
-fingerprint that is compared before a checkpoint (docs/scale.md).
+step. Theirs only finds the new mask: it gathers magnitudes and gradients and sorts each once, by
+value alone, so that it does not even break ties. Eight devices that share the cores of one machine
+have the same ratio as eight real ones: there all devices do the same sort at the same time, and the
+search takes the time of an eighth of the weight. The second line is the fingerprint that is
+compared before a checkpoint (docs/scale.md).
 """
 
 import argparse
@@ -34,7 +34,7 @@ jax.config.update("jax_num_cpu_devices", DEVICES)
 
 
 def timed(function: Any, *args: Any) -> tuple[float, Any]:
-    """Seconds and result of one call."""
+    """Calls a function; returns the seconds it took and its result."""
     start = time.perf_counter()
     result = jax.block_until_ready(function(*args))
     return time.perf_counter() - start, result
@@ -43,7 +43,7 @@ def timed(function: Any, *args: Any) -> tuple[float, Any]:
 def gather_and_sort(
     weight: jax.Array, mask: jax.Array, gradient: jax.Array, active: int, whole: NamedSharding
 ) -> jax.Array:
-    """The new mask as other implementations find it: by sorting all scores, gathered."""
+    """Finds the new mask as other implementations do, by gathering and sorting all scores."""
 
     def threshold(scores: jax.Array, k: int) -> jax.Array:
         gathered = jax.lax.with_sharding_constraint(scores.reshape(-1), whole)

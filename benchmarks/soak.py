@@ -1,13 +1,13 @@
-"""A long run that rewires every 5 steps and is killed again and again, beside one that is not.
+"""Compares a long run that is killed again and again with one that is not.
 
 make soak                                    half an hour
 python -m benchmarks.soak --minutes=5 --kills=12
 
-First a run is left alone, and its memory watched. Then the same run is killed at random moments:
-at any time, inside the writing of a checkpoint, just before and just after a rewiring. At the end
-weights, masks, optimizer state, records and results of both must be the same bit for bit, the
-number of active weights that of the start, and the memory flat; and 1,000 checkpoints must leave no
-open files and threads behind. Ends with an error if not.
+Both rewire every 5 steps. The first run is not disturbed, and its memory is recorded. The second is
+killed at random moments: at any time, while it writes a checkpoint, just before and just after a
+rewiring. At the end weights, masks, optimizer state, records and results of both must be the same
+bit for bit, the number of active weights that of the start, and the memory flat; and 1,000
+checkpoints must leave no open files or threads behind. Otherwise it exits with an error.
 """
 
 import argparse
@@ -37,11 +37,11 @@ CONFIG = {
     "checkpoint.every": "1000",
 }
 CHECKPOINTS = 1000
-GROWTH = 0.05  # of the memory, from the second quarter of a run to the last: what is called flat
+GROWTH = 0.05  # memory is flat if it grows by less from the second quarter of a run to the last
 
 
 def left_alone(workdir: pathlib.Path, **keys: str) -> list[tuple[float, float]]:
-    """Runs to the end; resident memory (seconds since the start, MB) every second."""
+    """Runs to the end; returns (seconds since the start, MB of resident memory) every second."""
     process = harness.start(workdir, **keys)
     began, memory = time.monotonic(), []
     while process.poll() is None:
@@ -57,7 +57,7 @@ def left_alone(workdir: pathlib.Path, **keys: str) -> list[tuple[float, float]]:
 
 
 def left_behind(workdir: pathlib.Path) -> list[tuple[int, int]]:
-    """Open files and threads of this process after the first tenth of many checkpoints, and all."""
+    """Counts this process's open files and threads after a tenth of many checkpoints, and all."""
     counts = []
     with checkpoints.open_checkpoints(workdir, 2) as saved:
         for step in range(1, CHECKPOINTS + 1):
@@ -70,14 +70,14 @@ def left_behind(workdir: pathlib.Path) -> list[tuple[int, int]]:
 
 
 def killed(workdir: pathlib.Path, kills: int, seconds: float, seed: int, **keys: str) -> list[str]:
-    """Runs to the end, killed on the way; how each launch ended.
+    """Runs to the end with kills on the way; returns how each launch ended.
 
     Args:
-      workdir: Of the run.
-      kills: How many to aim at.
-      seconds: What a run takes that is left alone: kills are spread over as much.
-      seed: Of the moments.
-      **keys: Of the config.
+      workdir: The run's directory.
+      kills: Number of kills to aim at.
+      seconds: Duration of an undisturbed run, over which the kills are spread.
+      seed: Seed of the moments.
+      **keys: Keys of the config.
     """
     generator = random.Random(seed)
     ends: list[str] = []
@@ -101,7 +101,7 @@ def killed(workdir: pathlib.Path, kills: int, seconds: float, seed: int, **keys:
 
 
 def main() -> None:
-    """Prints what happened; exits with an error if anything differs."""
+    """Makes both runs and prints the comparison; exits with an error if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--kills", type=int, default=40)
@@ -120,8 +120,7 @@ def main() -> None:
         probe = root / "probe"
         left_alone(probe, **CONFIG, steps="5000")
         rate = json.loads((probe / checkpoints.RESULT_FILE).read_text())["steps_per_second"]
-        # A third of the time for the run that is left alone, two thirds for the one that is killed,
-        # which starts and compiles at each launch.
+        # The run that is killed gets two thirds of the time: it starts and compiles at each launch.
         steps = max(5000, round(rate * 60 * options.minutes / 3 / 1000) * 1000)
         print(
             f"{steps:,} steps, {steps // 5:,} rewirings, {steps // 1000:,} checkpoints", flush=True

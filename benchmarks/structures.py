@@ -1,12 +1,12 @@
-"""Seconds of a training step of each structure, in turn, to set beside the accuracy of its runs.
+"""Times a training step of each structure, to compare with the accuracy of its runs.
 
     python benchmarks/structures.py results/fashion_mnist_mlp
     python benchmarks/structures.py results/tdavid_gru --match='dense|(static|rigl)-0.9'
 
 Reads the configs of finished runs from their records, and takes the steps of `scripts/train.py`:
-dense, with masks, or of stored blocks alone. Each form takes a few in turn, on batches that are
-there, and who comes first takes turns. A rewiring is timed by itself and added at its share.
-Medians go to `seconds.json` beside the records, by the names of the runs without their seed.
+dense, masked, or condensed. All forms take a few steps in turn, in alternating order, on batches
+that are in memory. Rewirings are timed separately and added in proportion. Medians are written to
+`seconds.json` beside the records, by the names of the runs without their seed.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from rigl_optax.training import config as config_lib
 from rigl_optax.training import files, setup, step
 
 FILE = "seconds.json"
-STEPS = 4  # of a form at a time
+STEPS = 4  # steps that a form takes at a time
 PyTree = Any
 
 
 class Form(NamedTuple):
-    """The compiled steps of a run, its first state, and what part of its steps rewire."""
+    """The compiled steps of a run, its first state, and the fraction of its steps that rewire."""
 
     ordinary: step.TrainStep
     rewiring: step.TrainStep
@@ -39,7 +39,7 @@ class Form(NamedTuple):
 
 
 def form(config: config_lib.Config) -> Form:
-    """What is timed of a run."""
+    """Compiles the steps of a run."""
     run = setup.prepare(config)
     make = functools.partial(step.make_train_step, run)
     rows = run.placement.rows(config.batch_size)
@@ -55,8 +55,8 @@ def form(config: config_lib.Config) -> Form:
 
 
 def seconds(forms: dict[str, Form], rounds: int) -> dict[str, float]:
-    """Of a step of each, rewirings at their share: medians."""
-    # Every schedule here begins with a rewiring: after the first step come ordinary ones.
+    """Returns the median seconds of a step of each form, rewirings included in proportion."""
+    # Every schedule here begins with a rewiring; ordinary steps follow.
     states = {}
     for name, each in forms.items():
         first = jax.tree.map(jnp.copy, each.initial)
@@ -85,7 +85,7 @@ def seconds(forms: dict[str, Form], rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints and writes seconds of a step."""
+    """Times all forms; prints and writes the seconds of a step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", type=pathlib.Path)
     parser.add_argument("--match", default="", help="only runs whose names this begins")

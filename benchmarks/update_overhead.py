@@ -1,13 +1,13 @@
-"""What sparse training costs: the optimizer step, and a whole training step.
+"""Times the optimizer step and the whole training step of sparse against dense training.
 
 Run with `make bench`, or `python benchmarks/update_overhead.py [--rounds 15] [--only resnet50]`.
 
-Ours and plain Optax take turns in one process, with donated buffers, and the medians of
-each are divided. Absolute times are not printed: they say more about the machine.
+Ours and plain Optax take turns in one process, with donated buffers, and their medians are
+divided. Absolute times are not printed: they say more about the machine.
 
-A rewiring needs memory that an ordinary step does not touch, but for a bit a weight. It gives its
-pages back while the next three steps run, which makes even plain ones up to 1.4 times as slow: so
-rewirings are timed after all others. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 takes large pages.
+Rewirings are timed after all other steps. They need memory that ordinary steps do not, and the
+allocator returns its pages during the next three steps, which makes even plain ones up to 1.4 times
+as slow. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 uses large pages.
 """
 
 import argparse
@@ -38,7 +38,7 @@ OPTIMIZERS = {
 
 
 class Compiled(NamedTuple):
-    """A compiled optimizer step and what compiling it took."""
+    """A compiled optimizer step, the seconds to compile it, and its temporary memory."""
 
     step: Any
     seconds: float
@@ -59,7 +59,7 @@ def compile_step(tx: optax.GradientTransformation, params: PyTree, opt_state: Py
 
 
 def random_like(tree: PyTree, seed: int) -> PyTree:
-    """Normal arrays of the shapes in `tree`."""
+    """Draws normal arrays of the shapes in `tree`."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: jnp.asarray(rng.standard_normal(x.shape, np.float32) * 0.05), tree
@@ -67,7 +67,7 @@ def random_like(tree: PyTree, seed: int) -> PyTree:
 
 
 def timed(function: Any, *args: Any) -> tuple[float, Any]:
-    """Seconds and result of one call."""
+    """Calls a function; returns the seconds it took and its result."""
     start = time.perf_counter()
     result = jax.block_until_ready(function(*args))
     return time.perf_counter() - start, result
@@ -137,7 +137,7 @@ def training_step(rounds: int) -> None:
         runs[name] = [train_step(tx), params, tx.init(params)]
     chunks: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(8 * rounds):
-        # Who comes first takes turns.
+        # The order alternates.
         for name, (step, params, opt_state) in sorted(runs.items(), reverse=number % 2 == 1):
             start = time.perf_counter()
             for _ in range(100):  # one rewiring in each sparse chunk

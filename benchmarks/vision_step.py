@@ -1,12 +1,12 @@
-"""Whole training steps of ResNet-50 and MobileNet-v1, sparse against dense.
+"""Times whole training steps of ResNet-50 and MobileNet-v1, sparse against dense.
 
 Run with `make bench-vision`, or `python benchmarks/vision_step.py [--rounds 40] [--only resnet50]`.
 
-Forward, backward, Nesterov and RigL (ERK, 90 %) in one compiled program, beside the same without
-RigL. In each round both take a step, who comes first takes turns, and the ratio of the two is one
-measurement; printed are the median of all rounds and a 95 % bootstrap interval of it. A rewiring is
-timed by itself and added at its share of one step in a hundred. Masked weights are dense arrays: a
-sparse step cannot be faster than a dense one, and is to take at most 5 % more.
+Forward, backward, Nesterov and RigL (ERK, 90 %) in one compiled program, against the same without
+RigL. In each round both take a step, in alternating order, and the ratio of the two is one
+measurement; the median over all rounds and its 95 % bootstrap interval are printed. Rewirings are
+timed separately and added as one step in a hundred. Masked weights are dense arrays: a sparse step
+cannot be faster than a dense one; the aim is at most 5 % more.
 """
 
 import argparse
@@ -32,7 +32,7 @@ TARGET = 1.05
 
 
 class Trained(NamedTuple):
-    """What a step takes and gives."""
+    """The state that a step updates."""
 
     params: PyTree
     model_state: PyTree
@@ -40,7 +40,7 @@ class Trained(NamedTuple):
 
 
 def make_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation) -> Any:
-    """A compiled step of a `Trained` and a batch; the former is donated."""
+    """Compiles `step(trained, batch) -> trained`, with `trained` donated."""
 
     def step(state: Trained, images: jax.Array, labels: jax.Array) -> Trained:
         def loss(params: PyTree) -> tuple[jax.Array, PyTree]:
@@ -58,7 +58,7 @@ def make_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation) -> Any:
 
 
 def interval(ratios: np.ndarray) -> tuple[float, float, float]:
-    """Median, and the ends of its 95 % bootstrap interval."""
+    """Returns the median and the ends of its 95 % bootstrap interval."""
     drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.percentile(np.median(drawn, 1), (2.5, 97.5))
     return float(np.median(ratios)), float(low), float(high)

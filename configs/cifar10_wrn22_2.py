@@ -24,9 +24,9 @@ of inference against dense, 316e6, by our counting:
     RigL 2x       94.2     93.8     93.3     92.4
     FLOPs         .729x    .354x    .175x    .090x   (uniform .502x .203x .104x .054x)
 
-Not run here on CIFAR-10; configs/fashion_mnist_wrn.py runs a narrower network. As the reference
-code, but not the paper's text, says, blocks have a dropout of 0.3 (--config.model.dropout=0: none).
-The code's flag for the distribution defaults to uniform, but the paper's runs are ERK.
+Not run here on CIFAR-10; configs/fashion_mnist_wrn.py runs a narrower network. The dropout of 0.3
+in each block is the reference code's, and not in the paper (--config.model.dropout=0: none). That
+code's flag for the distribution defaults to uniform, but the paper's runs are ERK.
 """
 
 from ml_collections import config_dict

@@ -134,7 +134,7 @@ class Explanation(NamedTuple):
         }
 
     def to_text(self, *, rich: bool | None = None) -> str:
-        """A table and the totals.
+        """Formats a table of the layers, and the totals.
 
         Args:
           rich: Whether to draw with the `rich` package; None: if standard output is a terminal

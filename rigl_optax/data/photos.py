@@ -16,7 +16,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's 
 # least 500, or a tenth of all if that is less.
 HELD_OUT, LEAST = 0.01, 500
 _ORDER_SEED = 0
-# A tree of at most so many photos is read once before training, up to so many bytes: seconds.
+# A tree of at most 1,000 photos is read once before training, up to 64 MB, which takes seconds.
 CHECKED, CHECKED_BYTES = 1_000, 64_000_000
 _CHUNK = 4  # photos that a thread decodes in one task
 

@@ -118,7 +118,7 @@ def refused(model: nnx.Module, kernels: Collection[str]) -> dict[str, str]:
 
     Args:
       model: A model of arrays, or of their shapes.
-      kernels: Paths of the parameters that are to be `BlockSparse`.
+      kernels: Paths of the parameters to store as `BlockSparse`.
 
     Returns:
       `{path: reason}` of those that cannot be.

@@ -1,4 +1,4 @@
-"""Defines MobileNet v1: depthwise and pointwise convolutions in turn."""
+"""Defines MobileNet v1: alternating depthwise and pointwise convolutions."""
 
 from collections.abc import Sequence
 from typing import Any
