@@ -28,7 +28,8 @@ from rigl_optax.data import (
     tfrecord,
 )
 from rigl_optax.data.crops import Window
-from rigl_optax.training import checkpoints, comparison, export, files, loop, metrics, page, setup
+from rigl_optax.reports import comparison, page
+from rigl_optax.training import checkpoints, export, files, loop, metrics, setup
 from rigl_optax.training import config as config_lib
 from tests.data import real_photos, tfds_writer
 

@@ -7,14 +7,13 @@ import jax
 import pytest
 from rich.console import Console
 
+from rigl_optax.reports import page, page_figures
 from rigl_optax.training import (
     command_line,
     costs,
     evaluation,
     loop,
     metrics,
-    page,
-    page_figures,
     setup,
 )
 from rigl_optax.training import config as config_lib
