@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rigl_optax.data import crops
+
 if TYPE_CHECKING:  # which apply it, and so import this module
     from rigl_optax.data import batches
 
 PAD = 4  # pixels on each side, mirrored: the CIFAR recipe
-AREA = (0.08, 1.0)  # of the image that a random crop keeps, and its aspect: the ImageNet recipe
-ASPECT = (3 / 4, 4 / 3)
-_STREAM = 0x6175676D  # keeps what is drawn here apart from the order of the data
+_STREAM = 0x6175676D  # keeps the draws of `pad_crop` apart from the order of the data
 
 
 def resized(dataset: "batches.Dataset", size: int) -> "batches.Dataset":
@@ -39,26 +39,34 @@ def augmented(
     step: int,
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Training images as they are to be seen at this step: uint8, the same shape.
+    """Augments the training images of a step: uint8, the same shape.
 
     Args:
       images: uint8 (part, height, width, ...).
-      augment: As `Config.augment`.
-      batch_size: Of the whole batch.
+      augment: As `config.data.augment`.
+      batch_size: Size of the whole batch.
       seed: The data seed.
       step: Training step, from 0.
       rows: int64 (part,): which examples of the batch these are; None for all.
     """
     if augment == "none":
         return images
-    bits = np.random.Philox(key=np.array([seed, step], np.uint64))
-    bits.advance(_STREAM)
-    draws = np.random.Generator(bits).random((batch_size, 5))
-    draws = draws if rows is None else draws[rows]
-    moved = _pad_crop(images, draws) if augment == "pad_crop" else _resized_crop(images, draws)
-    flips = draws[:, 4] < 0.5
+    if augment == "pad_crop":
+        draws = _draws(batch_size, seed, step, rows)
+        moved, flips = _pad_crop(images, draws), draws[:, 4] < 0.5
+    else:
+        draws = crops.draws(batch_size, seed, step, rows)
+        moved, flips = _resized_crop(images, draws), crops.is_flipped(draws)
     moved[flips] = moved[flips, :, ::-1]
     return moved
+
+
+def _draws(batch_size: int, seed: int, step: int, rows: np.ndarray | None) -> np.ndarray:
+    """Draws five numbers in [0, 1) for each image of `pad_crop`."""
+    bits = np.random.Philox(key=np.array([seed, step], np.uint64))
+    bits.advance(_STREAM)
+    drawn = np.random.Generator(bits).random((batch_size, 5))
+    return drawn if rows is None else drawn[rows]
 
 
 def _pad_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -73,14 +81,15 @@ def _pad_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def _resized_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """A random part of the image, of random area and aspect, resized bilinearly to its size."""
+    """Resizes a random part of each image bilinearly to the size of the image.
+
+    The whole image stands where no part is drawn: it is also shown in evaluations.
+    """
     height, width = images.shape[1:3]
-    area = AREA[0] + draws[:, 2] * (AREA[1] - AREA[0])
-    ratio = np.exp(np.log(ASPECT[0]) + draws[:, 3] * np.log(ASPECT[1] / ASPECT[0]))
-    high = np.minimum(1.0, np.sqrt(area / ratio)) * height
-    wide = np.minimum(1.0, np.sqrt(area * ratio)) * width
-    y = _places(draws[:, 0] * (height - high), high, height)
-    x = _places(draws[:, 1] * (width - wide), wide, width)
+    whole = crops.Window(0, 0, height, width)
+    windows = [crops.random_part(height, width, drawn) or whole for drawn in draws]
+    top, left, high, wide = np.array(windows, np.float64).T
+    y, x = _places(top, high, height), _places(left, wide, width)
     found = _between(_between(images.astype(np.float32), y, 1), x, 2)
     return np.rint(found).astype(images.dtype)
 

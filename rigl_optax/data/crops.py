@@ -42,33 +42,49 @@ def is_flipped(drawn: np.ndarray) -> np.ndarray:
 
 
 def resized_crop(height: int, width: int, size: int, drawn: np.ndarray) -> Window:
-    """A random part of an image: 10 to 100 % of its area, aspect ratio 3/4 to 4/3.
+    """Draws a random part of a photo as the reference does, or takes its central crop.
 
-    As `tf.image.sample_distorted_bounding_box` with the reference's arguments draws it: the aspect
-    ratio is uniform, then the height is among those that are possible. If ten attempts give none,
-    or it is the whole image, the central crop is taken.
+    The central crop is taken where `random_part` gives nothing.
 
     Args:
-      height: Of the image, in pixels.
-      width: Likewise.
-      size: Side of what it will be resized to; matters for the central crop alone.
-      drawn: (DRAWS,)
+      height: Height of the photo, in pixels.
+      width: Width of the photo, in pixels.
+      size: Side of the square that the part will be resized to; only the central crop depends
+        on it.
+      drawn: Numbers from `draws`, (DRAWS,).
 
     Returns:
       The part, to be resized to a square.
+    """
+    return random_part(height, width, drawn) or central_crop(height, width, size)
+
+
+def random_part(height: int, width: int, drawn: np.ndarray) -> Window | None:
+    """Draws a random part of an image: 10 to 100 % of its area, aspect ratio 3/4 to 4/3.
+
+    It is distributed as `tf.image.sample_distorted_bounding_box` with the reference's arguments:
+    the aspect ratio is uniform, then the height is uniform among the possible ones.
+
+    Args:
+      height: Height of the image, in pixels.
+      width: Width of the image, in pixels.
+      drawn: Numbers from `draws`, (DRAWS,).
+
+    Returns:
+      The part; None if ten attempts give none, or the part is the whole image.
     """
     for attempt in range(ATTEMPTS):
         aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * float(drawn[2 * attempt])
         found = _with_aspect(height, width, aspect, float(drawn[2 * attempt + 1]))
         if found == (height, width):
-            break
+            return None
         if found is not None:
             h, w = found
             # Like the reference, never the last place of all but one.
             top = int(float(drawn[-3]) * max(height - h, 1))
             left = int(float(drawn[-2]) * max(width - w, 1))
             return Window(top, left, h, w)
-    return central_crop(height, width, size)
+    return None
 
 
 def central_crop(height: int, width: int, size: int) -> Window:
