@@ -1,4 +1,4 @@
-"""How the topology moves: churn, overlap, coverage, survival. Masks in, fractions out.
+"""Measures how the topology moves: churn, overlap, coverage, survival. Masks in, fractions out.
 
 Masks are trees of bool arrays, as `get_masks` returns them. All functions are jitted and made of
 elementwise operations and sums only: cheap, and without gathering on sharded masks.
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from rigl_optax import _masks, _paths
 from rigl_optax._types import PyTree
+from rigl_optax.analysis import _counts
 
 
 class PerLayer(NamedTuple):
@@ -27,9 +28,10 @@ class PerLayer(NamedTuple):
 
 @jax.jit
 def churn(before: PyTree, after: PyTree) -> PerLayer:
-    """The fraction of weights active before that are not active after.
+    """Measures the fraction of weights active before that are not active after.
 
-    With a constant number of active weights also the fraction that is new.
+    With a constant number of active weights it is also the fraction that is new. 0 where no weight
+    was active before.
 
     Raises:
       ValueError: If the trees differ.
@@ -39,8 +41,8 @@ def churn(before: PyTree, after: PyTree) -> PerLayer:
       >>> float(churn(old, new).total)
       0.5
     """
-    kept = overlap(after, before)
-    return jax.tree.map(lambda x: 1 - x, kept)
+    old, new = _pair(before, after)
+    return _fractions({path: _counts.churn(old[path], new[path]) for path in old}, old, if_none=0)
 
 
 @jax.jit
@@ -53,7 +55,7 @@ def overlap(masks: PyTree, initial: PyTree) -> PerLayer:
       ValueError: If the trees differ.
     """
     now, first = _pair(masks, initial)
-    return _fractions({path: (now[path] & first[path], first[path]) for path in now}, first)
+    return _fractions({path: _counts.overlap(now[path], first[path]) for path in now}, first)
 
 
 @jax.jit
@@ -76,7 +78,7 @@ def coverage(explored: PyTree, masks: PyTree) -> PerLayer:
       <https://arxiv.org/abs/2102.02887>`_, 2021.
     """
     named, now = _pair(explored, masks)
-    return _fractions({path: (m, jnp.ones_like(m)) for path, m in named.items()}, now)
+    return _fractions({path: _counts.coverage(mask) for path, mask in named.items()}, now)
 
 
 @jax.jit
@@ -136,13 +138,19 @@ def _pair(first: PyTree, second: PyTree) -> tuple[dict[str, jax.Array], dict[str
 
 
 def _fractions(
-    pairs: dict[str, tuple[jax.Array, jax.Array]], dense_where_full: dict[str, jax.Array]
+    counts: dict[str, _counts.Counts], dense_where_full: dict[str, jax.Array], if_none: float = 1
 ) -> PerLayer:
-    """Counts of the first over counts of the second; a total over layers that are not full."""
+    """Divides parts by wholes, for each layer and over all that are not full.
+
+    Args:
+      counts: Of each layer.
+      dense_where_full: Masks; the layers where they are True everywhere are not in the total.
+      if_none: The fraction where the whole is 0.
+    """
     layers, part, whole = {}, jnp.float32(0), jnp.float32(0)
-    for path, (some, all_) in pairs.items():
-        n, of = (jnp.count_nonzero(m).astype(jnp.float32) for m in (some, all_))
-        layers[path] = jnp.where(of > 0, n / jnp.maximum(of, 1), 1)
-        counts = 1 - jnp.all(dense_where_full[path]).astype(jnp.float32)
-        part, whole = part + counts * n, whole + counts * of
-    return PerLayer(jnp.where(whole > 0, part / jnp.maximum(whole, 1), 1), layers)
+    for path, each in counts.items():
+        n, of = (x.astype(jnp.float32) for x in each)
+        layers[path] = jnp.where(of > 0, n / jnp.maximum(of, 1), if_none)
+        counted = 1 - jnp.all(dense_where_full[path]).astype(jnp.float32)
+        part, whole = part + counted * n, whole + counted * of
+    return PerLayer(jnp.where(whole > 0, part / jnp.maximum(whole, 1), if_none), layers)

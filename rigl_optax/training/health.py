@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from rigl_optax import _axes, _paths, analysis
 from rigl_optax._axes import KernelAxes
+from rigl_optax.analysis import _counts
 from rigl_optax.training.state import Entries, History, TrainState, count, entries, masks
 
 PyTree = Any
@@ -16,9 +17,9 @@ Observe = Callable[[PyTree, TrainState], tuple[TrainState, dict[str, float]]]
 
 
 class _Layer(NamedTuple):
-    """Counts of one layer: `{fraction: (part, whole)}` in weights, and dead units; int32."""
+    """Counts of one layer: weights behind each fraction, and dead units; int32."""
 
-    fractions: dict[str, tuple[Any, Any]]
+    fractions: dict[str, _counts.Counts]
     dead_inputs: Any
     dead_outputs: Any
 
@@ -85,7 +86,7 @@ def coverage(state: TrainState) -> float | None:
     explored = dict(_paths.flatten_with_paths(state.history.explored))
     now = dict(_paths.flatten_with_paths(masks(state)))
     counted = jax.device_get(_explored(explored, now, entries(state)))
-    pairs = [(int(n), int(of)) for is_dense, n, of in counted.values() if not is_dense]
+    pairs = [(int(n), int(of)) for is_dense, (n, of) in counted.values() if not is_dense]
     part, whole = (sum(column) for column in zip(*pairs, strict=True)) if pairs else (1, 1)
     return part / whole
 
@@ -103,16 +104,12 @@ def _measure(
     of: Entries,
 ) -> tuple[_Layer, jax.Array, jax.Array]:
     """Counts of a layer; then the masks of what has ever been active, and of what has grown."""
-
-    def weights(mask: jax.Array) -> jax.Array:
-        return count(mask, of.weights)
-
     explored = explored | after
     fractions = {
-        "churn": (weights(before & ~after), weights(before)),
-        "overlap": (weights(first & after), weights(first)),
-        "coverage": (weights(explored), weights(jnp.ones_like(after))),
-        "survival": (weights(grown & after), weights(grown)),
+        "churn": _counts.churn(before, after, of.weights),
+        "overlap": _counts.overlap(after, first, of.weights),
+        "coverage": _counts.coverage(explored, of.weights),
+        "survival": _counts.overlap(after, grown, of.weights),
     }
     dead = (
         count(analysis.fan_out(after, axes) == 0, of.inputs),
@@ -124,14 +121,12 @@ def _measure(
 @jax.jit
 def _explored(
     explored: dict[str, jax.Array], now: dict[str, jax.Array], of: dict[str, Entries]
-) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Of each layer whether it is dense, weights that have ever been active, and all weights."""
-
-    def counted(path: str, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        each = of[path].weights
-        return jnp.all(mask), count(explored[path], each), count(jnp.ones_like(mask), each)
-
-    return {path: counted(path, mask) for path, mask in now.items()}
+) -> dict[str, tuple[jax.Array, _counts.Counts]]:
+    """Tells for each layer whether it is dense, and how many weights have ever been active."""
+    return {
+        path: (jnp.all(mask), _counts.coverage(explored[path], of[path].weights))
+        for path, mask in now.items()
+    }
 
 
 def _values(layers: Mapping[str, _Layer]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from flax import nnx
 
 import rigl_optax
 from rigl_optax import _paths, condensed
+from rigl_optax.analysis._counts import count as count
 from rigl_optax.training.mesh import Placement
 
 PyTree = Any
@@ -116,11 +117,6 @@ def entries(state: TrainState) -> dict[str, Entries]:
         each = sizes(topology.shape), sizes((inputs, 1))[:, 0], sizes((1, outputs))[0]
         found[path] = Entries(*(x.astype(np.int32) for x in each))
     return found
-
-
-def count(mask: jax.Array, each: jax.typing.ArrayLike) -> jax.Array:
-    """int32 scalar: the sum of `each`, how much an entry counts, over the entries that are True."""
-    return jnp.sum(jnp.where(mask, each, 0), dtype=jnp.int32)
 
 
 def weight_masks(state: TrainState) -> PyTree:
