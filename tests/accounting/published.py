@@ -1,7 +1,7 @@
-"""The paper's way of counting: its published FLOPs and model sizes, to the digit.
+"""Counts FLOPs and model sizes as the paper does, to the digit of its published numbers.
 
-Not how this library counts (`count_flops` does that). The reference code hands Keras layers to the
-micronet challenge's counting functions, with a few quirks that the published numbers need:
+This is not how the library counts (`count_flops` does that). The reference code hands Keras layers
+to the micronet challenge's counting functions, with a few quirks that the published numbers need:
 
 - every layer has a bias and a ReLU, also convolutions before a normalisation and the classifier:
   `(2 v + 1) n` FLOPs, with v inputs per output (at the real-valued density) and n outputs;
@@ -10,7 +10,7 @@ micronet challenge's counting functions, with a few quirks that the published nu
 - a depthwise kernel counts as a convolution with one output channel: the same multiplies, one
   bias instead of one per channel.
 
-Source: reference code `sparse_utils.get_stats`, paper appendix H; fact sheet section 6.2.
+Source: `get_stats` in the reference code's `sparse_utils.py`; the paper's appendix H.
 """
 
 import math
@@ -50,7 +50,7 @@ class Layer(NamedTuple):
 
 
 def published_flops(layers: Sequence[Layer], sparsity: Mapping[str, float] | None = None) -> float:
-    """FLOPs of a forward pass by the paper's counting.
+    """Counts the FLOPs of a forward pass as the paper does.
 
     Args:
       layers: As `resnet50()`, ... make them.
@@ -61,10 +61,6 @@ def published_flops(layers: Sequence[Layer], sparsity: Mapping[str, float] | Non
 
     Raises:
       ValueError: If `sparsity` names a layer that does not exist.
-
-    Example:
-      >>> round(published_flops(resnet50()) / 1e6, 3)
-      8202.341
     """
     densities = _densities(layers, sparsity)
     return sum((2 * densities[x.name] * x.weights / x.shape[-1] + 1) * x.outputs for x in layers)
@@ -73,14 +69,10 @@ def published_flops(layers: Sequence[Layer], sparsity: Mapping[str, float] | Non
 def published_megabytes(
     layers: Sequence[Layer], sparsity: Mapping[str, float] | None = None
 ) -> float:
-    """Model size by the paper's counting, in 10^6 bytes.
+    """Computes the model size as the paper does, in 10^6 bytes.
 
-    Active weights and one bias per output channel in float32; a bit for every weight of a layer
-    that is not dense. Arguments as in `published_flops`.
-
-    Example:
-      >>> round(published_megabytes(resnet50()), 3)
-      102.122
+    Active weights and one bias per output channel take 32 bits each; every weight of a layer that
+    is not dense takes one more. Arguments as in `published_flops`.
     """
     densities = _densities(layers, sparsity)
     bits = sum(
@@ -92,7 +84,7 @@ def published_megabytes(
 
 
 def resnet50(width: float = 1.0) -> list[Layer]:
-    """ResNet-50 on 224 pixels, stride in the 3x3; layers in the order of the forward pass."""
+    """Lists the layers of ResNet-50 on 224 pixels, in their order; strides are in the 3x3."""
     stem = int(64 * width)
     layers = [Layer("conv1", (7, 7, 3, stem), 230, 2)]
     channels, size = stem, 56
@@ -113,9 +105,10 @@ def resnet50(width: float = 1.0) -> list[Layer]:
 
 
 def mobilenet_v1(width: float = 1.0) -> list[Layer]:
-    """MobileNet-v1 on 224 pixels as Keras has it: the classifier is a 1x1 convolution.
+    """Lists the layers of MobileNet-v1 on 224 pixels as Keras has it.
 
-    Names end in `_dw` for depthwise and `_pw` for pointwise convolutions.
+    The classifier is a 1x1 convolution. Names end in `_dw` for depthwise convolutions and in `_pw`
+    for pointwise ones.
     """
     channels, size = int(32 * width), 112
     layers = [Layer("conv1", (3, 3, 3, channels), 225, 2)]
@@ -131,7 +124,7 @@ def mobilenet_v1(width: float = 1.0) -> list[Layer]:
 
 
 def mobilenet_v2() -> list[Layer]:
-    """MobileNet-v2 1.0 on 224 pixels; names end in `_expand`, `_dw`, `_project`.
+    """Lists the layers of MobileNet-v2 on 224 pixels; names end in `_expand`, `_dw`, `_project`.
 
     The paper has no figures for it, so paddings and depthwise kernels are counted correctly.
     """
@@ -158,7 +151,7 @@ def mobilenet_v2() -> list[Layer]:
 
 
 def wide_resnet(depth: int = 22, width: int = 2) -> list[Layer]:
-    """WideResNet on 32 pixels (CIFAR-10), WRN-22-2 by default."""
+    """Lists the layers of a WideResNet on 32 pixels (CIFAR-10), WRN-22-2 by default."""
     layers = [Layer("conv1", (3, 3, 3, 16), 32)]
     channels, size = 16, 32
     for group in range(3):
