@@ -409,7 +409,7 @@ def _scaled_sparsities(
 
     Layers that would be more than dense are made dense, those of the largest scale first,
     and what they lack in zeros is taken from the rest (reference code `sparse_utils.py`,
-    `get_mask_random` and callers; fact sheet section 2.2).
+    `get_mask_random` and its callers).
     """
     if not layers:  # every one has a sparsity of its own
         return {}

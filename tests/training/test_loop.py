@@ -108,7 +108,7 @@ class Stopped(Exception):
 def test_a_run_stopped_anywhere_and_started_again_ends_bit_for_bit_the_same(
     finished, tmp_path, monkeypatch, stop_at
 ):
-    # users.md 19. Rewirings are at 0, 10, ..., 40 and checkpoints at 20, 40, 60.
+    # Rewirings are at 0, 10, ..., 40 and checkpoints at 20, 40, 60.
     config, uninterrupted, result, _ = finished
     real = batches.training_batch
 

@@ -75,7 +75,7 @@ class MasksItself(nnx.Module):
 
 
 def test_growth_without_gradients_outside_the_mask_is_noticed(small, monkeypatch):
-    # users.md 15: a score from masked gradients grows weights in index order.
+    # A score from masked gradients grows weights in index order (google-research/rigl, issue 14).
     def blind_after_one_step():
         run = setup.prepare(small)
         state = jax.tree.map(jnp.copy, run.initial._replace(history=None))
