@@ -55,9 +55,9 @@ def write(workdir: pathlib.Path, output: pathlib.Path, which: str = evaluation.N
     Raises:
       ValueError: If there is no run in the workdir, or its files are damaged.
     """
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(render(workdir, which), encoding="utf-8")
-    temporary.replace(output)
+    text = render(workdir, which)
+    with files.replacing(output) as file:
+        file.write(text.encode())
 
 
 def render(workdir: pathlib.Path, which: str = evaluation.NEWEST) -> str:

@@ -10,7 +10,7 @@ from rigl_optax import _paths, condensed
 from rigl_optax.export import CONFIG as CONFIG
 from rigl_optax.export import Export as Export
 from rigl_optax.export import read as read
-from rigl_optax.training import methods, setup, sparsity
+from rigl_optax.training import files, methods, setup, sparsity
 from rigl_optax.training.config import Config, to_json
 from rigl_optax.training.state import TrainState, topologies, weight_masks
 
@@ -31,7 +31,5 @@ def write(path: pathlib.Path, config: Config, run: setup.Run, state: TrainState)
     for prefix, tree in trees.items():
         for name, leaf in _paths.flatten_with_paths(jax.device_get(whole(tree))):
             arrays[f"{prefix}/{name}"] = np.asarray(leaf)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with files.replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    temporary.replace(path)
