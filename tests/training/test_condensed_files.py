@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from rigl_optax.data import batches
-from rigl_optax.reports import page_figures
+from rigl_optax.reports import page, page_figures
 from rigl_optax.training import (
     checkpoints,
     export,
     metrics,
-    page,
     sampling,
     setup,
     state,
