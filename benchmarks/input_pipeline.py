@@ -33,11 +33,11 @@ SIDES = {"ours": "bicubic", "tf.data": "bicubic", "tf.data, bilinear": "bilinear
 
 
 def write_photos(data_dir: pathlib.Path) -> None:
-    """A TFDS directory of photos as large as ImageNet's are in the median."""
+    """Writes a TFDS directory of photos as large as the median of ImageNet's."""
     import numpy as np
     import simplejpeg
 
-    from tests.data import real_photos, tfds_writer
+    from benchmarks import real_photos, tfds_writer
 
     generator = np.random.default_rng(0)
     examples = []

@@ -23,9 +23,9 @@ import time
 
 import jax.numpy as jnp
 
+from benchmarks import crash_harness as harness
 from rigl_optax.training import checkpoints, loop
 from rigl_optax.training.state import TrainState, zero_sums
-from tests.training import crash_harness as harness
 
 CONFIG = {
     "model.hidden": "100,50",
@@ -41,7 +41,7 @@ GROWTH = 0.05  # of the memory, from the second quarter of a run to the last: wh
 
 
 def left_alone(workdir: pathlib.Path, **keys: str) -> list[tuple[float, float]]:
-    """Runs to the end; resident memory (seconds since the start, MB) every second."""
+    """Runs to the end; returns (seconds since the start, MB of resident memory) for each second."""
     process = harness.start(workdir, **keys)
     began, memory = time.monotonic(), []
     while process.poll() is None:
@@ -57,7 +57,7 @@ def left_alone(workdir: pathlib.Path, **keys: str) -> list[tuple[float, float]]:
 
 
 def left_behind(workdir: pathlib.Path) -> list[tuple[int, int]]:
-    """Open files and threads of this process after the first tenth of many checkpoints, and all."""
+    """Counts open files and threads after the first tenth of many checkpoints, and after all."""
     counts = []
     with checkpoints.open_checkpoints(workdir, 2) as saved:
         for step in range(1, CHECKPOINTS + 1):
@@ -70,14 +70,14 @@ def left_behind(workdir: pathlib.Path) -> list[tuple[int, int]]:
 
 
 def killed(workdir: pathlib.Path, kills: int, seconds: float, seed: int, **keys: str) -> list[str]:
-    """Runs to the end, killed on the way; how each launch ended.
+    """Runs to the end, killed on the way; returns how each launch ended.
 
     Args:
-      workdir: Of the run.
-      kills: How many to aim at.
-      seconds: What a run takes that is left alone: kills are spread over as much.
-      seed: Of the moments.
-      **keys: Of the config.
+      workdir: The workdir of the run.
+      kills: The number of kills to aim at.
+      seconds: The time that an undisturbed run takes, over which the kills are spread.
+      seed: Seed of the moments.
+      **keys: Keys of the config.
     """
     generator = random.Random(seed)
     ends: list[str] = []
