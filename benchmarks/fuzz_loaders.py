@@ -41,15 +41,14 @@ PATIENCE = 60  # seconds for one file
 
 def fuzz(name: str, count: int, seed: int) -> None:
     """Fuzzes one loader; prints how many files it loaded and rejected."""
-    from tests.training import loader_fuzz
-    from tests.training.conftest import SMALL
+    from benchmarks import loader_fuzz
 
     warnings.simplefilter("ignore")
     generator = random.Random(f"{name} {seed}")
     ends = {"taken": 0, "refused": 0}
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        target = loader_fuzz.targets(pathlib.Path(folder), loader_fuzz.small(SMALL))[name]
+        target = loader_fuzz.targets(pathlib.Path(folder))[name]
         target.load()
         for _ in range(count):
             faulthandler.dump_traceback_later(PATIENCE, exit=True)

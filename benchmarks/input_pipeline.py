@@ -37,7 +37,7 @@ def write_photos(data_dir: pathlib.Path) -> None:
     import numpy as np
     import simplejpeg
 
-    from tests.data import real_photos, tfds_writer
+    from benchmarks import real_photos, tfds_writer
 
     generator = np.random.default_rng(0)
     examples = []

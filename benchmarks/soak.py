@@ -23,9 +23,9 @@ import time
 
 import jax.numpy as jnp
 
+from benchmarks import crash_harness as harness
 from rigl_optax.training import checkpoints, loop
 from rigl_optax.training.state import TrainState, zero_sums
-from tests.training import crash_harness as harness
 
 CONFIG = {
     "model.hidden": "100,50",

@@ -9,8 +9,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rigl_optax.training import comparison, score, sparsity, summary
+from rigl_optax.reports import comparison, summary
 from rigl_optax.training import config as config_lib
+from rigl_optax.training import score, sparsity
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "structures.md"

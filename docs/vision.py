@@ -8,7 +8,7 @@ import pathlib
 import statistics
 from typing import Any
 
-from rigl_optax.training import comparison, summary
+from rigl_optax.reports import comparison, summary
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "vision.md"

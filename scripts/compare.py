@@ -22,17 +22,15 @@ import jax
 from absl import flags, logging
 from rich.console import Console
 
+from rigl_optax.reports import comparison, comparison_figures, figures, summary
 from rigl_optax.training import (
     command_line,
-    comparison,
     display,
-    figures,
     files,
     methods,
     score,
     signals,
     sparsity,
-    summary,
 )
 from rigl_optax.training import config as config_lib
 
@@ -128,8 +126,8 @@ def _draw_curves(
     measure: score.Score,
 ) -> None:
     """Learning curves of all, and of images where the input connections of two methods go."""
-    curves, panels = workdir / "learning_curves.png", comparison.curves(results)
-    left_out = comparison.without_curves(results)
+    curves, panels = workdir / "learning_curves.png", comparison_figures.curves(results)
+    left_out = comparison_figures.without_curves(results)
     if left_out:
         names = ", ".join(dict.fromkeys(arm.label for arm in left_out))
         console.print(f"no learning curves in the records of {names}: left out", markup=False)
@@ -148,7 +146,7 @@ def _draw_curves(
         return  # the others have no weights of single pixels
     pixels = workdir / "input_connections.png"
     looked_at = [arm for arm in compared if arm.method in ("static", "rigl")]
-    maps = comparison.connections(
+    maps = comparison_figures.connections(
         base, looked_at, workdir, lambda text: console.print(text, markup=False)
     )
     if not maps:

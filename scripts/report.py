@@ -10,7 +10,8 @@ import pathlib
 
 from absl import flags, logging
 
-from rigl_optax.training import command_line, page
+from rigl_optax.reports import page
+from rigl_optax.training import command_line
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
 _STEP = command_line.define_step()

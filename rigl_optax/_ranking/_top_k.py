@@ -163,25 +163,6 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> l
     return [(s > t) | ((s == t) & _is_below(b, s, r)) for s, t, r, b in chosen]
 
 
-def top_k_masks(scores: Sequence[jax.Array], ks: Sequence[jax.Array]) -> list[jax.Array]:
-    """Returns masks of the k largest scores of each array; ties go to the lower flat index.
-
-    Args:
-      scores: int32 arrays, entries -1 or above; at least k of each must be 0 or above.
-      ks: For each array an int32 scalar, or a vector with a k for each slice along the first
-        axis, if that axis counts layers.
-
-    Returns:
-      Bool arrays of the shapes of `scores`, with exactly k True entries in each array or slice.
-    """
-    if not scores:
-        return []
-    packing = _packing.packing([s.shape for s in scores], [k.ndim == 1 for k in ks])
-    packed = packing.pack(scores, EXCLUDED)
-    k = jnp.concatenate([x.reshape(-1) for x in ks])
-    return packing.unpack(top_k(packed, packing.rows, k))
-
-
 def spread(vector: jax.Array, array: jax.Array, rows: Rows) -> jax.Array:
     """Returns, for each row of an array, its ranking's entry of a vector, ready to broadcast."""
     return _take(vector, rows.ids).reshape(_rows_shape(rows.ids, array))

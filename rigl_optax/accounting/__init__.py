@@ -13,8 +13,6 @@ from rigl_optax.accounting.explanation import explain as explain
 from rigl_optax.accounting.flops import Cost as Cost
 from rigl_optax.accounting.flops import Unattributed as Unattributed
 from rigl_optax.accounting.flops import count_flops as count_flops
-from rigl_optax.accounting.published import published_flops as published_flops
-from rigl_optax.accounting.published import published_megabytes as published_megabytes
 from rigl_optax.accounting.report import Explanation as Explanation
 from rigl_optax.accounting.report import LayerReport as LayerReport
 from rigl_optax.accounting.storage import RewiringBytes as RewiringBytes

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from rigl_optax import _masks, _paths
 from rigl_optax._types import PyTree
+from rigl_optax.analysis import _counts
 
 
 class PerLayer(NamedTuple):
@@ -47,8 +48,8 @@ def churn(before: PyTree, after: PyTree) -> PerLayer:
       >>> float(churn(old, new).total)
       0.5
     """
-    kept = overlap(after, before)
-    return jax.tree.map(lambda x: 1 - x, kept)
+    old, new = _pair(before, after)
+    return _fractions({path: _counts.churn(old[path], new[path]) for path in old}, old, if_none=0)
 
 
 @jax.jit
@@ -68,7 +69,7 @@ def overlap(masks: PyTree, initial: PyTree) -> PerLayer:
       ValueError: If the masks are not those of the same parameters.
     """
     now, first = _pair(masks, initial)
-    return _fractions({path: (now[path] & first[path], first[path]) for path in now}, first)
+    return _fractions({path: _counts.overlap(now[path], first[path]) for path in now}, first)
 
 
 @jax.jit
@@ -110,7 +111,7 @@ def coverage(explored: PyTree, masks: PyTree) -> PerLayer:
       <https://arxiv.org/abs/2102.02887>`_, 2021.
     """
     named, now = _pair(explored, masks)
-    return _fractions({path: (m, jnp.ones_like(m)) for path, m in named.items()}, now)
+    return _fractions({path: _counts.coverage(mask) for path, mask in named.items()}, now)
 
 
 @jax.jit
@@ -187,17 +188,22 @@ def _pair(first: PyTree, second: PyTree) -> tuple[dict[str, jax.Array], dict[str
 
 
 def _fractions(
-    pairs: dict[str, tuple[jax.Array, jax.Array]], dense_where_full: dict[str, jax.Array]
+    counts: dict[str, _counts.Counts], dense_where_full: dict[str, jax.Array], if_none: float = 1
 ) -> PerLayer:
-    """Divides the counts of the first masks by those of the second, per layer and in total.
+    """Divides the part by the whole, per layer and in total.
 
     The total leaves out layers whose mask in `dense_where_full` is all True.
+
+    Args:
+      counts: `{path: (part, whole)}`.
+      dense_where_full: `{path: mask}`.
+      if_none: The fraction where the whole is 0.
     """
     layers, part, whole = {}, jnp.float32(0), jnp.float32(0)
-    for path, (some, all_) in pairs.items():
-        n, of = (jnp.count_nonzero(m).astype(jnp.float32) for m in (some, all_))
-        layers[path] = jnp.where(of > 0, n / jnp.maximum(of, 1), 1)
+    for path, each in counts.items():
+        n, of = (x.astype(jnp.float32) for x in each)
+        layers[path] = jnp.where(of > 0, n / jnp.maximum(of, 1), if_none)
         # A factor of 0 or 1: under jit the masks are traced, so a layer cannot be left out.
-        counts = 1 - jnp.all(dense_where_full[path]).astype(jnp.float32)
-        part, whole = part + counts * n, whole + counts * of
-    return PerLayer(jnp.where(whole > 0, part / jnp.maximum(whole, 1), 1), layers)
+        counted = 1 - jnp.all(dense_where_full[path]).astype(jnp.float32)
+        part, whole = part + counted * n, whole + counted * of
+    return PerLayer(jnp.where(whole > 0, part / jnp.maximum(whole, 1), if_none), layers)

@@ -6,9 +6,9 @@ augment its own part, and a resumed run sees the same images.
 
 import numpy as np
 
+from rigl_optax.data import crops
+
 PAD = 4  # pixels mirrored on each side (CIFAR recipe)
-AREA = (0.08, 1.0)  # fraction of the image that a random crop keeps (ImageNet recipe)
-ASPECT = (3 / 4, 4 / 3)  # width / height of that crop
 # Offset in the Philox stream: `batches` draws the order of the data from its beginning.
 _STREAM = 0x6175676D
 
@@ -36,14 +36,22 @@ def augmented(
     """
     if augment == "none":
         return images
-    bits = np.random.Philox(key=np.array([seed, step], np.uint64))
-    bits.advance(_STREAM)
-    draws = np.random.Generator(bits).random((batch_size, 5))
-    draws = draws if rows is None else draws[rows]
-    moved = _pad_crop(images, draws) if augment == "pad_crop" else _resized_crop(images, draws)
-    flips = draws[:, 4] < 0.5
+    if augment == "pad_crop":
+        draws = _draws(batch_size, seed, step, rows)
+        moved, flips = _pad_crop(images, draws), draws[:, 4] < 0.5
+    else:
+        draws = crops.draws(batch_size, seed, step, rows)
+        moved, flips = _resized_crop(images, draws), crops.is_flipped(draws)
     moved[flips] = moved[flips, :, ::-1]
     return moved
+
+
+def _draws(batch_size: int, seed: int, step: int, rows: np.ndarray | None) -> np.ndarray:
+    """Draws five numbers in [0, 1) for each image of `pad_crop`."""
+    bits = np.random.Philox(key=np.array([seed, step], np.uint64))
+    bits.advance(_STREAM)
+    drawn = np.random.Generator(bits).random((batch_size, 5))
+    return drawn if rows is None else drawn[rows]
 
 
 def _pad_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -58,14 +66,15 @@ def _pad_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def _resized_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Cuts a part of random area and aspect ratio and resizes it to the size of the image."""
+    """Resizes a random part of each image bilinearly to the size of the image.
+
+    Where no part is drawn it is the whole image, which is also what evaluations show.
+    """
     height, width = images.shape[1:3]
-    area = AREA[0] + draws[:, 2] * (AREA[1] - AREA[0])
-    ratio = np.exp(np.log(ASPECT[0]) + draws[:, 3] * np.log(ASPECT[1] / ASPECT[0]))
-    high = np.minimum(1.0, np.sqrt(area / ratio)) * height
-    wide = np.minimum(1.0, np.sqrt(area * ratio)) * width
-    y = _sample_positions(draws[:, 0] * (height - high), high, height)
-    x = _sample_positions(draws[:, 1] * (width - wide), wide, width)
+    whole = crops.Window(0, 0, height, width)
+    windows = [crops.random_part(height, width, drawn) or whole for drawn in draws]
+    top, left, high, wide = np.array(windows, np.float64).T
+    y, x = _sample_positions(top, high, height), _sample_positions(left, wide, width)
     found = _interpolate(_interpolate(images.astype(np.float32), y, 1), x, 2)
     return np.rint(found).astype(images.dtype)
 

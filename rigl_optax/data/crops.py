@@ -55,33 +55,46 @@ def is_flipped(drawn: np.ndarray) -> np.ndarray:
 
 
 def resized_crop(height: int, width: int, size: int, drawn: np.ndarray) -> Window:
-    """Chooses a random part of an image: 10 to 100 % of its area, aspect ratio 3/4 to 4/3.
-
-    Follows `tf.image.sample_distorted_bounding_box` with the arguments of the reference code: the
-    aspect ratio is uniform, then the height is uniform among those that are possible. If ten
-    attempts fail, or one yields the whole image, the central crop is taken.
+    """Chooses a random part of a photo, or its central crop where `random_part` gives none.
 
     Args:
-      height: Height of the image in pixels.
-      width: Width of the image in pixels.
+      height: Height of the photo in pixels.
+      width: Width of the photo in pixels.
       size: Side of the square that the part is resized to; used for the central crop only.
       drawn: (DRAWS,), uniform in [0, 1).
 
     Returns:
       The part, in pixels of the image.
     """
+    return random_part(height, width, drawn) or central_crop(height, width, size)
+
+
+def random_part(height: int, width: int, drawn: np.ndarray) -> Window | None:
+    """Draws a random part of an image: 10 to 100 % of its area, aspect ratio 3/4 to 4/3.
+
+    It is distributed as `tf.image.sample_distorted_bounding_box` with the reference's arguments:
+    the aspect ratio is uniform, then the height is uniform among the possible ones.
+
+    Args:
+      height: Height of the image, in pixels.
+      width: Width of the image, in pixels.
+      drawn: Numbers from `draws`, (DRAWS,).
+
+    Returns:
+      The part; None if ten attempts give none, or the part is the whole image.
+    """
     for attempt in range(ATTEMPTS):
         aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * float(drawn[2 * attempt])
         found = _with_aspect(height, width, aspect, float(drawn[2 * attempt + 1]))
         if found == (height, width):
-            break
+            return None
         if found is not None:
             h, w = found
             # Like TensorFlow's op, this never picks the last of several positions.
             top = int(float(drawn[-3]) * max(height - h, 1))
             left = int(float(drawn[-2]) * max(width - w, 1))
             return Window(top, left, h, w)
-    return central_crop(height, width, size)
+    return None
 
 
 def central_crop(height: int, width: int, size: int) -> Window:

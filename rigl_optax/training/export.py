@@ -10,7 +10,7 @@ from rigl_optax import _paths
 from rigl_optax.export import CONFIG as CONFIG
 from rigl_optax.export import Export as Export
 from rigl_optax.export import read as read
-from rigl_optax.training import setup, sparsity
+from rigl_optax.training import files, setup, sparsity
 from rigl_optax.training.config import to_json
 from rigl_optax.training.state import TrainState
 
@@ -30,7 +30,5 @@ def write(path: pathlib.Path, run: setup.Run, state: TrainState) -> None:
     for prefix, tree in trees.items():
         for name, leaf in _paths.flatten_with_paths(jax.device_get(whole(tree))):
             arrays[f"{prefix}/{name}"] = np.asarray(leaf)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with files.replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    temporary.replace(path)

@@ -1,9 +1,11 @@
 """JSON files of a run: written at once, and read back with the kind of every value checked."""
 
+import contextlib
 import json
 import os
 import pathlib
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from typing import IO, Any, TypeAlias
 
 # What a value must be: one of some types; [form], a list of such; {name: form}, an object with
 # these names at least; {str: form}, an object of such under any names.
@@ -43,20 +45,31 @@ RECORD: Form = {"step": (int,), "kind": TEXT, str: (*NUMBER, str)}
 
 
 def write(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file at once: a reader sees the old content or the new, also after a crash."""
+    """Writes a JSON file atomically, as `replacing` does."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """Opens a temporary file that replaces `path` when the block ends without an error.
+
+    A reader sees the old content or the new one, also after a crash or a power cut.
+
+    Args:
+      path: The file to write.
+
+    Yields:
+      The temporary file, beside `path`.
+    """
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)  # it may be a link to something else
-    with temporary.open("x") as file:
-        json.dump(value, file, indent=2, allow_nan=False)
-        file.write("\n")
+    with temporary.open("xb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
-    put_in_place(temporary, path)
-
-
-def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Renames a file that is on the disk, and waits until its new name is there as well."""
     temporary.replace(path)
+    # Without this the new name could be lost in a power cut.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from rigl_optax import _axes, _paths, analysis
 from rigl_optax._axes import KernelAxes
+from rigl_optax.analysis import _counts
 from rigl_optax.training import sparsity
 from rigl_optax.training.representation import Entries
 from rigl_optax.training.setup import Run
@@ -19,9 +20,9 @@ Observe = Callable[[PyTree, TrainState], tuple[TrainState, dict[str, float]]]
 
 
 class _Layer(NamedTuple):
-    """Counts of one layer: `{fraction: (part, whole)}` in weights, and dead units; int32."""
+    """Counts of one layer: weights behind each fraction, and dead units; int32."""
 
-    fractions: dict[str, tuple[Any, Any]]
+    fractions: dict[str, _counts.Counts]
     dead_inputs: Any
     dead_outputs: Any
 
@@ -89,7 +90,7 @@ def coverage(run: Run, state: TrainState) -> float | None:
     explored = dict(_paths.flatten_with_paths(state.history.explored))
     now = dict(_paths.flatten_with_paths(run.representation.masks(state)))
     counted = jax.device_get(_explored(explored, now, run.representation.entries(state)))
-    pairs = [(int(n), int(of)) for is_dense, n, of in counted.values() if not is_dense]
+    pairs = [(int(n), int(of)) for is_dense, (n, of) in counted.values() if not is_dense]
     part, whole = (sum(column) for column in zip(*pairs, strict=True)) if pairs else (1, 1)
     return part / whole
 
@@ -107,16 +108,12 @@ def _measure(
     of: Entries,
 ) -> tuple[_Layer, jax.Array, jax.Array]:
     """Counts a layer; then returns masks of the weights ever active, and of those just grown."""
-
-    def weights(mask: jax.Array) -> jax.Array:
-        return count(mask, of.weights)
-
     explored = explored | after
     fractions = {
-        "churn": (weights(before & ~after), weights(before)),
-        "overlap": (weights(first & after), weights(first)),
-        "coverage": (weights(explored), weights(jnp.ones_like(after))),
-        "survival": (weights(grown & after), weights(grown)),
+        "churn": _counts.churn(before, after, of.weights),
+        "overlap": _counts.overlap(after, first, of.weights),
+        "coverage": _counts.coverage(explored, of.weights),
+        "survival": _counts.overlap(after, grown, of.weights),
     }
     dead = (
         count(analysis.fan_out(after, axes) == 0, of.inputs),
@@ -128,14 +125,12 @@ def _measure(
 @jax.jit
 def _explored(
     explored: dict[str, jax.Array], now: dict[str, jax.Array], of: dict[str, Entries]
-) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Returns for each layer whether it is dense, the weights ever active, and all weights."""
-
-    def counted(path: str, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        each = of[path].weights
-        return jnp.all(mask), count(explored[path], each), count(jnp.ones_like(mask), each)
-
-    return {path: counted(path, mask) for path, mask in now.items()}
+) -> dict[str, tuple[jax.Array, _counts.Counts]]:
+    """Tells for each layer whether it is dense, and how many weights have ever been active."""
+    return {
+        path: (jnp.all(mask), _counts.coverage(explored[path], of[path].weights))
+        for path, mask in now.items()
+    }
 
 
 def _values(layers: Mapping[str, _Layer]) -> dict[str, float]:

@@ -98,12 +98,8 @@ def forward_flops(records: Records, step: int) -> list[tuple[int, float]]:
 def drop_after(path: pathlib.Path, step: int) -> None:
     """Removes the records that a run resumed at `step` writes again: later ones, and the test's."""
     kept = until(read(path), step)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)  # it may be a link to something else
-    with temporary.open("x") as file:
-        file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in kept)
-    sync(temporary)
-    files.put_in_place(temporary, path)
+    with files.replacing(path) as file:
+        file.writelines(json.dumps(r, allow_nan=False).encode() + b"\n" for r in kept)
 
 
 def sync(path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rigl_optax.analysis._counts import count as count
 from rigl_optax.training.representation import Representation
 
 PyTree = Any
@@ -64,11 +65,6 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     sums: Sums
     history: History | None
-
-
-def count(mask: jax.Array, each: jax.typing.ArrayLike) -> jax.Array:
-    """Sums `each`, how much an entry counts, over the entries that are True: int32 scalar."""
-    return jnp.sum(jnp.where(mask, each, 0), dtype=jnp.int32)
 
 
 def outline(state: TrainState) -> TrainState:

@@ -8,7 +8,7 @@ import pytest
 
 import rigl_optax
 from rigl_optax import accounting
-from rigl_optax.accounting import published
+from tests.accounting import published
 from tests.accounting.test_resnet50 import PARAMS, forward
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "accounting.md"

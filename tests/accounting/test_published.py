@@ -1,11 +1,17 @@
-"""Tables of the fact sheet (sections 2.5-2.7, 3, 6.1, 6.3-6.6) from this library."""
+"""The paper's FLOPs and model sizes, from this library's distributions and the paper's counting.
+
+Expected numbers come from an independent implementation of the reference's `sparse_utils.py`. To
+the digits given there they are those of the paper (figures 2 and 3, table 4), the README of
+github.com/google-research/rigl and its notebook for MobileNet-v1.
+"""
 
 import jax
 import numpy as np
 import pytest
 
 import rigl_optax
-from rigl_optax.accounting import published, published_cost
+from rigl_optax.accounting import published_cost
+from tests.accounting import published
 
 RESNET, MOBILENET = published.resnet50(), published.mobilenet_v1()
 MOBILENET_V2, WRN = published.mobilenet_v2(), published.wide_resnet()
@@ -39,7 +45,7 @@ def fraction_and_size(layers, distribution):
     )
 
 
-# Section 6.3: MFLOPs, MB, weights, biases.
+# MFLOPs, megabytes, weights, kernels.
 @pytest.mark.parametrize(
     ("layers", "megaflops", "megabytes", "weights", "kernels"),
     [
@@ -80,7 +86,7 @@ def test_training_flops_of_the_dense_networks():
         assert cost == pytest.approx(total, rel=2e-4)
 
 
-# Section 6.4: S, distribution, test fraction, RigL 1x, RigL 5x, SNFS, MB.
+# Inference FLOPs, training FLOPs of RigL, of RigL 5x and of SNFS, all of dense; megabytes.
 ERK, ERK_CONV1 = "ERK all", "ERK, conv1 dense"
 UNIFORM, UNIFORM_CONV1, ER = "uniform, nothing dense", "uniform, conv1 dense", "ER"
 DISTRIBUTIONS = {
@@ -124,7 +130,8 @@ def test_resnet50_fractions_and_sizes(s, distribution, test, rigl, rigl5, snfs, 
 
 @pytest.mark.parametrize(("s", "average"), [(0.8, 0.5603), (0.9, 0.5053)])
 def test_resnet50_pruning_average(s, average):
-    # Section 6.1: 33 samples, cubic from step 10k to 25k, first conv dense, classifier at .8.
+    # As in the reference's notebook for ResNet-50: 33 samples of a cubic from step 10,000 to
+    # 25,000, the first convolution dense, the classifier at .8.
     def f(step):
         progress = np.clip((step - 10_000) / 15_000, 0, 1)
         now = s * (1 - (1 - progress) ** 3)
@@ -139,8 +146,8 @@ def test_resnet50_pruning_average(s, average):
     )
 
 
-# Section 6.5: ERK depthwise dense, its size, ERK conv1 dense too (as trained), ERK only conv1
-# dense, uniform conv1 and depthwise dense, its size, uniform only conv1 dense.
+# ERK with depthwise layers dense, its size, with conv1 dense too (as trained), with only conv1
+# dense; uniform with conv1 and depthwise layers dense, its size, with only conv1 dense.
 @pytest.mark.parametrize(
     ("s", "erk", "megabytes", "trained", "erk_conv1", "uniform", "uniform_mb", "uniform_conv1"),
     [
@@ -187,7 +194,7 @@ def test_mobilenet_v2(s, erk, uniform, overall):
     [(0.5, 0.729, 0.502), (0.8, 0.354, 0.203), (0.9, 0.175, 0.104), (0.95, 0.090, 0.054)],
 )
 def test_wide_resnet(s, erk, uniform):
-    # Section 6.6; the sheet rounds .35345 up from four digits
+    # .35345 is given as .354, rounded up from four digits.
     assert fraction_and_size(WRN, rigl_optax.erk(s, dense=conv1))[0] == pytest.approx(erk, abs=6e-4)
     assert fraction_and_size(WRN, rigl_optax.uniform(s, dense=conv1))[0] == pytest.approx(
         uniform, abs=6e-4
@@ -210,7 +217,7 @@ def test_small_dense(layers, width, fraction):
     assert r == pytest.approx(fraction, abs=5.1e-4)
 
 
-# Section 2.5: ERK densities of ResNet-50 at .8, .9, .95, .965, .99, and .99 with conv1 dense.
+# ERK densities of ResNet-50 at .8, .9, .95, .965, .99, and .99 with conv1 dense.
 RESNET_DENSITIES = {
     "conv1": (0.8572, 0.4200, 0.2098, 0.1469, 0.0420, 1),
     "2a_2a": (1, 1, 0.7735, 0.5415, 0.1547, 0.1549),
@@ -243,7 +250,7 @@ def test_resnet50_erk_densities(column):
         assert sum(v == 0 for v in sparsity.values()) == (8, 1, 0, 0, 0)[column]
 
 
-# Section 2.6, at .75, .85, .90, .95; section 2.7, at .5, .8, .9, .95.
+# MobileNet-v1 at .75, .85, .90, .95; WRN-22-2 at .5, .8, .9, .95.
 MOBILENET_DENSITIES = {
     "1_pw": (1, 1, 1, 0.7684),
     "2_pw": (1, 1, 0.7626, 0.3803),

@@ -10,10 +10,10 @@ import rigl_optax
 from rigl_optax.accounting import (
     count_flops,
     flops_at_sparsity,
-    published,
     published_cost,
     training_cost,
 )
+from tests.accounting import published
 
 PARAMS = {
     x.name: {"kernel": jax.ShapeDtypeStruct(x.shape, jnp.float32)} for x in published.resnet50()
@@ -55,7 +55,7 @@ def cost():
 
 
 def test_dense(cost):
-    assert cost.total == 2 * 4_089_184_256  # 4.089 GMACs, fact sheet section 6.3
+    assert cost.total == 2 * 4_089_184_256  # 4.089 GMACs, as torchvision gives for ResNet-50
     assert cost.unattributed == () and cost.notes == ()
     assert len([flops for flops in cost.by_parameter.values() if flops]) == 54
 
@@ -75,7 +75,7 @@ def test_gradient_is_twice_the_forward_pass_more(cost):
     assert both.total == pytest.approx(3 * cost.total - stem, rel=0.02)
 
 
-# Fact sheet section 6.4, "MAC-only".
+# Multiply-adds alone: the columns "ours" of docs/accounting.md.
 @pytest.mark.parametrize(
     ("sparsity", "erk", "uniform"),
     [
@@ -111,6 +111,6 @@ def test_explain_from_shapes():
         inputs=[jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)],
     )
     assert report.warnings == ()
-    assert report.active == 2_550_353  # fact sheet section 2.5
+    assert report.active == 2_550_353  # as tests/core/test_distributions.py has it
     assert report.rewirings == 250
     assert report.inference_ratio == pytest.approx(0.2418, abs=5.1e-5)

@@ -218,7 +218,7 @@ def erk(
     kernel: bool = True,
     copies: Mapping[str, int] = {},
 ):
-    """Erdos-Renyi(-Kernel) with the reference's capping (paper.md 2.2).
+    """Erdos-Renyi(-Kernel) with capping as in the reference code's `sparse_utils.py`.
 
     `kernel=False` looks at the last two dimensions only. `copies[n]` layers share name `n` (a
     stack of layers: `shapes[n]` is one layer's shape).

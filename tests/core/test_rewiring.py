@@ -311,7 +311,7 @@ GOLDEN_TRACE = np.array([0.01, 0.02, 0.03, 0.04, 0.05, 0.06] + [0] * 6, np.float
 )
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_golden_examples(fraction, active, weights, momenta, jit):
-    """`paper.md` 1.6, counted by hand: 1 is dropped and comes back, 6 beats 11 on the tie."""
+    """Counted by hand: 1 is dropped and comes back, 6 beats 11 on the tie."""
     tx = rigl_optax.rigl(
         optax.sgd(0.1, momentum=0.9),
         rigl_optax.uniform(0.5, dense=all_sparse),

@@ -1,7 +1,6 @@
-"""What users of other sparse-training systems ran into: a test for each row about the core.
+"""Problems that users of other sparse-training systems have reported, in the core: a test for each.
 
-The numbers are the rows of the collection in `docs/` (users.md); a row that other files test at
-length has its shortest telling here.
+Where other modules test one of them at length, its shortest form stands here.
 """
 
 import jax

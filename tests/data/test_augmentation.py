@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rigl_optax.data import augmentation, batches, digits, resize
+from rigl_optax.data import augmentation, batches, crops, digits, resize
 
 KINDS = ["pad_crop", "resized_crop"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 10, 10, 3), np.uint8)
@@ -47,19 +47,34 @@ def test_a_pad_crop_is_a_window_of_the_mirrored_image_perhaps_flipped():
     assert flipped.mean() == pytest.approx(0.5, abs=0.07)
 
 
-def test_a_resized_crop_keeps_an_area_and_aspect_of_the_recipe():
+def test_a_resized_crop_is_the_part_that_photos_show():
     # Images that hold their own coordinates say which part of them is seen.
-    size = 64
+    size, count = 64, 800
     y, x = np.mgrid[:size, :size].astype(np.uint8)
-    many = np.repeat(np.stack([y, x], -1)[None], 800, 0)
+    many = np.repeat(np.stack([y, x], -1)[None], count, 0)
     shown = seen("resized_crop", many).astype(float)
-    high = (shown[:, -1, 0, 0] - shown[:, 0, 0, 0] + 1) / size
-    wide = np.abs(shown[:, 0, -1, 1] - shown[:, 0, 0, 1] + 1) / size
-    area = high * wide
-    assert 0.05 < area.min() < 0.12 and area.max() > 0.9
-    ratio = wide / high
-    assert np.quantile(ratio, 0.01) > 0.65 and np.quantile(ratio, 0.99) < 1.5
-    assert (shown[:, 0, 0, 1] > shown[:, 0, -1, 1]).mean() == pytest.approx(0.5, abs=0.07)
+    drawn = crops.draws(count, 3, 7)
+    flipped = crops.is_flipped(drawn)
+    shown[flipped] = shown[flipped, :, ::-1]
+    parts = [crops.random_part(size, size, row) or (0, 0, size, size) for row in drawn]
+    top, left, height, width = np.array(parts, float).T
+    for start, length, places in (
+        (top, height, shown[:, :, 0, 0]),
+        (left, width, shown[:, 0, :, 1]),
+    ):
+        # The first and last new pixels have their centres half a new pixel inside the part.
+        inset = 0.5 * length / size
+        for place, expected in ((0, start + inset), (-1, start + length - inset)):
+            expected = np.clip(expected - 0.5, 0, size - 1)
+            np.testing.assert_allclose(places[:, place], expected, atol=0.51)
+
+
+def test_an_image_of_which_no_part_is_drawn_is_shown_whole(monkeypatch):
+    monkeypatch.setattr(crops, "random_part", lambda height, width, drawn: None)
+    flipped = crops.is_flipped(crops.draws(len(IMAGES), 3, 7))
+    shown = seen("resized_crop")
+    shown[flipped] = shown[flipped, :, ::-1]
+    np.testing.assert_array_equal(shown, IMAGES)
 
 
 def test_images_are_resized_once_and_stay_what_they_are():

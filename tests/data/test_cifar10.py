@@ -3,9 +3,9 @@ import pathlib
 import numpy as np
 import pytest
 
+from benchmarks.real_photos import png, small
+from benchmarks.tfds_writer import write
 from rigl_optax.data import augmentation, batches, cifar10
-from tests.data.real_photos import png, small
-from tests.data.tfds_writer import write
 
 PER_FILE, VALIDATION = 6, 4
 

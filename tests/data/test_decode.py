@@ -8,9 +8,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from benchmarks.real_photos import photographs, png
 from rigl_optax.data import decode
 from rigl_optax.data.crops import Window
-from tests.data.real_photos import photographs, png
 
 WHOLE = Window(0, 0, 427, 640)
 
@@ -147,7 +147,7 @@ def test_bytes_after_the_last_pixel_are_no_damage(jpeg):
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about what it finds
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
 def test_mutated_files_are_decoded_or_refused(kind):
-    from tests.training.loader_fuzz import mutate
+    from benchmarks.loader_fuzz import mutate
 
     small = photographs()[0][:64, :80]
     raw = png(small) if kind == "png" else simplejpeg.encode_jpeg(small)

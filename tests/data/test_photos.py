@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from benchmarks.real_photos import CLASSES, jpegs
+from benchmarks.tfds_writer import write
 from rigl_optax.data import batches, crops, decode, image_folder, imagenet, photos
 from rigl_optax.data.records import BadRecords, Record
-from tests.data.real_photos import CLASSES, jpegs
-from tests.data.tfds_writer import write
 
 SIZE = 24
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from benchmarks.tfds_writer import write
 from rigl_optax.data import tfds_directory
-from tests.data.tfds_writer import write
 
 EXAMPLES = {
     "train": [(bytes([i]) * (i + 1), i % 3) for i in range(11)],

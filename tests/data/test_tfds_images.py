@@ -3,9 +3,9 @@ import shutil
 import numpy as np
 import pytest
 
+from benchmarks.real_photos import png
+from benchmarks.tfds_writer import write, write_tfrecord
 from rigl_optax.data import fashion_mnist, tf_example
-from tests.data.real_photos import png
-from tests.data.tfds_writer import write, write_tfrecord
 
 TRAIN, TEST = 12, 4
 

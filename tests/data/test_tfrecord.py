@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from benchmarks.tfds_writer import frame, write_tfrecord
 from rigl_optax.data import tf_example, tfrecord
-from tests.data.tfds_writer import frame, write_tfrecord
 
 # Written by TensorFlow 2.21: an example of image b"abc" and label 7; a file of it and of b"".
 EXAMPLE = "0a220a100a05696d61676512070a050a036162630a0e0a056c6162656c12051a030a0107"

@@ -7,7 +7,8 @@ import statistics
 
 import pytest
 
-from rigl_optax.training import comparison, methods, summary
+from rigl_optax.reports import comparison, summary
+from rigl_optax.training import methods
 
 ROOT = pathlib.Path(__file__).parents[2]
 SPARSITIES = (0.9, 0.95, 0.98)

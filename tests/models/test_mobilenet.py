@@ -16,7 +16,7 @@ def params():
 
 
 def test_counts(params):
-    # Fact sheet, section 6.3; 4,231,976 and 3,504,872 parameters in all, as everywhere else.
+    # Kernels as tests/accounting/test_published.py counts them; parameters as Keras trains.
     assert (networks.count(params[V1]), networks.size(params[V1])) == (4_209_088, 4_231_976)
     assert (networks.count(params[V2]), networks.size(params[V2])) == (3_469_760, 3_504_872)
 
@@ -51,7 +51,7 @@ def test_first_and_depthwise_convolutions_are_dense(params):
             assert left == {
                 p for p in networks.kernels(params[make]) if "depthwise" in p or "stem" in p
             }
-            # The fact sheet's real sparsity of all weights: 74.2 % of v1's, 73.6 % of v2's.
+            # With the dense layers counted, 74.2 % of v1's weights are zero and 73.6 % of v2's.
             dense = networks.count(params[make]) - sum(
                 np.prod(networks.kernels(params[make])[path]) for path in density
             )
@@ -61,8 +61,9 @@ def test_first_and_depthwise_convolutions_are_dense(params):
     assert "depthwise" in reason("blocks/0/depthwise/kernel", jnp.ones((3, 3, 1, 8)))
 
 
-def test_erk_of_v1_is_that_of_the_fact_sheet(params):
-    # Section 2.6, where the classifier is a 1x1 convolution: its density differs in the 4th digit.
+def test_erk_of_v1_is_that_of_the_reference(params):
+    # As in tests/accounting/test_published.py, where the classifier is a 1x1 convolution and the
+    # densities differ in the 4th digit.
     for sparsity, expected in ((0.75, {5: 0.4800, 12: 0.1597}), (0.9, {1: 0.7626, 3: 0.3793})):
         density, _ = networks.density(params[V1], networks.sparse(mobilenet_v1, "erk", sparsity))
         for block, value in expected.items():

@@ -44,8 +44,8 @@ def test_counts_of_50_layer_by_layer(params):
     assert found == expected and len(expected) == 54
 
 
-def test_erk_is_that_of_the_fact_sheet(params):
-    # Section 2.5: active weights of all kernels, and densities of some.
+def test_erk_is_that_of_the_reference(params):
+    # As in tests/core/test_distributions.py: active weights of all kernels, and densities of some.
     counts = {0.8: 5_100_630, 0.9: 2_550_353, 0.95: 1_275_200, 0.965: 892_651, 0.99: 255_082}
     for sparsity, expected in counts.items():
         density, active = networks.density(params, networks.sparse(resnet, "erk", sparsity))

@@ -26,11 +26,11 @@ def test_counts_of_wrn_22_2_layer_by_layer(params):
             expected[f"blocks/{at}/conv2/kernel"] = (3, 3, n_out, n_out)
             n_in, at = n_out, at + 1
     assert networks.kernels(params) == expected
-    assert networks.count(params) == 1_076_912  # fact sheet, section 6.3
+    assert networks.count(params) == 1_076_912  # as tests/accounting/test_published.py counts them
 
 
-def test_erk_is_that_of_the_fact_sheet(params):
-    # Section 2.7: the first convolution outside the budget.
+def test_erk_is_that_of_the_reference(params):
+    # As in tests/core/test_distributions.py, the first convolution outside the budget.
     table = {
         "blocks/0/skip": (1, 1),
         "blocks/0/conv1": (0.4227, 0.2049),

@@ -1,9 +1,15 @@
 import gc
+import io
+import pathlib
 import time
+from typing import Any, NamedTuple
 
 import pytest
+from rich.console import Console
 
+from rigl_optax.training import checkpoints, loop, setup
 from rigl_optax.training import config as config_lib
+from rigl_optax.training.state import TrainState
 
 # Runs in a second: a tiny network on the digits, rewired every 10 steps.
 SMALL = config_lib.from_mapping(
@@ -25,6 +31,49 @@ SMALL = config_lib.from_mapping(
 @pytest.fixture(scope="session")
 def small():
     return SMALL
+
+
+@pytest.fixture(scope="session")
+def vision():
+    """A wide ResNet as small as one can be, on digits."""
+    return config_lib.changed(
+        SMALL,
+        {
+            "model.name": "wide_resnet",
+            "model.depth": 10,
+            "model.k": 1,
+            "model.dropout": 0.1,
+            "model.hidden": (),
+            "model.width": 0.25,
+            "data.augment": "pad_crop",
+            "batch_size": 20,
+            "steps": 20,
+            "method.every": 5,
+            "method.sparsity": 0.7,
+            "loss.label_smoothing": 0.1,
+        },
+    )
+
+
+class Trained(NamedTuple):
+    """A finished run, and its state as restored from its last checkpoint."""
+
+    config: config_lib.Config
+    workdir: pathlib.Path
+    result: dict[str, Any]
+    run: setup.Run
+    state: TrainState
+
+
+@pytest.fixture(scope="session")
+def trained_vision(vision, tmp_path_factory):
+    """The wide ResNet, trained once for all modules that look at it."""
+    workdir = tmp_path_factory.mktemp("vision")
+    result = loop.train(vision, workdir, Console(file=io.StringIO(), width=120))
+    run = setup.prepare(vision)
+    with checkpoints.read_checkpoints(workdir) as saved:
+        state = checkpoints.restore_newest(saved, run.initial, print)
+    return Trained(vision, workdir, result, run, state)
 
 
 @pytest.fixture

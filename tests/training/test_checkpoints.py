@@ -1,4 +1,3 @@
-import json
 import os
 import pathlib
 import threading
@@ -153,14 +152,6 @@ def test_a_second_run_in_one_workdir_is_refused(tmp_path):
     with checkpoints.lock(tmp_path), pytest.raises(RuntimeError, match="another process"):
         checkpoints.lock(tmp_path)
     checkpoints.lock(tmp_path).close()  # free again
-
-
-def test_json_is_replaced_at_once(tmp_path):
-    path = tmp_path / "x.json"
-    files.write(path, {"a": 1})
-    files.write(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 2}
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_a_checkpoint_of_another_config_is_refused_listing_the_keys(tmp_path, state, small):

@@ -168,3 +168,14 @@ def test_every_script_starts_there(path):
     source = path.read_text()
     if "def main(" in source:
         assert "command_line.run(main)" in source and "app.run" not in source
+
+
+def test_looking_at_a_run_takes_no_accelerator_unless_told_to(monkeypatch):
+    set_to = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: set_to.append((name, value)))
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    command_line.use_cpu()
+    assert not set_to
+    monkeypatch.delenv("JAX_PLATFORMS")
+    command_line.use_cpu()
+    assert set_to == [("jax_platforms", "cpu")]

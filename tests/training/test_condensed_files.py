@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from rigl_optax.data import batches
+from rigl_optax.reports import page, page_figures
 from rigl_optax.training import (
     checkpoints,
     export,
     metrics,
-    page,
-    page_figures,
     sampling,
     setup,
 )

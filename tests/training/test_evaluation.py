@@ -1,23 +1,17 @@
-"""Which checkpoint the scripts look at, and where they compute."""
+"""Which checkpoint is evaluated, and what an evaluation measures."""
 
 import io
 import json
 
-import jax
+import jax.numpy as jnp
+import optax
 import pytest
+from flax import nnx
 from rich.console import Console
 
-from rigl_optax.training import (
-    command_line,
-    costs,
-    loading,
-    loop,
-    metrics,
-    page,
-    page_figures,
-    setup,
-)
+from rigl_optax.reports import page, page_figures
 from rigl_optax.training import config as config_lib
+from rigl_optax.training import evaluation, loading, loop, metrics, setup
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +56,16 @@ def test_without_checkpoints_it_is_said(trained, tmp_path):
         loading.restore(run, tmp_path)
 
 
-def test_looking_at_a_run_takes_no_accelerator_unless_told_to(monkeypatch):
-    set_to = []
-    monkeypatch.setattr(jax.config, "update", lambda name, value: set_to.append((name, value)))
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    command_line.use_cpu()
-    assert not set_to
-    monkeypatch.delenv("JAX_PLATFORMS")
-    command_line.use_cpu()
-    assert set_to == [("jax_platforms", "cpu")]
-
-
-def test_the_page_of_a_run_that_prunes_tells_of_its_end(small):
-    config = config_lib.changed(
-        small,
-        {"method.name": "gmp", "method.distribution": {"name": "uniform"}, "method.sparsity": 0.5},
-    )
-    report = costs.explain(setup.prepare(config))
-    explained = report.to_dict()
-    facts = page._facts([], explained, {})
-    assert (
-        f"{report.active_at_end:,}</b>of {report.weights:,} weights active when training" in facts
-    )
-    table = page._layers(explained, [])
-    assert "active at the end" in table and "0.5000" in table
+def test_evaluation_uses_running_statistics_and_counts_every_example(trained_vision):
+    vision, _, result, run, state = trained_vision
+    evaluate = evaluation.evaluator(run)
+    found = evaluate(state, run.dataset.test)
+    assert found["accuracy"] == result["test"]["accuracy"]
+    model = nnx.merge(run.graphdef, state.params, state.model_state)
+    model.eval()
+    images, labels = run.dataset.test.images, run.dataset.test.labels
+    logits = nnx.jit(lambda m, x: m(x))(model, jnp.asarray(images[:100], jnp.float32) / 16)
+    some = evaluate(state, type(run.dataset.test)(images[:100], labels[:100]))
+    assert some["accuracy"] == pytest.approx(float((logits.argmax(-1) == labels[:100]).mean()))
+    plain = optax.softmax_cross_entropy_with_integer_labels(logits, labels[:100])
+    assert some["loss"] == pytest.approx(float(plain.mean()), rel=1e-4)

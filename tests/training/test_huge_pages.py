@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.training.crash_harness import ROOT
+from benchmarks.crash_harness import ROOT
 
 TUNABLE = "glibc.malloc.hugetlb=1"
 PROGRAM = """

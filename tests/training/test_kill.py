@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from benchmarks import crash_harness as harness
+from benchmarks.crash_harness import ROOT, run
 from rigl_optax.training import signals
-from tests.training import crash_harness as harness
-from tests.training.crash_harness import ROOT, run
 
 
 @pytest.fixture(scope="module")

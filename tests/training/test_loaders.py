@@ -9,9 +9,8 @@ import time
 
 import pytest
 
-from benchmarks import fuzz_loaders
+from benchmarks import fuzz_loaders, loader_fuzz
 from rigl_optax.training import files
-from tests.training import loader_fuzz
 
 ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = [*ROOT.glob("rigl_optax/**/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("configs/*.py")]
@@ -20,9 +19,7 @@ FILES = {"page": 2, "checkpoint": 12, "cifar10": 5}  # the slow ones; of the oth
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory):
-    from tests.training.conftest import SMALL
-
-    return loader_fuzz.targets(tmp_path_factory.mktemp("sound"), loader_fuzz.small(SMALL))
+    return loader_fuzz.targets(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture

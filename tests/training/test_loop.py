@@ -15,8 +15,18 @@ import pytest
 from rich.console import Console
 
 import rigl_optax
+from rigl_optax import _paths
 from rigl_optax.data import batches
-from rigl_optax.training import checkpoints, checks, loop, metrics, recovery, setup, signals
+from rigl_optax.training import (
+    checkpoints,
+    checks,
+    loop,
+    metrics,
+    recovery,
+    setup,
+    signals,
+    sparsity,
+)
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.rewirings import Rewirings
 
@@ -110,7 +120,7 @@ class Stopped(Exception):
 def test_a_run_stopped_anywhere_and_started_again_ends_bit_for_bit_the_same(
     finished, tmp_path, monkeypatch, stop_at
 ):
-    # users.md 19. Rewirings are at 0, 10, ..., 40 and checkpoints at 20, 40, 60.
+    # Rewirings are at 0, 10, ..., 40 and checkpoints at 20, 40, 60.
     config, uninterrupted, result, _ = finished
     real = batches.training_batch
 
@@ -405,3 +415,14 @@ def test_a_disk_that_is_full_at_the_start_is_one_clear_line(small, tmp_path, mon
     with pytest.raises(RuntimeError, match=r"a file could not be written .*No space left") as told:
         train(small, tmp_path)
     assert "\n" not in str(told.value)
+
+
+def test_a_run_learns_keeps_its_counts_and_is_resumed(trained_vision):
+    vision, _, result, run, state = trained_vision
+    assert result["warnings"] == [] and np.isfinite(result["test"]["loss"])
+    sparse = sparsity.distribution(vision)(run.initial.params)
+    masks = dict(_paths.flatten_with_paths(rigl_optax.get_masks(state.opt_state)))
+    for path, part in sparse.items():
+        assert int(masks[path].sum()) == masks[path].size - int(part * masks[path].size)
+    calls = [x for x in jax.tree.leaves(state.model_state) if x.dtype == jnp.int32]
+    assert [int(x) for x in calls] == [vision.steps] * 3

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 import re
 
@@ -176,3 +177,37 @@ def test_a_plain_update_lowers_for_tpu_and_cuda():
         params, tx.init(params), params
     )
     assert exported.platforms == ("tpu", "cuda")
+
+
+@pytest.fixture(scope="module")
+def after(vision):
+    """Masks and values after three steps on a mesh."""
+
+    @functools.cache
+    def found(**mesh):
+        config = config_lib.changed(
+            vision, {"batch_size": 16, "optimizer.learning_rate": 1e-3, "method.every": 2, **mesh}
+        )
+        run = setup.prepare(config)
+        take = step.make_train_step(run)
+        state = jax.tree.map(lambda x: x.copy(), run.initial)._replace(history=None)
+        rows = run.placement.rows(16)
+        for i in range(3):
+            state = take(state, run.placement.put(run.task.training_batch(config, i, rows)))
+        masks = rigl_optax.get_masks(state.opt_state)
+        return jax.device_get((masks, (state.params, state.model_state, state.sums.loss)))
+
+    return found
+
+
+@pytest.mark.slow
+@needs_eight
+@pytest.mark.parametrize("axes", AXES)
+def test_the_same_network_on_a_mesh(after, axes):
+    """Batch statistics are those of the whole batch, wherever its parts are."""
+    masks, values = after()
+    other_masks, other = after(**{"mesh.data": 2, "mesh.params": 2, "mesh.axes": axes})
+    for mine, theirs in zip(*map(jax.tree.leaves, (masks, other_masks)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    for mine, theirs in zip(*map(jax.tree.leaves, (values, other)), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)

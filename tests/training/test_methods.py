@@ -126,21 +126,6 @@ def resumed_and_whole(config, tmp_path):
     return expected, states[0]
 
 
-def test_a_small_dense_network_takes_no_more_bytes(small):
-    config = config_lib.changed(
-        small, {"method.name": "small_dense", "model.hidden": (300, 100), "method.sparsity": 0.95}
-    )
-    sparse = setup.prepare(config_lib.changed(config, {"method.name": "static"}))
-    sizes = [
-        sum(leaf.size for leaf in jax.tree.leaves(setup.prepare(config).initial.params)),
-        sum(checks.active_weights(sparse, sparse.initial).values()),
-    ]
-    kernels = 64 * 300 + 300 * 100 + 100 * 10
-    biases = 410
-    assert 0.9 * 4 * sizes[0] < 4 * sizes[1] + kernels / 8
-    assert 4 * (sizes[0] - biases) <= 4 * sizes[1] + kernels / 8
-
-
 def test_tickets_are_the_masks_of_the_finished_run(small, ticket):
     config = named(small, "lottery", ticket)
     run = setup.prepare(config)
@@ -249,15 +234,6 @@ def test_new_weights_and_drop_schedules_follow_the_config(small):
     assert rewirings(linear).drop_fractions(15, []) == {"drop_fraction": pytest.approx(0.2)}
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "prodigy"])
-def test_any_optimizer_of_optax_is_found_by_its_name(small, name):
-    config = config_lib.changed(small, {"optimizer.name": name, "optimizer.weight_decay_on": "all"})
-    state = methods.build(config).init({"kernel": jnp.ones((4, 4))})
-    assert state.masks["kernel"].sum() == 4
-    with pytest.raises(ValueError, match=f"config.optimizer.mometum: .*for '{name}'"):
-        methods.build(config_lib.changed(config, {"optimizer.mometum": 0.9}))
-
-
 def test_rewirings_before_counts_the_schedule(small):
     # Ends at 45 = 0.75 * 60: rewirings at 0, 10, 20, 30, 40.
     found = [rewirings(small).before(step) for step in (0, 1, 10, 11, 41, 60)]
@@ -296,19 +272,6 @@ def test_costs_of_a_method_are_those_of_accounting():
     for name, method in methods.METHODS.items():
         assert method.cost is accounting.METHODS[name]
     assert accounting.METHODS.keys() - methods.METHODS.keys() == {"pruning"}  # the paper's name
-
-
-def test_weight_decay_leaves_biases_alone(small):
-    config = config_lib.changed(
-        small, {"method.name": "dense", "optimizer.weight_decay": 1.0, "optimizer.momentum": 0.0}
-    )
-    tx = methods.build(config)
-    zero = jax.tree.map(jnp.zeros_like, PARAMS)
-    updates, _ = tx.update(zero, tx.init(PARAMS), PARAMS)
-    np.testing.assert_array_equal(updates["bias"], 0)
-    np.testing.assert_allclose(
-        updates["kernel"], -config.optimizer.learning_rate * PARAMS["kernel"]
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import contextlib
-import pathlib
 import subprocess
 import threading
 
@@ -45,19 +44,6 @@ def test_a_broken_line_in_the_middle_names_its_place(tmp_path, broken):
     path.write_text(broken + '\n{"step": 2}\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl:1: not a metrics record"):
         metrics.read(path)
-
-
-def test_a_file_and_its_new_name_are_on_the_disk_before_anything_goes_on(tmp_path, monkeypatch):
-    synced, fsync = [], files.os.fsync
-
-    def watched(number):
-        synced.append(pathlib.Path(files.os.readlink(f"/proc/self/fd/{number}")))
-        fsync(number)
-
-    monkeypatch.setattr(files.os, "fsync", watched)
-    files.write(tmp_path / "a.json", {"a": 1})
-    assert synced == [tmp_path / "a.json.tmp", tmp_path]
-    assert files.read(tmp_path / "a.json", "", {}) == {"a": 1}
 
 
 def test_bytes_that_are_no_text_are_named_in_the_middle_and_dropped_at_the_end(tmp_path):

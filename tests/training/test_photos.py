@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 
 import rigl_optax
+from benchmarks import real_photos
+from benchmarks.tfds_writer import write
 from rigl_optax.data import cifar10
 from rigl_optax.training import (
     checkpoints,
@@ -20,8 +22,6 @@ from rigl_optax.training import (
     tasks,
 )
 from rigl_optax.training import config as config_lib
-from tests.data import real_photos
-from tests.data.tfds_writer import write
 
 TRAIN, TEST = 60, 14
 

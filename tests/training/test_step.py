@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from rigl_optax.data import batches
+from rigl_optax.models import mobilenet_v1, resnet
 from rigl_optax.training import architectures, evaluation, representation, setup, step
 from rigl_optax.training import config as config_lib
 
@@ -71,7 +72,7 @@ class MasksItself(nnx.Module):
 
 
 def test_growth_without_gradients_outside_the_mask_is_noticed(small, monkeypatch):
-    # users.md 15: a score from masked gradients grows weights in index order.
+    # A score from masked gradients grows weights in index order (google-research/rigl, issue 14).
     def blind_after_one_step():
         run = setup.prepare(small)
         state = jax.tree.map(jnp.copy, run.initial._replace(history=None))
@@ -99,3 +100,61 @@ def test_evaluation_equals_the_mean_over_all_examples(small):
     loss, correct = loss_by_hand(run.initial.params, split.images, split.labels)
     np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
     assert found["accuracy"] == int(correct) / 297
+
+
+@pytest.fixture(scope="module", params=["resnet18", "mobilenet_v1"])
+def accelerated(request, vision):
+    """A run of a network of few blocks, and its compiled step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.DEPTHS, 18, ((1, 1, 1, 1), False))
+        patch.setattr(mobilenet_v1, "BLOCKS", mobilenet_v1.BLOCKS[:3])
+        config = config_lib.changed(
+            vision,
+            {
+                "model.name": request.param,
+                "model.width": 1 / 8,
+                "method.every": 2,
+                "method.distribution": {"name": "uniform"},
+            },
+        )
+        run = setup.prepare(config)
+        take = step.make_train_step(run)
+        yield config, run, take
+
+
+def test_a_step_moves_nothing_between_host_and_device_and_compiles_once(accelerated):
+    config, run, take = accelerated
+    device = jax.devices()[0]
+    given = [jax.device_put(run.task.training_batch(config, i), device) for i in range(4)]
+    state = jax.tree.map(lambda x: x.copy(), run.initial)._replace(history=None)
+    for batch in given[:2]:
+        state = take(state, batch)
+    with jax.transfer_guard("disallow"):
+        for batch in given[2:]:  # step 2 rewires
+            state = take(state, batch)
+        jax.block_until_ready(state)
+    assert take._cache_size() == 1
+    assert int(state.opt_state.rewirings) == 2 and np.isfinite(float(state.sums.loss))
+
+
+def test_a_step_lowers_for_accelerators(accelerated):
+    config, run, take = accelerated
+    batch = run.placement.put(run.task.training_batch(config, 0))
+    exported = jax.export.export(take, platforms=["tpu", "cuda"])(
+        run.initial._replace(history=None), batch
+    )
+    assert exported.platforms == ("tpu", "cuda")
+    assert "stablehlo.convolution" in exported.mlir_module()
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32(vision):
+    config = config_lib.changed(vision, {"model.dtype": "bfloat16", "method.name": "dense"})
+    run = setup.prepare(config)
+    floats = (run.initial.params, run.initial.model_state, run.initial.opt_state)
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(floats)}
+    assert kinds == {"float32", "int32", "uint32"}
+    take = step.make_train_step(run)
+    batch = run.placement.put(run.task.training_batch(config, 0))
+    text = str(jax.make_jaxpr(take)(run.initial._replace(history=None), batch))
+    found = [line for line in text.splitlines() if "conv_general_dilated[" in line]
+    assert found and all(":bf16" in line for line in found)

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 from rich.console import Console
 
-from rigl_optax.training import checkpoints, loading, loop, metrics, page, tasks
+from rigl_optax.reports import page
+from rigl_optax.training import checkpoints, costs, loading, loop, metrics, setup, tasks
 from rigl_optax.training import config as config_lib
 
 CURVES = ("loss", "accuracy", "churn", "coverage", "dead-inputs", "dead-outputs")
@@ -84,7 +85,7 @@ def test_a_run_that_diverged(tmp_path, small):
     claim(tmp_path, small)
     records = [
         {"step": 10 * i, "kind": "train", "loss": loss, "accuracy": 0.1, "training_flops": i}
-        for i, loss in enumerate([2.3, 1e30, 3e38], start=1)
+        for i, loss in enumerate([2.5, 1e10, 1e30], start=1)
     ]
     (tmp_path / metrics.FILE).write_text("".join(json.dumps(r) + "\n" for r in records))
     assert "loss" in figures(page.render(tmp_path))
@@ -157,3 +158,18 @@ def test_a_browser_shows_all_charts_and_has_nothing_to_complain_about(workdir, t
     text = (tmp_path / "report.html").read_text()
     broken.write_text(text.replace("</body>", "<img src='https://example.invalid/x.png'></body>"))
     assert complaints(browse(broken, tmp_path / "profile3", "--dump-dom").stderr)
+
+
+def test_the_page_of_a_run_that_prunes_tells_of_its_end(small):
+    config = config_lib.changed(
+        small,
+        {"method.name": "gmp", "method.distribution": {"name": "uniform"}, "method.sparsity": 0.5},
+    )
+    report = costs.explain(setup.prepare(config))
+    explained = report.to_dict()
+    facts = page._facts([], explained, {})
+    assert (
+        f"{report.active_at_end:,}</b>of {report.weights:,} weights active when training" in facts
+    )
+    table = page._layers(explained, [])
+    assert "active at the end" in table and "0.5000" in table

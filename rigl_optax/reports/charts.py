@@ -1,4 +1,4 @@
-"""Charts of a run as inline SVG: curves against steps and FLOPs, and pictures of masks."""
+"""Draws a run as inline SVG: curves against steps and FLOPs, and pictures of masks."""
 
 import io
 import re
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-# Okabe and Ito's colours: told apart by colour-blind readers; dashes and markers help in print.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; dashes help in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
 LARGEST = 400  # cells along a side of a mask's picture; larger masks are averaged
@@ -23,10 +23,10 @@ class Line(NamedTuple):
     """One quantity of one kind of record.
 
     Attributes:
-      label: In the legend.
-      kind: Of the records it is in.
-      key: Its name there.
-      scale: What it is multiplied by: 100 for percent.
+      label: Its name in the legend.
+      kind: The kind of record that has it.
+      key: Its name in the record.
+      scale: A factor for its values: 100 for percent.
     """
 
     label: str
@@ -44,11 +44,11 @@ def curves(
     *,
     log: bool = False,
 ) -> str:
-    """Curves against the step and, beside them, against the training FLOPs spent.
+    """Draws curves against the step and, beside them, against the training FLOPs spent.
 
     Args:
-      name: Unique in the page: its ids start with it.
-      title: Above the chart.
+      name: Unique in the page: the ids in the chart start with it.
+      title: Stands above the chart.
       unit: Label of the vertical axis, with its unit.
       lines: What to draw; those without records are left out.
       records: From `metrics.read`.
@@ -81,13 +81,13 @@ def curves(
 
 
 def mask_pictures(name: str, path: str, before: np.ndarray, after: np.ndarray | None) -> str:
-    """Active weights of one layer, before training and now, units across.
+    """Draws the active weights of one layer at step 0 and now; columns are output units.
 
     Args:
       name: As in `curves`.
-      path: The layer's.
-      before: Bool, (..., units): at step 0.
-      after: Now; None if that is not known.
+      path: Of the layer.
+      before: The mask at step 0, bool (..., units).
+      after: The mask now; None if it is not known.
     """
     pictures = [("at step 0", before)] + ([("now", after)] if after is not None else [])
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -111,7 +111,13 @@ def mask_pictures(name: str, path: str, before: np.ndarray, after: np.ndarray | 
 
 
 def pixel_pictures(name: str, before: np.ndarray, after: np.ndarray | None) -> str:
-    """Live connections of each input pixel, before training and now: int (height, width)."""
+    """Draws the live connections of each input pixel at step 0 and now.
+
+    Args:
+      name: As in `curves`.
+      before: Connections at step 0, int (height, width).
+      after: Connections now; None if they are not known.
+    """
     pictures = [("at step 0", before)] + ([("now", after)] if after is not None else [])
     highest = max(int(counts.max()) for _, counts in pictures)
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -130,6 +136,7 @@ def pixel_pictures(name: str, before: np.ndarray, after: np.ndarray | None) -> s
 
 
 def _points(line: Line, records: list[Record], against: str) -> tuple[list[float], list[float]]:
+    """Reads the points (x, y) of a line from the records that have them."""
     found = [r for r in records if r["kind"] == line.kind and line.key in r and against in r]
     return [r[against] for r in found], [line.scale * r[line.key] for r in found]
 
@@ -143,12 +150,12 @@ def _plot(axis: Axes, number: int, line: Line, points: tuple[list[float], list[f
 
 
 def _plain(text: str) -> str:
-    """Text in which a dollar is one: Matplotlib takes them for the marks of mathematics."""
+    """Escapes dollars, between which Matplotlib would typeset mathematics."""
     return text.replace("$", r"\$")
 
 
 def _averaged(mask: np.ndarray) -> np.ndarray:
-    """Densities in [0, 1] of at most `LARGEST` times `LARGEST` blocks of a mask."""
+    """Averages a mask over blocks, at most `LARGEST` by `LARGEST` of them: densities in [0, 1]."""
     rows, columns = (-(-length // LARGEST) for length in mask.shape)
     padding = [(0, -mask.shape[0] % rows), (0, -mask.shape[1] % columns)]
     weights = np.pad(np.ones(mask.shape, np.float32), padding)
@@ -162,7 +169,7 @@ def _averaged(mask: np.ndarray) -> np.ndarray:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as an element of an HTML page; text stays text."""
+    """Renders a figure as an element of an HTML page; text stays text."""
     stream = io.StringIO()
     options: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

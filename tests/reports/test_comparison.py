@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rigl_optax.training import comparison, figures, files, loop, recovery, score, signals, summary
+from rigl_optax.reports import comparison, comparison_figures, figures, summary
 from rigl_optax.training import config as config_lib
+from rigl_optax.training import files, loop, recovery, score, signals
 
 Arm = comparison.Arm
 
@@ -80,17 +81,20 @@ def test_one_seed_has_no_spread(tmp_path):
 def test_records_without_curves_or_workdirs_are_left_out_of_pictures(compared, tmp_path):
     base, arms, workdir, results = compared
     bare = {a: [{k: v for k, v in r.items() if k != "curve"} for r in results[a]] for a in results}
-    assert comparison.curves(bare) == {}
-    assert comparison.without_curves(bare) == arms
+    assert comparison_figures.curves(bare) == {}
+    assert comparison_figures.without_curves(bare) == arms
     mixed = bare | {Arm("rigl", 0.8): results[Arm("rigl", 0.8)], Arm("set", 0.8): []}
-    assert [curve.method for curve in comparison.curves(mixed)[0.8]] == ["rigl"]
-    assert comparison.without_curves(mixed) == arms[:2]
+    assert [curve.method for curve in comparison_figures.curves(mixed)[0.8]] == ["rigl"]
+    assert comparison_figures.without_curves(mixed) == arms[:2]
     other = dict(results[arms[2]][0], curve=results[arms[2]][0]["curve"][1:])
     ragged = {arms[2]: [other, results[arms[2]][1]]}
-    assert comparison.without_curves(ragged) == arms[2:] and comparison.curves(ragged) == {}
+    assert (
+        comparison_figures.without_curves(ragged) == arms[2:]
+        and comparison_figures.curves(ragged) == {}
+    )
 
     said = []
-    found = comparison.connections(base, arms[1:], tmp_path, said.append)
+    found = comparison_figures.connections(base, arms[1:], tmp_path, said.append)
     assert found == {} and len(said) == 2
     assert "static-0.8/seed0: no checkpoint of step 30" in said[0]
     assert not any(tmp_path.iterdir())  # nothing is made where there was nothing
@@ -169,7 +173,9 @@ def test_a_record_is_all_that_a_table_and_curves_need(compared, tmp_path, monkey
         base, arms, 2, tmp_path / "elsewhere", console, tmp_path / "records", train=False
     )
     assert summary.summary(read) == summary.summary(results)
-    pairs = zip(comparison.curves(read)[0.8], comparison.curves(results)[0.8], strict=True)
+    pairs = zip(
+        comparison_figures.curves(read)[0.8], comparison_figures.curves(results)[0.8], strict=True
+    )
     for found, expected in pairs:
         for one, other in zip(found[1:], expected[1:], strict=True):
             np.testing.assert_array_equal(one, other)
@@ -207,7 +213,7 @@ def test_a_finished_run_of_another_config_is_refused(compared):
 
 def test_curves_have_a_row_for_each_seed(compared):
     results = compared[-1]
-    (curves,) = comparison.curves(results).values()
+    (curves,) = comparison_figures.curves(results).values()
     assert [curve.method for curve in curves] == ["dense", "static", "rigl"]
     assert all(curve.steps.tolist() == [20, 30] for curve in curves)
     assert all(curve.score.shape == (2, 2) for curve in curves)
@@ -215,7 +221,7 @@ def test_curves_have_a_row_for_each_seed(compared):
 
 def test_connections_of_each_pixel_before_and_after(compared):
     base, arms, workdir, results = compared
-    (maps,) = comparison.connections(base, arms, workdir).values()
+    (maps,) = comparison_figures.connections(base, arms, workdir).values()
     static, rigl = maps
     active = results[Arm("rigl", 0.8)][0]["active_weights"]["layers/0/kernel"]
     np.testing.assert_array_equal(static.before, static.after)
@@ -226,10 +232,10 @@ def test_connections_of_each_pixel_before_and_after(compared):
 
 def test_pictures_are_written(compared, tmp_path):
     base, arms, workdir, results = compared
-    curves = comparison.curves(results)
+    curves = comparison_figures.curves(results)
     figures.learning_curves(curves, "title", tmp_path / "a.png", score.ACCURACY)
     figures.input_connections(
-        comparison.connections(base, arms, workdir), "title", tmp_path / "b.png"
+        comparison_figures.connections(base, arms, workdir), "title", tmp_path / "b.png"
     )
     for name in ("a.png", "b.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -61,10 +61,6 @@ def published_flops(layers: Sequence[Layer], sparsity: Mapping[str, float] | Non
 
     Raises:
       ValueError: If `sparsity` names a layer that does not exist.
-
-    Example:
-      >>> round(published_flops(resnet50()) / 1e6, 3)
-      8202.341
     """
     densities = _densities(layers, sparsity)
     return sum((2 * densities[x.name] * x.weights / x.shape[-1] + 1) * x.outputs for x in layers)

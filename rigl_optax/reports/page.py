@@ -1,4 +1,4 @@
-"""One HTML page about a run, finished or not: no script, nothing loaded from anywhere."""
+"""Writes one HTML page about a run, finished or not. It has no script and loads nothing."""
 
 import html
 import math
@@ -6,11 +6,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from rigl_optax.training import checkpoints, files, loading, loop, metrics, page_figures, score
+from rigl_optax.reports import page_figures
+from rigl_optax.reports.charts import Record
+from rigl_optax.training import checkpoints, files, loading, loop, metrics, score
 from rigl_optax.training import config as config_lib
-from rigl_optax.training.charts import Record
 
-# The policy has the browser itself refuse scripts and any request.
+# The policy makes the browser refuse scripts and any request.
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -47,23 +48,25 @@ def write(workdir: pathlib.Path, output: pathlib.Path, which: str = loading.NEWE
     """Writes the page of a run, also while it trains.
 
     Args:
-      workdir: The run's.
+      workdir: The workdir of the run.
       output: The HTML file.
       which: The checkpoint whose masks are shown, as in `rigl_optax.training.load`.
 
     Raises:
       ValueError: If there is no run in the workdir, or its files are damaged.
     """
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(render(workdir, which), encoding="utf-8")
-    temporary.replace(output)
+    text = render(workdir, which)
+    with files.replacing(output) as file:
+        file.write(text.encode())
 
 
 def render(workdir: pathlib.Path, which: str = loading.NEWEST) -> str:
-    """The page of a run as HTML; raises as `write` does."""
+    """Renders the page of a run as HTML; raises as `write` does."""
     config = config_lib.from_mapping(checkpoints.read_config(workdir))
     records = metrics.read(workdir / metrics.FILE)
-    explained = _read(workdir / loop.EXPLANATION_FILE, "what a run explained", files.EXPLANATION)
+    explained = _read(
+        workdir / loop.EXPLANATION_FILE, "the explanation of a run", files.EXPLANATION
+    )
     result = _read(workdir / checkpoints.RESULT_FILE, "the result of a run", files.RESULT)
     sparse = f"{100 * config.method.sparsity:g} % sparse " if explained.get("weights") else ""
     title = f"{config.method.name}: {sparse}{config.model.name} on {config.data.name}"
@@ -91,21 +94,24 @@ def render(workdir: pathlib.Path, which: str = loading.NEWEST) -> str:
 
 
 def _read(path: pathlib.Path, what: str, form: files.Form) -> dict[str, Any]:
+    """Reads a JSON object; an empty one if there is no file."""
     return files.read(path, what, form) if path.exists() else {}
 
 
 def _text(text: object) -> str:
+    """Escapes text for HTML."""
     return html.escape(str(text))
 
 
 def _progress(config: config_lib.Config, records: list[Record], result: dict[str, Any]) -> str:
+    """Says how far the run has come."""
     done = max((record["step"] for record in records), default=0)
     state = "finished" if result and done == config.steps else "not finished"
     return f'<p class="note">step {done:,} of {config.steps:,}, {state}</p>'
 
 
 def _facts(records: list[Record], explained: dict[str, Any], result: dict[str, Any]) -> str:
-    """The few numbers to read first."""
+    """Lists the few numbers to read first."""
     facts = []
     validation = [record for record in records if record["kind"] == "validation"]
     if result:
@@ -128,6 +134,7 @@ def _facts(records: list[Record], explained: dict[str, Any], result: dict[str, A
 
 
 def _fact(split: str, measured: dict[str, Any]) -> tuple[str, str]:
+    """Returns the score on a split, and what it is."""
     judged = score.of(measured)
     return f"{judged.number(judged.value(measured))} {judged.unit}".rstrip(), (
         f"{split} {judged.label}"
@@ -135,6 +142,7 @@ def _fact(split: str, measured: dict[str, Any]) -> tuple[str, str]:
 
 
 def _figure(figure: page_figures.Figure) -> str:
+    """Lays out a figure and its note; the note alone if there is no picture."""
     name, note = _text(figure.name), _text(figure.note)
     if not figure.svg:
         return f'<p id="{name}" class="note">{note}</p>'
@@ -142,7 +150,7 @@ def _figure(figure: page_figures.Figure) -> str:
 
 
 def _layers(explained: dict[str, Any], records: list[Record]) -> str:
-    """What `explain` said of each layer, and what the last rewiring left of it."""
+    """Tabulates each layer: its explanation, and the measures of the last rewiring."""
     if not explained:
         return '<p class="note">This run has kept no explanation of its layers.</p>'
     last = next((r for r in reversed(records) if r["kind"] == "rewiring"), {})
@@ -171,7 +179,7 @@ def _layers(explained: dict[str, Any], records: list[Record]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
-    """A table; the first `texts` columns are words, the others numbers."""
+    """Lays out a table; the first `texts` columns are words, the others numbers."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         kinds = [' class="text"' if i < texts else "" for i in range(len(cells))]

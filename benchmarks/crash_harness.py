@@ -1,4 +1,4 @@
-"""Real training processes, killed at chosen moments; read by tests and by `benchmarks/soak.py`."""
+"""Starts real training processes and kills them at chosen moments, for tests and `soak.py`."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from rigl_optax.training import checkpoints, mesh, metrics, setup
 from rigl_optax.training import config as config_lib
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
     "model.hidden": "20,10",
     "method.sparsity": "0.8",
@@ -35,20 +36,22 @@ CONDENSED = {
 }
 
 
-def command(workdir, **keys):
+def command(workdir, **keys) -> list[str]:
+    """Returns the command of a small run on the digits; `keys` change its config."""
     overrides = [f"--config.{key}={value}" for key, value in (SMALL | keys).items()]
     script = [sys.executable, "scripts/train.py", "--config=configs/digits_lenet.py"]
     return [*script, f"--workdir={workdir}", *overrides]
 
 
-def run(workdir, through=(), **keys):
-    """A run to its end, or until it fails; `through` is a command that starts it."""
+def run(workdir, through=(), **keys) -> subprocess.CompletedProcess[str]:
+    """Runs to the end, or until it fails; `through` is a command that starts the run."""
     return subprocess.run(
         [*through, *command(workdir, **keys)], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
-def start(workdir, **keys):
+def start(workdir, **keys) -> subprocess.Popen[str]:
+    """Starts a run and does not wait for it."""
     return subprocess.Popen(
         command(workdir, **keys),
         cwd=ROOT,
@@ -58,34 +61,36 @@ def start(workdir, **keys):
     )
 
 
-def names(workdir):
+def names(workdir) -> set[str]:
+    """Lists what is in the folder of checkpoints; finished ones have a number as their name."""
     return {path.name for path in (workdir / "checkpoints").glob("*")}
 
 
-def is_written(workdir, known):
-    """A new checkpoint is there."""
+def is_written(workdir, known) -> bool:
+    """Tells whether a new checkpoint is there."""
     return any(name.isdigit() for name in names(workdir) - known)
 
 
-def is_being_written(workdir, known):
-    """The temporary directory of a checkpoint is there."""
+def is_being_written(workdir, known) -> bool:
+    """Tells whether the temporary directory of a checkpoint is there."""
     return any(not name.isdigit() for name in names(workdir) - known)
 
 
-def has_rewired(workdir, known):
-    """After a new checkpoint a rewiring has been recorded."""
+def has_rewired(workdir, known) -> bool:
+    """Tells whether a rewiring has been recorded after a new checkpoint."""
     return is_written(workdir, known) and _last(workdir) == "rewiring"
 
 
-def is_about_to_rewire(workdir, known):
-    """After a new checkpoint something else has been recorded, a step or a few before one."""
+def is_about_to_rewire(workdir, known) -> bool:
+    """Tells whether, after a new checkpoint, a rewiring is at most a few steps away."""
     return is_written(workdir, known) and _last(workdir) == "train"
 
 
 MOMENTS = (is_written, is_being_written, has_rewired, is_about_to_rewire)
 
 
-def _last(workdir):
+def _last(workdir) -> str | None:
+    """Reads the kind of the last record."""
     path = workdir / metrics.FILE
     if not path.exists() or path.stat().st_size < 1000:
         return None
@@ -98,7 +103,7 @@ def _last(workdir):
         return None
 
 
-def first_step(process, workdir):
+def first_step(process, workdir) -> None:
     """Waits until the run has got going: it has recorded something new, or ended."""
     path = workdir / metrics.FILE
     before = path.stat().st_mtime_ns if path.exists() else None
@@ -108,8 +113,8 @@ def first_step(process, workdir):
         time.sleep(0.01)
 
 
-def kill_at(process, workdir, moment, generator, number=signal.SIGKILL, patience=120.0):
-    """Whether the process was caught at that moment, or within 50 ms of it, and sent the signal."""
+def kill_at(process, workdir, moment, generator, number=signal.SIGKILL, patience=120.0) -> bool:
+    """Sends a signal at a moment, or up to 50 ms after it; False if the process ended before."""
     known = names(workdir)
     deadline = time.monotonic() + patience
     while process.poll() is None and time.monotonic() < deadline:
@@ -123,8 +128,8 @@ def kill_at(process, workdir, moment, generator, number=signal.SIGKILL, patience
     return True
 
 
-def kill_often(workdir, times, seed=0, **keys):
-    """How often a run was killed, at all kinds of moments, before it was let run to its end."""
+def kill_often(workdir, times, seed=0, **keys) -> int:
+    """Starts and kills a run `times` times, at all kinds of moments; returns how often it hit."""
     generator = random.Random(seed)
     kills = 0
     for i in range(times):
@@ -134,8 +139,8 @@ def kill_often(workdir, times, seed=0, **keys):
     return kills
 
 
-def final_leaves(workdir):
-    """All arrays of the newest checkpoint, by their places in the state."""
+def final_leaves(workdir) -> dict[str, Any]:
+    """Reads all arrays of the newest checkpoint, by their paths in the state."""
     config = config_lib.from_mapping(checkpoints.read_config(workdir))
     like = setup.prepare(mesh.fitting(config)).initial
     with checkpoints.read_checkpoints(workdir) as saved:
@@ -146,8 +151,8 @@ def final_leaves(workdir):
     }
 
 
-def assert_same(workdir, whole):
-    """Weights, masks or topologies, optimizer state, records and results, bit for bit."""
+def assert_same(workdir, whole) -> None:
+    """Compares the states, records and results of two runs bit for bit."""
     found, expected = final_leaves(workdir), final_leaves(whole)
     assert found.keys() == expected.keys()
     for path, leaf in expected.items():

@@ -1,10 +1,11 @@
-"""Writes a directory as TFDS prepares one, with neither TFDS nor TensorFlow.
+"""Writes a directory as TFDS prepares one, with neither TFDS nor TensorFlow; for tests too.
 
 `dataset_info.json` and `features.json` hold what TFDS 4.9 writes for `imagenet2012`, `cifar10` and
 `fashion_mnist`; directories of the stock builders were compared with it by hand (docs/data.md).
 """
 
 import json
+import pathlib
 import struct
 
 import numpy as np
@@ -14,18 +15,20 @@ from rigl_optax.data import tf_example, tfrecord
 VERSIONS = {"imagenet2012": "5.1.0", "cifar10": "3.0.2", "fashion_mnist": "3.0.1"}
 
 
-def frame(payload):
-    """A record of a tfrecord file."""
+def frame(payload) -> bytes:
+    """Frames a record of a tfrecord file with its length and checksums."""
     length = struct.pack("<Q", len(payload))
     sums = [struct.pack("<I", tfrecord.masked_crc(part)) for part in (length, payload)]
     return length + sums[0] + payload + sums[1]
 
 
-def write_tfrecord(path, payloads):
+def write_tfrecord(path, payloads) -> None:
+    """Writes a tfrecord file."""
     path.write_bytes(b"".join(map(frame, payloads)))
 
 
-def write_array_record(path, payloads):
+def write_array_record(path, payloads) -> None:
+    """Writes an ArrayRecord file."""
     from array_record.python import array_record_module
 
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
@@ -34,16 +37,16 @@ def write_array_record(path, payloads):
     writer.close()
 
 
-def write(data_dir, name, splits, classes, file_format="tfrecord", shards=2):
+def write(data_dir, name, splits, classes, file_format="tfrecord", shards=2) -> pathlib.Path:
     """Writes a dataset.
 
     Args:
-      data_dir: Gets `name/version/...`.
-      name: Of the dataset.
-      splits: For each its examples: (encoded image, label).
-      classes: How many there are.
+      data_dir: A folder; the dataset is written to `name/version/` in it.
+      name: The name of the dataset.
+      splits: The examples of each split, (encoded image, label).
+      classes: The number of classes.
       file_format: tfrecord or array_record.
-      shards: Files of each split.
+      shards: The number of files of each split.
 
     Returns:
       The folder of the version.

@@ -1,4 +1,4 @@
-"""The table of a comparison: accuracy or bits per byte, paired differences, costs."""
+"""Makes the table of a comparison: accuracy or bits per byte, paired differences, costs."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,21 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from rigl_optax.reports.comparison import Arm, Results
 from rigl_optax.training import score, sparsity
-from rigl_optax.training.comparison import Arm, Results
 
-BASELINE = "static"  # what the others are compared with, seed by seed
+BASELINE = "static"  # the method that the others are compared with, seed by seed
 
 
 def summary(
     results: Results, failed: Mapping[Arm, Sequence[int]] = MappingProxyType({})
 ) -> list[dict[str, Any]]:
-    """One record per arm: accuracies in percent, or bits per byte; of costs the means, of dense.
+    """Summarises the runs of each arm in one record, over its seeds.
 
-    `std` is None for one seed: nothing is known of the spread. `failed` lists the seeds that ended
-    without a result, where there are some. `difference` is of the test score to that of the
-    baseline at the same sparsity and structure with the same seed, in percentage points or bits
-    per byte, seed by seed.
+    Scores are accuracies in percent, or bits per byte. FLOPs are means, relative to those of the
+    dense network. `std` is None for one seed, which has no spread. `failed` lists the seeds that
+    ended without a result, if any. `difference` is the test score minus that of the baseline at
+    the same sparsity and structure with the same seed: one number for each seed that both have.
 
     Args:
       results: From `comparison.run_all`; an arm without any result is left out.
@@ -65,7 +65,7 @@ def summary(
 
 
 def table(records: Sequence[dict[str, Any]], title: str) -> Table:
-    """The summary for people; differences are paired, seed by seed."""
+    """Lays the summary out for people; differences are paired, seed by seed."""
     grid = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     for name in ("sparsity", "method"):
         grid.add_column(name, no_wrap=True)
@@ -102,7 +102,7 @@ def table(records: Sequence[dict[str, Any]], title: str) -> Table:
 
 
 def _spread(values: Sequence[float]) -> float | None:
-    """Standard deviation; None of one value."""
+    """Computes the standard deviation; None for one value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 

@@ -1,17 +1,17 @@
-"""What the page of a run shows: which curves, which layers, which masks."""
+"""Chooses the curves, layers and masks that the page of a run shows."""
 
-import math
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rigl_optax import _paths, analysis
-from rigl_optax.training import charts, checkpoints, loading, methods, setup
-from rigl_optax.training.charts import Line, Record
+from rigl_optax import _paths
+from rigl_optax.reports import charts, pixels
+from rigl_optax.reports.charts import Line, Record
+from rigl_optax.training import checkpoints, loading, methods, setup
 from rigl_optax.training.config import Config
 
-SHOWN_LAYERS = len(charts.COLOURS)  # more could not be told apart
+SHOWN_LAYERS = len(charts.COLOURS)  # readers could not tell more of them apart
 
 
 class Figure(NamedTuple):
@@ -19,7 +19,7 @@ class Figure(NamedTuple):
 
     Attributes:
       name: Its id in the page.
-      note: The caption; where there is no picture, the reason.
+      note: The caption, or the reason why there is no picture.
       svg: The picture; may be empty.
     """
 
@@ -29,7 +29,7 @@ class Figure(NamedTuple):
 
 
 def training(records: list[Record]) -> list[Figure]:
-    """Loss and accuracy."""
+    """Draws loss and accuracy."""
     parts = ("validation", "train")
     loss = [Line(kind, kind, "loss") for kind in parts]
     accuracy = [Line(kind, kind, "accuracy", 100) for kind in parts]
@@ -45,7 +45,7 @@ def training(records: list[Record]) -> list[Figure]:
 
 
 def topology(records: list[Record]) -> list[Figure]:
-    """What the rewirings did."""
+    """Draws what the rewirings changed."""
     rewirings = [record for record in records if record["kind"] == "rewiring"]
     if not rewirings:
         return [Figure("churn", "No rewiring is recorded.", "")]
@@ -92,28 +92,29 @@ def topology(records: list[Record]) -> list[Figure]:
 
 
 def _most(quantity: str, rewirings: list[Record]) -> list[Line]:
-    """The layers where it was largest, in the model's order."""
+    """Chooses the layers where a quantity was largest, in the model's order."""
     keys = [key for key in rewirings[-1] if key.startswith(f"{quantity}/")]
     largest = sorted(keys, key=lambda key: -max(r.get(key, 0) for r in rewirings))[:SHOWN_LAYERS]
     return [Line(k.removeprefix(f"{quantity}/"), "rewiring", k) for k in keys if k in largest]
 
 
 def masks(workdir: pathlib.Path, config: Config, which: str = loading.NEWEST) -> list[Figure]:
-    """Shows the first sparse layer's mask at step 0 and in a checkpoint.
+    """Draws the first sparse layer's mask at step 0 and in a checkpoint.
 
-    And, where the layer has a row for each value of an input image, its connections of each pixel.
+    Where the layer has a row for each value of an input image, it also draws the connections of
+    each pixel.
 
     Args:
-      workdir: Of the run.
-      config: Of the run.
+      workdir: The workdir of the run.
+      config: The config of the run.
       which: The checkpoint, as in `rigl_optax.training.load`.
 
     Raises:
-      ValueError: If a checkpoint is asked for, and not the newest, and cannot be read.
+      ValueError: If a checkpoint other than the newest is asked for and cannot be read.
     """
     if not methods.find(config).masked:
         return []
-    if (workdir / "checkpoints").exists():  # before anything is made from a config that is not its
+    if (workdir / "checkpoints").exists():  # refuses another run's config before using it
         with checkpoints.read_checkpoints(workdir) as saved:
             checkpoints.check_newest(saved, config)
     run = loading.read_run(workdir)
@@ -138,18 +139,15 @@ def masks(workdir: pathlib.Path, config: Config, which: str = loading.NEWEST) ->
             note = str(error)  # none can be read, or the newest replaced the others just now
     svg = charts.mask_pictures("mask", path, before, after)
     found = [Figure("mask", f"Black: active. {note}", svg)]
-    if before.ndim == 2 and len(before) == math.prod(run.task.image_shape):
-        now = None if after is None else _per_pixel(after, run.task.image_shape)
-        svg = charts.pixel_pictures("pixels", _per_pixel(before, run.task.image_shape), now)
+    if pixels.reads_pixels(before, run.task.image_shape):
+        now = None if after is None else pixels.connections(after, run.task.image_shape)
+        first_counts = pixels.connections(before, run.task.image_shape)
+        svg = charts.pixel_pictures("pixels", first_counts, now)
         found.append(Figure("pixels", f"Active weights of {path} at each input pixel. {note}", svg))
     return found
 
 
-def _per_pixel(mask: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
-    """Active weights of each pixel (height, width), its channels together."""
-    return np.asarray(analysis.fan_out(mask)).reshape(*image_shape[:2], -1).sum(-1)
-
-
 def _masks(run: setup.Run, state: Any) -> dict[str, np.ndarray]:
+    """Returns the masks of single weights by path, on the host."""
     found = run.representation.weight_masks(state)
     return {path: np.asarray(mask) for path, mask in _paths.flatten_with_paths(found)}

@@ -1,27 +1,14 @@
-"""Several methods, sparsities and seeds against each other; each run on disk by itself."""
+"""Runs several methods, sparsities and seeds; each run has a folder of its own."""
 
-import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from rigl_optax.training import (
-    checkpoints,
-    figures,
-    files,
-    loop,
-    methods,
-    recovery,
-    score,
-    setup,
-    sparsity,
-)
+from rigl_optax.training import checkpoints, files, loop, methods, recovery, score, sparsity
 from rigl_optax.training import config as config_lib
 
 LOG_FILE = "log.txt"
@@ -30,9 +17,12 @@ TICKETS = "rigl"  # the method whose final masks are lottery tickets
 
 
 class Arm(NamedTuple):
-    """One line of the table: a method at a sparsity (None: one to which it means nothing).
+    """One line of the table: a method at a sparsity.
 
-    Its structure is that of all layers; by default weights are single.
+    Attributes:
+      method: Its name in a config.
+      sparsity: None for a method that has none.
+      structure: As `config.method.structure`.
     """
 
     method: str
@@ -41,18 +31,18 @@ class Arm(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Its folder below the workdir."""
+        """The name of its folder in the workdir."""
         parts = [self.method, "" if self.sparsity is None else str(self.sparsity)]
         parts += re.findall(r"\w+", sparsity.describe(self.structure))
         return "-".join(filter(None, parts))
 
     @property
     def label(self) -> str:
-        """The method and its structure, for people."""
+        """The name of the method and its structure, for people."""
         return f"{self.method} {sparsity.describe(self.structure)}".rstrip()
 
 
-# Of a run's result, what is kept in a repository.
+# The part of a run's result that a record keeps.
 RECORDED = (
     "config",
     "validation",
@@ -64,7 +54,7 @@ RECORDED = (
     "curve",
     "warnings",
 )
-Results = dict[Arm, list[dict[str, Any]]]  # of each seed, in order
+Results = dict[Arm, list[dict[str, Any]]]  # of each arm one result per seed, in order
 
 
 def arms(
@@ -72,15 +62,15 @@ def arms(
     sparsities: Sequence[float],
     structures: Sequence[config_lib.Structure] = (config_lib.Structure(),),
 ) -> list[Arm]:
-    """Every method at every sparsity, those to which it means nothing once, in front.
+    """Lists every method at every sparsity; methods that have none come first, and once.
 
     Args:
-      names: Of methods.
+      names: Names of methods.
       sparsities: In [0, 1).
-      structures: As in `config.method.structure`; a method that takes none is compared without.
+      structures: As `config.method.structure`; a method that takes none is compared without.
 
     Raises:
-      ValueError: If there is no method of a name; it lists those there are.
+      ValueError: If no method has that name; the message lists those there are.
     """
     for name in names:
         if name not in methods.METHODS:
@@ -99,7 +89,7 @@ def arms(
 def runs(
     base: config_lib.Config, compared: Sequence[Arm], seeds: int, workdir: pathlib.Path
 ) -> Iterator[tuple[Arm, config_lib.Config, pathlib.Path]]:
-    """The config and folder of every run, seed by seed, so that an early stop is balanced."""
+    """Yields arm, config and folder of each run, seed by seed: an early stop leaves all equal."""
     for seed in range(seeds):
         for arm in compared:
             config = config_lib.changed(base, {"method.name": arm.method, "seed": base.seed + seed})
@@ -132,27 +122,27 @@ def run_all(
     records: pathlib.Path | None = None,
     train: bool = True,
 ) -> Results:
-    """Trains what is not yet finished, and reads what is.
+    """Trains the runs that have not finished, and reads the results of those that have.
 
     Args:
-      base: The config; method, sparsity, structure and seed are replaced. `condensed` stands for
-        stored blocks where there can be some.
+      base: The config; method, sparsity, structure and seed are replaced. With
+        `method.condensed`, the arms that can store blocks do.
       compared: From `arms`.
       seeds: Runs of each arm, with the base's seed and those after it. All arms of a seed have
         the same initial weights and the same batches, and the same initial masks.
-      workdir: Gets a folder for each run. One that has finished is not run again; nor is one whose
-        losses or weights became non-finite: it leaves `failed.json`, and the others go on.
-      console: Told about each run as it ends.
-      records: Gets a small JSON for each run, to be kept. What is there is not run again either,
-        unless it is the ticket of another run.
-      train: Whether to train what is missing, or leave it out.
+      workdir: Gets a folder for each run. A run that has finished is not repeated, nor is one
+        whose losses or weights became non-finite: it leaves `failed.json`, and the others go on.
+      console: Gets a line for each run as it ends.
+      records: A folder for a small JSON of each run, to be kept. A run that has a record is not
+        repeated either, unless another run needs its masks.
+      train: Whether to train the runs that are missing, or leave them out.
 
     Returns:
-      `result.json` of all runs that have one.
+      The results of all runs that have one.
 
     Raises:
-      StoppedError: If the process was asked to stop: the run at hand is saved, and the same
-        command goes on.
+      StoppedError: If the process was asked to stop: the current run is saved, and the same
+        command continues it.
     """
     todo = list(runs(base, compared, seeds, workdir))
     results: Results = {arm: [] for arm in compared}
@@ -184,7 +174,7 @@ def run_all(
 def failures(
     base: config_lib.Config, compared: Sequence[Arm], seeds: int, workdir: pathlib.Path
 ) -> dict[Arm, list[int]]:
-    """Seeds of the runs that ended without a result, by arm; arguments as in `run_all`."""
+    """Lists the seeds of failed runs by arm; arguments as in `run_all`."""
     failed: dict[Arm, list[int]] = {}
     for arm, config, folder in runs(base, compared, seeds, workdir):
         if _failed(folder, config) is not None:
@@ -195,10 +185,10 @@ def failures(
 def _trained(
     config: config_lib.Config, folder: pathlib.Path, console: Console
 ) -> dict[str, Any] | None:
-    """The result of a run, trained now, and the one before it that its masks come from.
+    """Trains a run, after the one that its masks come from, and returns its result.
 
-    None if its numbers do not stay finite, now or when it was tried before: that is said, and
-    leaves a file.
+    Returns None if its numbers do not stay finite, or did not when it was tried before. It says
+    so, and leaves `failed.json`.
     """
     failed = _failed(folder, config)
     if failed is None:
@@ -220,20 +210,21 @@ def _trained(
 
 
 def _failed(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Any] | None:
-    """What a run of this config that failed has left; None if it has not, or of another config."""
+    """Reads `failed.json`; None if there is none, or it is of another config."""
     path = folder / FAILED_FILE
     if not path.exists():
         return None
-    found = files.read(path, "what is left of a failed run", {"config": {}, "reason": files.TEXT})
+    found = files.read(path, "the note of a failed run", {"config": {}, "reason": files.TEXT})
     return None if config_lib.differences(found["config"], config) else found
 
 
 def _recorded(path: pathlib.Path | None, config: config_lib.Config) -> dict[str, Any] | None:
+    """Reads the record of a run; None if there is none."""
     if path is None or not path.exists():
         return None
     record = files.read(path, "the record of a run", files.RESULT)
     saved = config_lib.from_mapping(record["config"])
-    # A ticket is the run of the same arm and seed, in whichever workdir that was.
+    # A ticket is the run of the same arm and seed, in any workdir.
     if _arm_and_seed(saved.method.ticket) == _arm_and_seed(config.method.ticket):
         saved = config_lib.changed(saved, {"method.ticket": config.method.ticket})
     changed = config_lib.differences(config_lib.to_json(saved), config)
@@ -243,10 +234,12 @@ def _recorded(path: pathlib.Path | None, config: config_lib.Config) -> dict[str,
 
 
 def _arm_and_seed(ticket: str) -> tuple[str, ...]:
+    """Returns the last two parts of a ticket's path, its folders of arm and seed."""
     return pathlib.Path(ticket).parts[-2:]
 
 
 def _finished(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Any] | None:
+    """Reads the result of a run; None if it has not finished."""
     path = folder / checkpoints.RESULT_FILE
     if not path.exists():
         return None
@@ -261,91 +254,7 @@ def _finished(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Any]
 
 
 def _train(config: config_lib.Config, folder: pathlib.Path) -> dict[str, Any]:
+    """Trains one run, whose output goes to a file in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG_FILE).open("a") as file:
         return loop.train(config, folder, Console(file=file, width=120, highlight=False))
-
-
-def curves(results: Results) -> dict[float, list[figures.Curve]]:
-    """Validation curves of all methods at each sparsity; those without masks are in each.
-
-    Arms in `without_curves` are left out, and so are sparsities at which nothing is left.
-    """
-    left_out = without_curves(results)
-    panels: dict[float, list[figures.Curve]] = {}
-    for part in sorted({arm.sparsity for arm in results if arm.sparsity is not None}):
-        chosen = {a: r for a, r in results.items() if r and a not in left_out}
-        if any(arm.sparsity == part for arm in chosen):
-            panels[part] = [
-                _curve(arm, found) for arm, found in chosen.items() if arm.sparsity in (None, part)
-            ]
-    return panels
-
-
-def without_curves(results: Results) -> list[Arm]:
-    """Arms of which no curve can be drawn.
-
-    Their records hold none, or were evaluated at other steps for each seed.
-    """
-    found = []
-    for arm, each in results.items():
-        steps = {tuple(m["step"] for m in result.get("curve", ())) for result in each}
-        if each and (len(steps) > 1 or steps == {()}):
-            found.append(arm)
-    return found
-
-
-def _curve(arm: Arm, found: list[dict[str, Any]]) -> figures.Curve:
-    judged = score.of(found[0]["test"])
-    seeds = [[(m["step"], judged.value(m), m["loss"]) for m in result["curve"]] for result in found]
-    steps, values, loss = np.moveaxis(np.array(seeds), -1, 0)
-    return figures.Curve(arm.label, steps[0], values, loss)
-
-
-def connections(
-    base: config_lib.Config,
-    compared: Sequence[Arm],
-    workdir: pathlib.Path,
-    say: Callable[[str], None] = print,
-) -> dict[float, list[figures.Connections]]:
-    """Live connections of each input pixel before and after training, of the first seed's networks.
-
-    A network whose last checkpoint is not there is left out: its result may be a record from
-    elsewhere. Runs are only looked at, also those that are training.
-
-    Args:
-      base: The config of the comparison, of a fully connected network.
-      compared: The masked arms to look at; their runs have finished.
-      workdir: Of the comparison.
-      say: Told of what is left out.
-
-    Returns:
-      `{sparsity: maps}`.
-    """
-    panels: dict[float, list[figures.Connections]] = {}
-    for arm, config, folder in runs(base, compared, 1, workdir):
-        if arm.sparsity is None:
-            continue
-        run = final = None
-        if (folder / "checkpoints").exists():
-            run = setup.prepare(config)
-            with checkpoints.read_checkpoints(folder) as saved:
-                final = checkpoints.restore_newest(saved, run.initial, say, config)
-        if run is None or final is None or int(final.step) != config.steps:
-            say(
-                f"{folder}: no checkpoint of step {config.steps}, left out of the picture of inputs"
-            )
-            continue
-        before, after = (
-            _input_connections(run.representation.weight_masks(state), run.task.image_shape)
-            for state in (run.initial, final)
-        )
-        panels.setdefault(arm.sparsity, []).append(figures.Connections(arm.method, before, after))
-    return panels
-
-
-def _input_connections(masks: Any, image_shape: tuple[int, ...]) -> np.ndarray:
-    """Active weights of each pixel in the first kernel that has a row for each."""
-    pixels = math.prod(image_shape)
-    kernels = [m for m in jax.tree.leaves(masks) if m.ndim == 2 and m.shape[0] == pixels]
-    return np.asarray(kernels[0]).sum(1).reshape(image_shape)

@@ -1,7 +1,8 @@
-"""Labelled pieces of the two photographs in scikit-learn's wheel, as JPEG files hold them."""
+"""Cuts labelled pieces out of the two photographs in scikit-learn's wheel, for tests too."""
 
 import functools
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -12,12 +13,13 @@ CLASSES = 4  # left and right halves of a Chinese palace, and of a flower
 
 
 @functools.cache
-def photographs():
+def photographs() -> list[np.ndarray]:
+    """Loads the two photographs: uint8 (height, width, 3)."""
     return [np.ascontiguousarray(image) for image in datasets.load_sample_images().images]
 
 
-def pieces(count, seed, smallest=120, largest=280):
-    """Images uint8 of many sizes, and labels 0 to 3 in turn."""
+def pieces(count, seed, smallest=120, largest=280) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields uint8 images of many sizes, and labels 0 to 3 in turn."""
     generator = np.random.default_rng(seed)
     for i in range(count):
         image = photographs()[i % 4 // 2]
@@ -28,22 +30,23 @@ def pieces(count, seed, smallest=120, largest=280):
         yield np.ascontiguousarray(half[top : top + height, left : left + width]), i % 4
 
 
-def jpegs(count, seed=0, quality=90, **sizes):
-    """(JPEG file, label)"""
+def jpegs(count, seed=0, quality=90, **sizes) -> list[tuple[bytes, int]]:
+    """Encodes pieces as JPEG files, with their labels."""
     return [
         (simplejpeg.encode_jpeg(image, quality=quality, colorsubsampling="420"), label)
         for image, label in pieces(count, seed, **sizes)
     ]
 
 
-def png(image):
+def png(image) -> bytes:
+    """Encodes an image as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
-def small(count, size, seed=0):
-    """uint8 (count, size, size, 3) and labels: pieces resized, as CIFAR's images are."""
+def small(count, size, seed=0) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes pieces to the size of CIFAR's images: uint8 (count, size, size, 3), and labels."""
     found = list(pieces(count, seed))
     images = [np.asarray(Image.fromarray(image).resize((size, size))) for image, _ in found]
     return np.stack(images), np.array([label for _, label in found], np.int32)

@@ -1,4 +1,4 @@
-"""Mutated files for every loader; read by a test and by `benchmarks/fuzz_loaders.py`.
+"""Mutates files for every loader; used by a test and by `fuzz_loaders.py`.
 
 A loader may take a mutated file, or refuse it with a ValueError that says something, or, where a
 file names others, with a FileNotFoundError. Anything else it does is a failure.
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from benchmarks import real_photos, tfds_writer
 from rigl_optax.data import (
     batches,
     cifar10,
@@ -28,12 +29,27 @@ from rigl_optax.data import (
     tfrecord,
 )
 from rigl_optax.data.crops import Window
-from rigl_optax.training import checkpoints, comparison, export, files, loop, metrics, page, setup
+from rigl_optax.reports import comparison, page
+from rigl_optax.training import checkpoints, export, files, loop, metrics, setup
 from rigl_optax.training import config as config_lib
-from tests.data import real_photos, tfds_writer
 
 Load = Callable[[], Any]
 MAX_SPLICE = 64
+# A run of a second or two, with one checkpoint.
+CONFIG = config_lib.from_mapping(
+    {
+        "steps": 4,
+        "batch_size": 50,
+        "data": {"name": "digits"},
+        "model": {"name": "lenet", "hidden": (4, 3)},
+        "method": {"name": "rigl", "sparsity": 0.8, "every": 2},
+        "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
+        "mesh": {"data": 1},
+        "log": {"every": 2},
+        "eval": {"every": 2, "batch_size": 128},
+        "checkpoint": {"every": 0},
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +61,7 @@ class Target:
 
 
 def mutate(raw: bytes, generator: random.Random, other: bytes = b"") -> bytes:
-    """One to four changes: bits, bytes, pieces cut out, doubled, moved, put in from elsewhere."""
+    """Makes one to four changes: flips bits, sets bytes, cuts, doubles or inserts pieces."""
     data = bytearray(raw)
     for _ in range(generator.randint(1, 4)):
         at = generator.randrange(len(data) + 1)
@@ -79,7 +95,7 @@ _STRANGE = (None, True, -1, 0, 1e308, float("nan"), 10**400, "", "\ud800", [], {
 
 
 def mutate_json(raw: bytes, generator: random.Random) -> bytes:
-    """A change of a value, or of a name, that leaves the file JSON."""
+    """Changes a value, or a name, and leaves the file JSON."""
     lines = raw.decode().splitlines() if raw.count(b"\n{") else [raw.decode()]
     at = generator.randrange(len(lines))
     value = json.loads(lines[at])
@@ -106,7 +122,7 @@ def mutate_json(raw: bytes, generator: random.Random) -> bytes:
 
 
 def mutate_records(raw: bytes, generator: random.Random) -> bytes:
-    """A change within a record of a tfrecord file whose checksums are right again."""
+    """Changes a record of a tfrecord file and corrects its checksums."""
     records, at = [], 0
     while at < len(raw):
         (length,) = struct.unpack_from("<Q", raw, at)
@@ -118,7 +134,7 @@ def mutate_records(raw: bytes, generator: random.Random) -> bytes:
 
 
 def mutate_file(raw: bytes, path: pathlib.Path, other: bytes, generator: random.Random) -> bytes:
-    """By what the file is: half of the changes leave it JSON, gzip, tfrecord, and reach inside."""
+    """Changes a file; half of the changes leave it JSON, gzip or tfrecord, and reach inside."""
     if generator.random() < 0.5:
         if path.suffix in (".json", ".jsonl"):
             return mutate_json(raw, generator)
@@ -130,7 +146,7 @@ def mutate_file(raw: bytes, path: pathlib.Path, other: bytes, generator: random.
 
 
 def trial(target: Target, generator: random.Random) -> str:
-    """Mutates a file of the target, loads, puts it back; `taken` or `refused`.
+    """Mutates a file of the target, loads, and puts it back; returns `taken` or `refused`.
 
     Raises:
       Exception: What the loader raised, if that is neither, or without a message.
@@ -150,9 +166,9 @@ def trial(target: Target, generator: random.Random) -> str:
     return "taken"
 
 
-def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target]:
-    """All loaders, with sound files in a folder, of which each takes all."""
-    run = folder / "run"
+def targets(folder: pathlib.Path) -> dict[str, Target]:
+    """Makes sound files for all loaders in a folder; each loader takes its own."""
+    run, config = folder / "run", CONFIG
     loop.train(config, run, Console(file=io.StringIO()))
     record = folder / "record.json"
     result = json.loads((run / checkpoints.RESULT_FILE).read_text())
@@ -191,7 +207,7 @@ def targets(folder: pathlib.Path, config: config_lib.Config) -> dict[str, Target
 
 
 def _photo_targets(folder: pathlib.Path) -> dict[str, Target]:
-    """Readers of images: single files, records, directories, all that is in them looked at."""
+    """Makes files for the readers of images: single files, records and directories, read whole."""
     generator = np.random.default_rng(0)
     records = folder / "records.tfrecord"
     parts = [generator.bytes(int(n)) for n in generator.integers(0, 100, 10)]
@@ -243,18 +259,3 @@ def _photo_targets(folder: pathlib.Path) -> dict[str, Target]:
     cifar.write_bytes(bytes(size - 10) + generator.bytes(10))
     targets["cifar10"] = Target((cifar,), lambda: cifar10.read_binary([cifar]))
     return targets
-
-
-def small(config: config_lib.Config) -> config_lib.Config:
-    """A run of a second or two, with one checkpoint."""
-    return config_lib.changed(
-        config,
-        {
-            "model.hidden": (4, 3),
-            "steps": 4,
-            "method.every": 2,
-            "log.every": 2,
-            "eval.every": 2,
-            "checkpoint.every": 0,
-        },
-    )
