@@ -96,11 +96,11 @@ def test_product_and_gradients(name):
     check_against_dense(lambda x, k: x @ k, matmul_dense, kernel, array(1, (5, shape[0])))
 
 
-@pytest.mark.parametrize("gathered", [0, _features_first.GATHERED])
+@pytest.mark.parametrize("gathered", [0, _product.GATHERED])
 @pytest.mark.parametrize("name", DENSE)
 def test_loops_and_more_rows_than_a_tile(name, gathered, monkeypatch):
     """The paths of small and large layers, with features last and first."""
-    monkeypatch.setattr(_features_first, "GATHERED", gathered)
+    monkeypatch.setattr(_product, "GATHERED", gathered)
     monkeypatch.setattr(_product, "ROWS", 8)
     monkeypatch.setattr(_features_first, "TILE", 8)
     shape, block = DENSE[name]

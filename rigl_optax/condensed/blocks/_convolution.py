@@ -14,8 +14,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from rigl_optax.condensed import _devices
-from rigl_optax.condensed.blocks import _features_first
-from rigl_optax.condensed.blocks._kernel import BlockSparse, Spec, common_dtype, matmul
+from rigl_optax.condensed._dot import accumulator, common_dtype, dot
+from rigl_optax.condensed.blocks._kernel import BlockSparse, Spec, matmul
 
 Padding = str | Sequence[tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -91,7 +91,7 @@ class _Window(NamedTuple):
             self.padding,
             dimension_numbers=_LAYOUT,
             feature_group_count=groups,
-            preferred_element_type=_features_first.accumulator(x, values),
+            preferred_element_type=accumulator(x, values),
         )
 
     def outputs(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -195,7 +195,7 @@ def _forward_loop(
     spec = window.spec
     (inputs, outputs), block = spec.grid, spec.block
     x = _with_channels(x, inputs * block.rows)
-    dtype = _features_first.accumulator(x, values)
+    dtype = accumulator(x, values)
 
     def add(k: jax.Array, y: jax.Array) -> jax.Array:
         part = window.apply(_channels(x, rows[k], block.rows), values[k])
@@ -216,7 +216,7 @@ def _backward_loop(
 ) -> tuple[jax.Array, jax.Array]:
     spec = window.spec
     (inputs, outputs), block = spec.grid, spec.block
-    dtype = _features_first.accumulator(x, values)
+    dtype = accumulator(x, values)
     dy = _with_channels(dy, outputs * block.cols)
 
     # The convolution that is its transpose, written out: a loop is slow at those that JAX makes,
@@ -258,7 +258,7 @@ def _scores_loop(window: _Window, x: jax.Array, dy: jax.Array, probe: jax.Array)
     block, (inputs, outputs) = spec.block, spec.grid
     padded = window.padded(_with_channels(x, inputs * block.rows))
     dy = _with_channels(dy, outputs * block.cols)
-    dtype = _features_first.accumulator(x, dy)
+    dtype = accumulator(x, dy)
 
     def score(each: tuple[jax.Array, jax.Array]) -> jax.Array:
         row, sizes_O = each
@@ -289,7 +289,7 @@ def _kernel_gradient(
                 seen = lax.slice(
                     images, (0, i, j, 0), (batch, *ends, inputs), (1, down, right, 1)
                 ).reshape(-1, inputs)
-                parts.append(_features_first.dot(seen, own, (((0,), (0,)), ((), ()))))
+                parts.append(dot(seen, own, (((0,), (0,)), ((), ()))))
         return total + jnp.stack(parts), None
 
     nothing = _devices.zeros((height * width, inputs, outputs), dtype, padded, dy)
@@ -346,7 +346,7 @@ def _scores_grouped(window: _Window, x: jax.Array, dy: jax.Array, probe: jax.Arr
     block, (inputs, _) = spec.block, spec.grid
     height, width, channels, _ = spec.shape
     column = jax.ShapeDtypeStruct((height, width, channels, block.cols), x.dtype)
-    dtype = _features_first.accumulator(x, dy)
+    dtype = accumulator(x, dy)
 
     def score(each: tuple[jax.Array, jax.Array]) -> jax.Array:
         dy_BxHxWxC, sizes_I = each

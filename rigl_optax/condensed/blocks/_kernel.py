@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from rigl_optax._structures import Block
 from rigl_optax._xla import _sharding
 from rigl_optax.condensed import _devices
+from rigl_optax.condensed._dot import common_dtype
 from rigl_optax.condensed.blocks import _features_first, _product
 from rigl_optax.condensed.blocks._topology import Topology
 
@@ -172,7 +173,7 @@ class Spec(NamedTuple):
         """Number of weights of each block of the grid."""
         return jnp.asarray(self.block.group_sizes(self.shape), jnp.int32)
 
-    def score(self, *axes: int) -> _features_first.Score:
+    def score(self, *axes: int) -> _product.Score:
         """The scores of blocks whose own axes are `axes`, and their sizes."""
         return lambda gradient, sizes: self.block.score(gradient, axes, sizes)
 
@@ -241,9 +242,3 @@ def _blocked(x: jax.Array, blocks: int, size: int) -> jax.Array:
 def _flat(x: jax.Array, features: int) -> jax.Array:
     """The inverse of `_blocked`."""
     return x.reshape(x.shape[0] * x.shape[1], x.shape[2])[:features]
-
-
-def common_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """What arrays are promoted to, whatever promotion is allowed."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*arrays)

@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec
 
 from rigl_optax._ranking import _top_k
 from rigl_optax.condensed import _devices
-from rigl_optax.condensed.blocks._features_first import accumulator, dot
-from rigl_optax.condensed.blocks._kernel import common_dtype, from_left
+from rigl_optax.condensed._dot import accumulator, common_dtype, dot
+from rigl_optax.condensed.blocks._kernel import from_left
 from rigl_optax.condensed.single import _candidates
 from rigl_optax.condensed.single._csr_topology import CSRTopology
 
