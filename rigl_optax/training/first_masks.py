@@ -112,7 +112,7 @@ def stored(config: Config, params: PyTree) -> dict[str, tuple[float, rigl_optax.
     return found
 
 
-def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
+def blocks(config: Config, params: PyTree) -> dict[str, condensed.BlockTopology]:
     """Where the blocks of condensed kernels are at first: as the masks of the masked form.
 
     Args:

@@ -180,7 +180,7 @@ def _explain(config: Config, run: setup.Run, workdir: pathlib.Path, console: Con
     for path, stored in state.topologies(run.initial).items():
         block, groups = stored.block, math.prod(stored.grid)
         console.print(
-            f"{path}: {stored.blocks:,} of {groups:,} blocks of {block.rows}x{block.cols} stored"
+            f"{path}: {stored.number:,} of {groups:,} blocks of {block.rows}x{block.cols} stored"
         )
     hosts.first_does(lambda: files.write(workdir / EXPLANATION_FILE, explained.to_dict()))
 

@@ -85,7 +85,7 @@ class TrainState(NamedTuple):
     history: History | None
 
 
-def topologies(state: TrainState) -> dict[str, condensed.Topology]:
+def topologies(state: TrainState) -> dict[str, condensed.BlockTopology]:
     """Where the blocks of condensed kernels are; none if all are dense arrays."""
     is_condensed = isinstance(state.opt_state, condensed.CondensedState)
     return state.opt_state.topologies if is_condensed else {}
@@ -102,7 +102,7 @@ def masks(state: TrainState) -> PyTree:
         return rigl_optax.get_masks(state.opt_state)
     found = topologies(state)
     named = _paths.flatten_with_paths(state.params)
-    leaves = [found[p].mask() if p in found else jnp.ones(x.shape, bool) for p, x in named]
+    leaves = [found[p].grid_mask() if p in found else jnp.ones(x.shape, bool) for p, x in named]
     return jax.tree.unflatten(jax.tree.structure(state.params), leaves)
 
 
@@ -174,7 +174,7 @@ def create(
     *,
     masked: bool,
     rewires: bool,
-    choose: Callable[[PyTree], dict[str, condensed.Topology]] | None = None,
+    choose: Callable[[PyTree], dict[str, condensed.BlockTopology]] | None = None,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Splits a model once; from here on all is pure pytrees.
 

@@ -79,7 +79,7 @@ def make_train_step(
         )
         blind = jnp.zeros((), jnp.int32)
         if needs_scores:
-            blind = _is_blind({path: t.mask() for path, t in topologies.items()}, scores)
+            blind = _is_blind({path: t.grid_mask() for path, t in topologies.items()}, scores)
         elif needs_gradient_outside is not None and not topologies:
             blind = jax.lax.cond(
                 needs_gradient_outside(state.step),
