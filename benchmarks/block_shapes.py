@@ -75,8 +75,8 @@ def main() -> None:
     print(
         '"""Ratios that `benchmarks/block_shapes.py` measured and wrote: do not edit by hand."""\n'
     )
-    print("# Widths of each kind of layer, densities, and by kind and size of the blocks a row for")
-    print("# each width: dense time over theirs at each density, forward and backward.")
+    print("# Widths of each kind of layer, and densities. RATIOS has, by kind and size of blocks,")
+    print("# a row for each width: dense time over theirs at each density, forward and backward.")
     print(f"WIDTHS = {WIDTHS}")
     print(f"DENSITIES = {DENSITIES}")
     print("RATIOS = {")

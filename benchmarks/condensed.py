@@ -88,6 +88,7 @@ def condensed_model(
     batch: tuple[Any, ...],
     sparsity: float,
     block: rigl_optax.Block,
+    loss: Callable[..., jax.Array],
 ) -> Any:
     """Returns the step, its bytes, the initial state, and a rewiring step."""
     rng = np.random.default_rng(0)
@@ -103,13 +104,13 @@ def condensed_model(
     tx = condensed.rigl(inner, end=1_000_000)
 
     def step(weights: PyTree, state: PyTree, x: jax.Array, y: jax.Array) -> Any:
-        gradient = condensed.value_and_grad(loss_condensed)
+        gradient = condensed.value_and_grad(loss)
         _, grads = gradient(weights, state.topologies, x, y)
         updates, state = tx.update(grads, state, weights)
         return optax.apply_updates(weights, updates), state
 
     def rewire(weights: PyTree, state: PyTree, x: jax.Array, y: jax.Array) -> Any:
-        gradient = condensed.value_grad_and_scores(loss_condensed)
+        gradient = condensed.value_grad_and_scores(loss)
         _, grads, scores = gradient(weights, state.topologies, x, y)
         return tx.rewire(grads, scores, state, weights)
 
@@ -152,7 +153,9 @@ def measured(width: int, options: argparse.Namespace) -> Iterator[Row]:
         rows, cols = map(int, name.split("x"))
         for sparsity in map(float, options.sparsities.split(",")):
             block = rigl_optax.Block(rows, cols, pad=True)
-            step, size, state, (rewire, _) = condensed_model(layers, inner, batch, sparsity, block)
+            loss = loss_dense if options.features_last else loss_condensed
+            made = condensed_model(layers, inner, batch, sparsity, block, loss)
+            step, size, state, (rewire, _) = made
             times: dict[str, list[float]] = {"dense": [], "condensed": [], "rewiring": []}
             for i in range(options.steps + 2):
                 one, dense_state = milliseconds(dense, dense_state, batch)
@@ -202,6 +205,9 @@ def main() -> None:
     parser.add_argument("--widths", default="2048")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument(
+        "--features-last", action="store_true", help="condensed products of x [batch, features]"
+    )
     parser.add_argument("--figure", type=pathlib.Path, help="also draws them")
     options = parser.parse_args()
     print(f"MLP 784-width x3-10, Adam, batch {options.batch}, {jax.devices()[0].platform}")

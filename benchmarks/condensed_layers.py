@@ -70,7 +70,7 @@ def condensed_convolution(
     topology = condensed.random_topology(kernel, sparsity, block)
     values = condensed.random_values(jax.random.key(0), topology)
 
-    def convolve(v: jax.Array, x: jax.Array, t: condensed.Topology) -> jax.Array:
+    def convolve(v: jax.Array, x: jax.Array, t: condensed.BlockTopology) -> jax.Array:
         return condensed.convolve(x, condensed.BlockSparse(v, t))
 
     return (gradient(convolve), (values, array(1, *images), topology)), topology.density

@@ -86,7 +86,7 @@ CASES = {
 
 def topologies(
     params: PyTree, case: Case, sparsity: float, block: rigl_optax.Block
-) -> dict[str, condensed.Topology]:
+) -> dict[str, condensed.BlockTopology]:
     """Draws topologies of all sparse kernels that are larger than a block."""
     sparsities = rigl_optax.uniform(sparsity, dense=case.dense)(params)
     found = {}

@@ -1,4 +1,7 @@
-"""Really sparse weights: stored blocks or single weights, and training without dense arrays."""
+"""Stores only the active weights of sparse kernels, as blocks or one by one, and trains them so.
+
+No dense weight, gradient or optimizer state exists at any time, rewirings included.
+"""
 
 from rigl_optax.condensed._choice import Choice as Choice
 from rigl_optax.condensed._choice import choose as choose
@@ -11,6 +14,10 @@ from rigl_optax.condensed._conversion import densify_state as densify_state
 from rigl_optax.condensed._conversion import extract as extract
 from rigl_optax.condensed._conversion import masks_of as masks_of
 from rigl_optax.condensed._conversion import probes as probes
+from rigl_optax.condensed._initialization import random_topology as random_topology
+from rigl_optax.condensed._initialization import random_values as random_values
+from rigl_optax.condensed._kernel import Kernel as Kernel
+from rigl_optax.condensed._topology import Topology as Topology
 from rigl_optax.condensed._training import CondensedState as CondensedState
 from rigl_optax.condensed._training import CondensedTransformation as CondensedTransformation
 from rigl_optax.condensed._training import rigl as rigl
@@ -22,13 +29,11 @@ from rigl_optax.condensed._training import value_and_grad as value_and_grad
 from rigl_optax.condensed._training import value_grad_and_scores as value_grad_and_scores
 from rigl_optax.condensed.blocks._convolution import convolve as convolve
 from rigl_optax.condensed.blocks._kernel import BlockSparse as BlockSparse
-from rigl_optax.condensed.blocks._kernel import as_blocks as as_blocks
 from rigl_optax.condensed.blocks._kernel import matmul as matmul
 from rigl_optax.condensed.blocks._recurrence import gru as gru
 from rigl_optax.condensed.blocks._recurrence import lstm as lstm
-from rigl_optax.condensed.blocks._topology import Topology as Topology
-from rigl_optax.condensed.blocks._topology import random_topology as random_topology
-from rigl_optax.condensed.blocks._topology import random_values as random_values
+from rigl_optax.condensed.blocks._topology import BlockTopology as BlockTopology
+from rigl_optax.condensed.blocks._topology import as_blocks as as_blocks
 from rigl_optax.condensed.single._csr import CSR as CSR
 from rigl_optax.condensed.single._csr_topology import CSRTopology as CSRTopology
 from rigl_optax.condensed.single._csr_topology import csr_topology as csr_topology

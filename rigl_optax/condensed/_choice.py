@@ -1,4 +1,4 @@
-"""Which blocks make a layer quick: a small table of measured ratios, and where dense wins."""
+"""Chooses the blocks of a layer by a table of measured ratios, or dense if that is faster."""
 
 import math
 from typing import NamedTuple
@@ -10,11 +10,12 @@ from rigl_optax.condensed._measured import DENSITIES, RATIOS, WIDTHS
 
 
 class Choice(NamedTuple):
-    """What is to be expected of a layer.
+    """The fastest blocks of a layer, and how fast they are.
 
     Attributes:
-      block: The quickest of the measured ones that fit into the layer; None if none does.
-      ratio: Times as fast as dense, forward and backward, with that block; 0 if none fits.
+      block: The fastest of the measured blocks that fit into the layer; None if none does.
+      ratio: How many times as fast as dense the layer is with them, forward and backward; 0 if
+        no block fits.
     """
 
     block: Block | None
@@ -22,21 +23,20 @@ class Choice(NamedTuple):
 
     @property
     def pays(self) -> bool:
-        """Whether stored blocks are quicker than dense."""
+        """Whether stored blocks are faster than a dense kernel."""
         return self.ratio > 1
 
 
 def choose(shape: tuple[int, ...], sparsity: float) -> Choice:
-    """The blocks of a layer, from ratios measured on a CPU (`benchmarks/block_shapes.py`).
+    """Chooses the blocks of a layer, by ratios measured on a CPU (`benchmarks/block_shapes.py`).
 
-    The table has products at batch 256 and 3x3 convolutions, square ones of few widths at few
-    densities. A layer is looked up at the mean width of its ends, in between by interpolation, at
-    the edge of the table beyond it; any window counts as 3x3 but 1x1, which counts as a product.
-    What is quick on another machine, or at another batch, may differ: give
-    `config.method.structure`.
+    The table holds square products at batch 256 and square 3x3 convolutions, for a few widths and
+    densities. A layer is looked up at the geometric mean of its widths, interpolated within the
+    table and constant beyond it. A 1x1 window counts as a product, any other as 3x3. Another
+    machine or batch size may have other ratios: in a run, give `config.method.structure` then.
 
     Args:
-      shape: Of the dense kernel, [*window, in, out].
+      shape: Shape of the dense kernel, [*window, in, out].
       sparsity: Of the layer, in [0, 1).
 
     Returns:
@@ -61,6 +61,6 @@ def choose(shape: tuple[int, ...], sparsity: float) -> Choice:
 def _between(
     ratios: tuple[tuple[float, ...], ...], widths: tuple[int, ...], width: float, density: float
 ) -> float:
-    """The ratio at a width and a density; linear in the logarithms, constant beyond the table."""
+    """Interpolates linearly between logarithms; constant beyond the table."""
     at_density = [np.interp(np.log(density), np.log(DENSITIES), row) for row in np.log(ratios)]
     return float(np.exp(np.interp(np.log(width), np.log(widths), at_density)))

@@ -1,7 +1,7 @@
-"""Where the True entries of a mask are, in order: what `jnp.nonzero` does, several times as fast.
+"""Finds the True entries of a mask, in order: as `jnp.nonzero`, several times as fast.
 
-That one adds up, and scatters, an entry for each entry of the mask. Here the mask becomes words of
-32 bits, and only words and results are added up and scattered.
+`jnp.nonzero` adds up and scatters an entry for each entry of the mask. Here the mask becomes words
+of 32 bits, and only words and results are added up and scattered.
 """
 
 import jax
@@ -12,14 +12,14 @@ _WORD = 32
 
 
 def indices(mask: jax.Array, number: int) -> jax.Array:
-    """The first `number` True entries of a mask.
+    """Returns the indices of the first `number` True entries of a mask.
 
     Args:
       mask: Bool [n].
       number: How many, static.
 
     Returns:
-      int32 [number], ascending. If there are fewer, what follows them is any index.
+      int32 [number], ascending. If there are fewer, arbitrary indices follow.
 
     Example:
       >>> indices(jnp.array([False, True, True, False, True]), 3).tolist()
@@ -32,7 +32,8 @@ def indices(mask: jax.Array, number: int) -> jax.Array:
     words = jnp.sum(bits << jnp.arange(_WORD, dtype=jnp.uint32), 1, dtype=jnp.uint32)
     counts = lax.population_count(words).astype(jnp.int32)
     ends = jnp.cumsum(counts, dtype=jnp.int32)
-    # How many words end before each result, of which the last one may lack its whole rest.
+    # A result lies in the word whose index is the number of words that have ended by then. Results
+    # that do not exist would lie behind the last word.
     ended = jnp.zeros(number + 1, jnp.int32).at[jnp.minimum(ends, number)].add(1)
     word = jnp.minimum(jnp.cumsum(ended, dtype=jnp.int32)[:number], words.shape[0] - 1)
     rank = jnp.arange(number, dtype=jnp.int32) - (ends - counts)[word]
@@ -40,7 +41,7 @@ def indices(mask: jax.Array, number: int) -> jax.Array:
 
 
 def _place_of_bit(words: jax.Array, rank: jax.Array) -> jax.Array:
-    """The place of the set bit of a word before which there are `rank` others."""
+    """Returns the position of the set bit with `rank` set bits below it, by bisection."""
     place = jnp.zeros_like(rank)
     width = _WORD // 2
     while width:

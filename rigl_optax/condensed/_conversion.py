@@ -1,11 +1,11 @@
-"""Between dense parameters with masks and condensed weights with topologies, both ways.
+"""Converts dense parameters with masks to condensed weights with topologies, and back.
 
 Condensed weights are a tree like params in which the values of stored blocks, or of single weights,
-take the place of sparse kernels: plain arrays, for any optimizer. Where they are is in a second
-mapping, from the paths of those leaves to topologies.
+take the place of sparse kernels: plain arrays, for any optimizer. A second mapping, `{path:
+topology}`, says where they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,17 +14,14 @@ import numpy as np
 import optax
 
 from rigl_optax import _axes, _masks, _paths, _structures
-from rigl_optax._structures import Block, Structures, Unstructured
+from rigl_optax._structures import UNSTRUCTURED, Structures
 from rigl_optax._types import PyTree
 from rigl_optax._wrapper import _inner_state
-from rigl_optax.condensed.blocks import _topology
-from rigl_optax.condensed.blocks._kernel import BlockSparse
-from rigl_optax.condensed.blocks._topology import Topology
-from rigl_optax.condensed.single import _csr
-from rigl_optax.condensed.single._csr import CSR
-from rigl_optax.condensed.single._csr_topology import CSRTopology, csr_topology
+from rigl_optax.condensed import _kinds
+from rigl_optax.condensed._topology import Topology
+from rigl_optax.condensed.single._csr_topology import CSRTopology
 
-Topologies = Mapping[str, Topology | CSRTopology]
+Topologies = Mapping[str, Topology]
 
 
 def condense(
@@ -33,19 +30,19 @@ def condense(
     structure: Structures,
     *,
     axes: _axes.Axes = _axes.default_axes,
-) -> tuple[PyTree, dict[str, Topology | CSRTopology]]:
-    """What is stored of dense parameters: whole blocks, or single weights where there are none.
+) -> tuple[PyTree, dict[str, Topology]]:
+    """Stores the active blocks, or single weights, of dense parameters.
 
     Args:
       params: Parameters, dense.
       masks: Bool tree like params (`get_masks`), or of some of its leaves (`export.read`).
         Kernels with a full mask, or none, stay dense.
-      structure: What they were trained with: a `Block`, `Unstructured()`, or by pattern.
-      axes: As in `uniform`. What is stored stands for kernels (*window, in, out) alone: others are
-        refused.
+      structure: The structure that they were trained with: a `Block`, `Unstructured()`, or a
+        mapping from patterns of paths to these.
+      axes: As in `uniform`. Only kernels (*window, in, out) can be condensed: others are refused.
 
     Returns:
-      Weights: a tree like params; and `{path: topology}` of the kernels that are condensed.
+      Weights, a tree like params, and `{path: topology}` of the condensed kernels.
 
     Raises:
       ValueError: If masks do not belong to params, or are not made of whole blocks; if a layer has
@@ -63,41 +60,31 @@ def condense(
     _structures.check(structure)
     partial = _partial(params, masks, axes)
     structures = _structures.by_path(structure, list(partial)) if partial else {}
-    topologies: dict[str, Topology | CSRTopology] = {}
-    for path, (mask, shape) in partial.items():
-        block = structures[path]
-        if isinstance(block, Unstructured):
-            topologies[path] = _single_weights(mask, shape, path)
-            continue
-        if not isinstance(block, Block):
-            raise ValueError(
-                f"{path!r} has {block}, for which there is no training of what is stored; "
-                "condense_csr stores its weights to deploy them"
-            )
-        grid = _topology.check_grid(mask, shape, block, path)
-        cols, rows = (jnp.asarray(i, jnp.int32) for i in np.nonzero(grid.T))
-        topologies[path] = Topology(rows, cols, shape, block)
+    topologies: dict[str, Topology] = {}
+    for path, mask in partial.items():
+        kind = _kinds.kind(structures[path], repr(path))
+        topologies[path] = kind.from_mask(mask, structures[path], path)
     return extract(params, topologies), topologies
 
 
 def condense_csr(
     params: PyTree, masks: PyTree, *, axes: _axes.Axes = _axes.default_axes
 ) -> tuple[PyTree, dict[str, CSRTopology]]:
-    """Single weights of dense parameters, whatever their masks and the structure behind these.
+    """Stores the single active weights of dense parameters, whatever structure they have.
 
     Args:
       params: Parameters, dense.
-      masks: Bool tree like params (`get_masks`), or of some of its leaves (`export.read`). What
-        has a full mask, or none, stays dense.
+      masks: Bool tree like params (`get_masks`), or of some of its leaves (`export.read`).
+        Leaves with a full mask, or none, stay dense.
       axes: As in `condense`.
 
     Returns:
-      Weights: a tree like params with a vector of values for each kernel that is sparse; and
+      Weights, a tree like params with a vector of values for each sparse kernel, and
       `{path: topology}` of these.
 
     Raises:
-      ValueError: If masks do not belong to params, or one of a leaf without two axes, or of
-        another layout, is not full.
+      ValueError: If masks do not belong to params; if a leaf that is not a kernel (in, out) has a
+        mask that is not full.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -110,29 +97,22 @@ def condense_csr(
       ((4,), (2, 4))
     """
     topologies = {
-        path: _single_weights(mask, shape, path)
-        for path, (mask, shape) in _partial(params, masks, axes).items()
+        path: CSRTopology.from_mask(mask, UNSTRUCTURED, path)
+        for path, mask in _partial(params, masks, axes).items()
     }
     return extract(params, topologies), topologies
 
 
-def _single_weights(mask: Any, shape: tuple[int, ...], path: str) -> CSRTopology:
-    if len(shape) != 2:
-        raise ValueError(
-            f"{path!r} has shape {shape}: single weights need two axes; if its leading axis counts "
-            "layers, give each layer a leaf of its own"
-        )
-    return csr_topology(mask)
+def _partial(params: PyTree, masks: PyTree, axes: _axes.Axes) -> dict[str, Any]:
+    """Returns the masks that are not full, by path.
 
-
-def _partial(
-    params: PyTree, masks: PyTree, axes: _axes.Axes
-) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """The masks that are not full, with the shapes of their leaves."""
+    Raises:
+      ValueError: If masks do not belong to params, or a leaf is not laid out (*window, in, out).
+    """
     named = _paths.flatten_with_paths(params)
     paths, leaves = [path for path, _ in named], [leaf for _, leaf in named]
     found = _masks.of_params(masks, paths, leaves, allow_missing=True)
-    partial = {p: (found[p], tuple(x.shape)) for p, x in named if not np.all(np.asarray(found[p]))}
+    partial = {path: found[path] for path in paths if not np.all(np.asarray(found[path]))}
     for path, leaf in named:
         if path not in partial:
             continue
@@ -140,15 +120,15 @@ def _partial(
         if _axes.unusual(layout, len(leaf.shape)) is not None:
             raise ValueError(
                 f"{path!r} of shape {tuple(leaf.shape)} has its inputs along {layout.inputs} and "
-                f"outputs along {layout.outputs}; what is stored stands for kernels (*window, in, "
-                "out): transpose its weights and mask, or pass axes=rigl_optax.flax_axes if they "
-                "are laid out so"
+                f"outputs along {layout.outputs}; only kernels (*window, in, out) can be "
+                "condensed: transpose its weights and mask, or pass axes=rigl_optax.flax_axes if "
+                "they are laid out so"
             )
     return partial
 
 
 def extract(params: PyTree, topologies: Topologies) -> PyTree:
-    """What is stored of dense parameters, which need not be zero elsewhere.
+    """Takes the stored entries out of dense parameters, which need not be zero elsewhere.
 
     Args:
       params: Parameters, dense.
@@ -158,7 +138,7 @@ def extract(params: PyTree, topologies: Topologies) -> PyTree:
       Weights: a tree like params.
 
     Raises:
-      ValueError: If a topology is of no leaf, or of one of another shape.
+      ValueError: If a topology has no leaf of its shape.
     """
     named = _paths.flatten_with_paths(params)
     shapes = {path: tuple(leaf.shape) for path, leaf in named}
@@ -168,16 +148,16 @@ def extract(params: PyTree, topologies: Topologies) -> PyTree:
                 f"topology of {path!r}, of shape {topology.shape}, has no such leaf; leaves are "
                 f"{', '.join(f'{p} {shape}' for p, shape in shapes.items())}"
             )
-    leaves = [_extract(x, topologies[p]) if p in topologies else x for p, x in named]
+    leaves = [topologies[p].extract(x) if p in topologies else x for p, x in named]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def densify(weights: PyTree, topologies: Topologies) -> PyTree:
-    """Dense parameters, zero where there is no block.
+    """Makes dense parameters, zero where nothing is stored.
 
     Args:
-      weights: Condensed weights, or anything like them, as an average of them.
-      topologies: Of theirs.
+      weights: Condensed weights, or a tree like them, such as their average.
+      topologies: `{path: topology}` of the weights.
 
     Returns:
       A tree of the same structure.
@@ -185,29 +165,32 @@ def densify(weights: PyTree, topologies: Topologies) -> PyTree:
     Raises:
       ValueError: If a topology has no leaf of its shape.
     """
-    kernels = bind(weights, topologies)
-    return jax.tree.map(lambda x: x.dense() if _is_kernel(x) else x, kernels, is_leaf=_is_kernel)
+    return _map(
+        weights, topologies, lambda path, x: topologies[path].bind(x).dense(), lambda _, x: x
+    )
 
 
 def masks_of(weights: PyTree, topologies: Topologies) -> PyTree:
-    """Masks of the dense parameters: bool arrays, all True for leaves that are dense."""
-    kernels = bind(weights, topologies)
-
-    def mask(x: Any) -> jax.Array:
-        return _mask(x.topology) if _is_kernel(x) else jnp.ones(jnp.shape(x), bool)
-
-    return jax.tree.map(mask, kernels, is_leaf=_is_kernel)
+    """Makes the masks of the dense parameters: bool arrays, all True for dense leaves."""
+    return _map(
+        weights,
+        topologies,
+        lambda path, _: topologies[path].dense_mask(),
+        lambda _, x: jnp.ones(jnp.shape(x), bool),
+    )
 
 
 def bind(
     weights: PyTree, topologies: Topologies, probes: Mapping[str, Any] | None = None
 ) -> PyTree:
-    """Weights with a `BlockSparse` or `CSR` for each condensed kernel: what models multiply by.
+    """Puts a `BlockSparse` or `CSR` in place of the values of each condensed kernel.
+
+    Models multiply by these kernels as by arrays.
 
     Args:
       weights: Condensed weights.
-      topologies: `{path: topology}`.
-      probes: `{path: zeros}` from `probes`, where scores are wanted.
+      topologies: `{path: topology}` of the weights.
+      probes: From `probes`, if scores are wanted: their gradients are the scores.
 
     Returns:
       A tree like weights.
@@ -215,19 +198,30 @@ def bind(
     Raises:
       ValueError: If a topology has no leaf of its shape.
     """
-    check(weights, topologies)
-
-    def kernel(name: str, leaf: Any) -> Any:
-        if name not in topologies:
-            return leaf
-        return _kernel(leaf, topologies[name], None if probes is None else probes[name])
-
-    return _paths.map_with_names(kernel, weights)
+    return _map(
+        weights,
+        topologies,
+        lambda path, x: topologies[path].bind(x, None if probes is None else probes[path]),
+        lambda _, x: x,
+    )
 
 
 def probes(topologies: Topologies) -> dict[str, Any]:
-    """Zeros whose gradients are what growth needs to know: see `BlockSparse` and `CSR`."""
-    return {path: _probe(topology) for path, topology in topologies.items()}
+    """Makes zeros whose gradients are the scores that growth needs: see `BlockSparse` and `CSR`."""
+    return {path: topology.probe() for path, topology in topologies.items()}
+
+
+def _map(
+    weights: PyTree,
+    topologies: Topologies,
+    condensed: Callable[[str, Any], Any],
+    dense: Callable[[str, Any], Any],
+) -> PyTree:
+    """Maps leaves by `condensed(path, x)` where there is a topology, else by `dense(path, x)`."""
+    check(weights, topologies)
+    return _paths.map_with_names(
+        lambda path, x: condensed(path, x) if path in topologies else dense(path, x), weights
+    )
 
 
 def check(weights: PyTree, topologies: Topologies) -> None:
@@ -246,13 +240,13 @@ def check(weights: PyTree, topologies: Topologies) -> None:
 
 
 def condense_state(inner_state: PyTree, params: PyTree, topologies: Topologies) -> PyTree:
-    """The state of an optimizer for condensed weights, from that for dense parameters.
+    """Converts an optimizer's state for dense parameters to one for condensed weights.
 
-    What mirrors a sparse kernel (moments, averages) becomes the blocks of it; counters and what
-    has another shape stay as they are.
+    Leaves that mirror a sparse kernel (moments, averages) are cut down to its stored entries;
+    counters and leaves of another shape stay as they are.
 
     Args:
-      inner_state: Of the wrapped optimizer (`SparseState.inner_state`).
+      inner_state: State of the wrapped optimizer (`SparseState.inner_state`).
       params: The dense parameters, or their shapes.
       topologies: From `condense` or `condense_csr`.
 
@@ -263,7 +257,7 @@ def condense_state(inner_state: PyTree, params: PyTree, topologies: Topologies) 
     leaves, treedef = jax.tree.flatten(inner_state)
     for i, owner in enumerate(_inner_state.owners(inner_state, params)):
         if owner is not None and paths[owner] in topologies:
-            leaves[i] = _extract(leaves[i], topologies[paths[owner]])
+            leaves[i] = topologies[paths[owner]].extract(leaves[i])
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -273,16 +267,16 @@ def densify_state(
     topologies: Topologies,
     inner: optax.GradientTransformation,
 ) -> PyTree:
-    """The state of an optimizer for dense parameters, from that for condensed weights.
+    """Converts an optimizer's state for condensed weights to one for dense parameters.
 
     Args:
-      inner_state: As it is for the weights.
+      inner_state: State for the weights.
       weights: Condensed weights.
-      topologies: Of theirs.
-      inner: The optimizer: where there is no block, its state is at rest.
+      topologies: `{path: topology}` of the weights.
+      inner: The optimizer. Where nothing is stored, its state is at rest.
 
     Returns:
-      A tree like `inner.init` of the dense parameters.
+      A tree like `inner.init(dense parameters)`.
     """
     paths = [path for path, _ in _paths.flatten_with_paths(weights)]
     rest = jax.tree.leaves(inner.init(densify(weights, topologies)))
@@ -290,36 +284,6 @@ def densify_state(
     for i, owner in enumerate(_inner_state.owners(inner_state, weights)):
         if owner is not None and paths[owner] in topologies:
             topology = topologies[paths[owner]]
-            leaves[i] = jnp.where(_mask(topology), _kernel(leaves[i], topology).dense(), rest[i])
+            stored = topology.bind(leaves[i]).dense()
+            leaves[i] = jnp.where(topology.dense_mask(), stored, rest[i])
     return jax.tree.unflatten(treedef, leaves)
-
-
-def _probe(topology: Topology | CSRTopology) -> Any:
-    if isinstance(topology, CSRTopology):
-        return _csr.probe(topology)
-    return jnp.zeros(topology.grid, jnp.float32)
-
-
-def _kernel(
-    values: jax.Array, topology: Topology | CSRTopology, probe: Any = None
-) -> BlockSparse | CSR:
-    if isinstance(topology, CSRTopology):
-        return CSR(values, topology, probe)
-    return BlockSparse(values, topology, probe)
-
-
-def _extract(dense: jax.Array, topology: Topology | CSRTopology) -> jax.Array:
-    if isinstance(topology, CSRTopology):
-        return topology.extract(dense)
-    return _topology.extract(dense, topology)
-
-
-def _mask(topology: Topology | CSRTopology) -> jax.Array:
-    """Of the weights of the dense kernel."""
-    if isinstance(topology, CSRTopology):
-        return topology.mask()
-    return topology.block.expand(topology.mask(), topology.shape)
-
-
-def _is_kernel(x: Any) -> bool:
-    return isinstance(x, BlockSparse | CSR)

@@ -1,11 +1,13 @@
 """Products on several devices, each with its own part of the batch.
 
-In a `jax.shard_map` the type of an array says over which axes of the mesh it differs from device
-to device. There the gradient of what is the same on all devices is a sum over them: written out
-for our own derivatives. Scores are of that sum, so it is taken before they are.
+In a `jax.shard_map` the type of an array names the axes of the mesh over which it differs from
+device to device. The gradient of weights that are the same on all devices is a sum over these axes.
+JAX adds it up for its own derivatives; for ours, `summed` does. Scores are those of the sum, so
+the gradient is summed first.
 
-Under explicit axes types say how a batch is cut, and products are made in such a map: nothing
-crosses devices but sums. Under auto axes types say nothing and the compiler decides.
+Under explicit axes types say how a batch is cut, and `by_parts` puts products into such a map:
+only sums cross devices. Under auto axes types say nothing, and the compiler decides.
+`tests/condensed/test_sharded.py` counts what crosses.
 """
 
 import functools
@@ -20,24 +22,27 @@ from rigl_optax._types import PyTree
 
 
 def zeros(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *like: jax.Array) -> jax.Array:
-    """Zeros that differ over devices as far as types go: what a loop over `like` adds to."""
+    """Makes zeros whose type differs over devices as those of `like` do together.
+
+    A loop needs such a first value: the type of what it carries must not change.
+    """
     return functools.reduce(lax.add, [lax.full_like(x, 0, dtype, shape) for x in like])
 
 
 def differing(x: jax.Array, *like: jax.Array) -> jax.Array:
-    """An array that differs over devices as far as the others do."""
+    """Returns `x`, with a type that differs over devices at least as those of `like` do."""
     missing = frozenset().union(*map(_varying, like)) - _varying(x)
     return x + zeros((), x.dtype, *like) if missing else x
 
 
-def summed(gradient: jax.Array, of: jax.Array) -> jax.Array:
-    """A gradient added up over the devices on which it differs, but what it is of does not."""
-    axes = _varying(gradient) - _varying(of)
+def summed(gradient: jax.Array, primal: jax.Array) -> jax.Array:
+    """Adds up a gradient over the axes over which it differs and its primal does not."""
+    axes = _varying(gradient) - _varying(primal)
     return lax.psum(gradient, tuple(sorted(axes))) if axes else gradient
 
 
 def examples(x: jax.Array, *features: int) -> PartitionSpec | None:
-    """How an array is cut, with its axes `features` whole; None where types do not say."""
+    """Returns how an array is cut, but for its axes `features`; None where types do not say."""
     sharding = jax.typeof(x).sharding
     if not _explicit_axes(sharding.mesh):
         return None
@@ -45,15 +50,16 @@ def examples(x: jax.Array, *features: int) -> PartitionSpec | None:
 
 
 def by_parts(function: Callable[..., PyTree], in_specs: PyTree, out_specs: PyTree) -> Any:
-    """A function of the parts that each device has, under explicit axes.
+    """Makes each device apply a function to its own parts of arrays, under explicit axes.
 
     Args:
-      function: Of arrays; the same on every device.
-      in_specs: Prefix of its arguments: how each is cut. What is not there is brought there.
-      out_specs: How its results are cut.
+      function: A function of arrays.
+      in_specs: How arguments are cut, a prefix of their tree; arrays that are cut otherwise are
+        resharded.
+      out_specs: How results are cut.
 
     Returns:
-      The function of whole arrays.
+      The function, of whole arrays.
     """
 
     def whole(*args: PyTree) -> PyTree:
@@ -78,7 +84,7 @@ def by_parts(function: Callable[..., PyTree], in_specs: PyTree, out_specs: PyTre
 
 
 def by_compiler(function: Callable[..., PyTree], like: PyTree) -> Callable[..., PyTree]:
-    """A function within which there are no explicit axes; its results are cut as `like`."""
+    """Turns explicit axes into auto ones within a function; its results are cut as `like`."""
     mesh = jax.sharding.get_abstract_mesh()
     explicit = _explicit_axes(mesh)
     if not explicit:
@@ -93,7 +99,7 @@ def _explicit_axes(mesh: AbstractMesh) -> tuple[str, ...]:
 
 
 def _varying(x: jax.Array) -> frozenset[str]:
-    """The axes of a `shard_map` over which an array differs from device to device."""
+    """Returns the axes of a `shard_map` over which an array differs from device to device."""
     kind: Any = jax.typeof(x)
-    # JAX 0.10 moved it.
+    # `vma` is `mat.varying` since JAX 0.10.
     return kind.mat.varying if hasattr(kind, "mat") else kind.vma

@@ -1,7 +1,7 @@
 """Ratios that `benchmarks/block_shapes.py` measured and wrote: do not edit by hand."""
 
-# Widths of each kind of layer, densities, and by kind and size of the blocks a row for
-# each width: dense time over theirs at each density, forward and backward.
+# Widths of each kind of layer, and densities. RATIOS has, by kind and size of blocks,
+# a row for each width: dense time over theirs at each density, forward and backward.
 WIDTHS = {"product": (128, 256, 512, 1024, 2048), "convolution": (64, 128, 256, 512)}
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.5)
 RATIOS = {

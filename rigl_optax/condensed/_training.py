@@ -1,7 +1,7 @@
-"""Training of condensed weights: between rewirings nothing dense exists, nor at them.
+"""Trains condensed weights: nothing dense exists between rewirings, nor during them.
 
-The same rule as in the masked form decides, on grids of blocks and on lists of the single weights
-that may be active next: the same masks come of it.
+The rule of the masked form decides, on grids of blocks or on lists of the single weights that may
+be active next, so the masks are the same.
 """
 
 import functools
@@ -22,15 +22,14 @@ from rigl_optax._types import Overrides, PyTree, Seed
 from rigl_optax._wrapper import _inner_state, _rewiring
 from rigl_optax._wrapper._method import Method, RewiringInputs
 from rigl_optax._wrapper._newborn import AT_REST
-from rigl_optax.condensed import _conversion, _devices, _ranking
+from rigl_optax.condensed import _conversion, _devices
 from rigl_optax.condensed._conversion import Topologies
-from rigl_optax.condensed._ranking import Moved, Propose, Ranked
-from rigl_optax.condensed.blocks._topology import Topology
-from rigl_optax.condensed.single._csr_topology import CSRTopology
+from rigl_optax.condensed._topology import Move, RandomGrowth, Ranking, Topology
 from rigl_optax.methods import _drop_and_grow
 
 _MISSED = "call rewire, in place of update, where is_rewiring_step(count): update never rewires."
 
+# `loss(kernels, *args) -> scalar`, of the tree that `bind` makes.
 Loss = Callable[..., jax.Array]
 
 
@@ -46,7 +45,7 @@ class CondensedState(NamedTuple):
     """
 
     count: jax.Array  # type: ignore[assignment]
-    topologies: dict[str, Topology | CSRTopology]
+    topologies: dict[str, Topology]
     inner_state: PyTree
     rewirings: jax.Array
     uninformed: jax.typing.ArrayLike = np.int32(0)
@@ -56,16 +55,15 @@ class CondensedTransformation(NamedTuple):
     """An optimizer of condensed weights that also rewires them.
 
     Attributes:
-      init: From weights and topologies to the state.
-      update: As in Optax, an ordinary step: from gradients, state and weights to updates and
-        the new state.
-      rewire: In place of `update` where `is_rewiring_step(state.count)`: from gradients,
-        scores, state and weights to new weights and the new state.
-      is_rewiring_step: From a count, traced or not, to a bool scalar.
-      check: Raises a RuntimeError if rewirings were due and have not happened, as where `update`
-        alone is called; for a state that is not traced. `update` itself warns of the first one
-        that it is called for, but under `jit` it cannot.
-      plan: The schedule it goes by, layer by layer; None for never.
+      init: `init(weights, topologies) -> state`.
+      update: `update(grads, state, weights) -> (updates, state)`: an ordinary step, as in Optax.
+      rewire: `rewire(grads, scores, state, weights) -> (weights, state)`: replaces `update` where
+        `is_rewiring_step(state.count)`. It returns new weights, not updates.
+      is_rewiring_step: `is_rewiring_step(count) -> bool scalar`, under `jit` too.
+      check: `check(state)` raises a RuntimeError if rewirings were due and have not happened, as
+        where only `update` is called. Outside `jit`, `update` also warns at the first rewiring
+        that it is called for; under `jit` it cannot.
+      plan: The schedule of rewirings, for each layer; None if there are none.
     """
 
     init: Callable[[PyTree, Topologies], CondensedState]
@@ -85,12 +83,12 @@ def rigl(
     drop_fraction: float | optax.Schedule = 0.3,
     overrides: Overrides | None = None,
     min_fan_in: int = 0,
-    seed: Seed = 0,
 ) -> CondensedTransformation:
-    r"""RigL on condensed weights: what `rigl` does on blocks or single weights, nothing dense.
+    r"""RigL on condensed weights: as `rigl_optax.rigl`, and nothing dense exists.
 
-    Same masks and weights as that one, up to rounding. On an ordinary step the optimizer sees
-    the stored values. At a rewiring, in each layer with n blocks, or n single weights,
+    Masks and weights are those of the masked form, up to rounding. On an ordinary step the
+    optimizer sees the stored values. At a rewiring, in each layer with n blocks, or n single
+    weights,
 
     .. math::
         k &= \mathrm{int32}(n \cdot f(t)) \\
@@ -98,28 +96,27 @@ def rigl(
         G &= \text{the } k \text{ places outside } K
              \text{ of largest } \mathrm{pool}(\nabla_\theta L)
 
-    and values and optimizer state are moved to where their blocks are now; new blocks start at
-    0 with a state at rest. If scores or gradients are not finite, the topologies stay; and if a
-    kernel of single weights has not been used exactly once (`CSR`). All shapes are static:
-    `update` and `rewire` are for `jax.jit`, best one function each, called as
-    `is_rewiring_step` says.
+    where places are blocks or single weights too. The stored values and the optimizer's state
+    keep to their blocks in the new order; new blocks start at 0 with a state at rest. Topologies
+    stay if scores or gradients are not finite, or if a kernel of single weights is not used
+    exactly once in the loss (`CSR`). All shapes are static. Compile one function with `update` and
+    another with `rewire`, and call the one that `is_rewiring_step` says.
 
     Args:
       inner: Any Optax optimizer.
-      end: As in `rigl_optax.rigl`, and so the others.
+      end: No rewiring happens from this count on.
       every: Steps between rewirings.
-      begin: Count of the first.
-      drop_fraction: Fraction of the blocks of a layer to replace. Of single weights so many places
-        are looked at as a number allows; with a schedule as many as there are weights.
-      overrides: Another schedule for some layers.
-      min_fan_in: The least number of blocks that lead to an output block; 0 for single weights.
-      seed: Of what is random.
+      begin: Count of the first rewiring.
+      drop_fraction: Fraction of the blocks, or weights, of a layer to replace. For single weights
+        a number also bounds how many candidates are kept; a schedule could ask for all of them.
+      overrides: As in `rigl_optax.rigl`: other schedules for some layers.
+      min_fan_in: Each output block keeps at least this many blocks; 0 for single weights.
 
     Returns:
       A `CondensedTransformation`.
 
     Raises:
-      TypeError, ValueError: As `rigl_optax.rigl`; at `init`, if topologies and weights do not fit.
+      TypeError, ValueError: As in `rigl_optax.rigl`; at `init`, if topologies do not fit weights.
 
     Example:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -152,10 +149,10 @@ def rigl(
         gradient_step=False,
         min_fan_in=min_fan_in,
         grown=AT_REST,
-        seed=seed,
+        seed=0,  # newborn weights start at 0 and gradients decide: nothing is random
     )
     most = _drop_and_grow.most_dropped(drop_fraction, overrides)
-    return _transformation(inner, method, _ranking.by_gradient, most, min_fan_in, seed)
+    return _transformation(inner, method, most, min_fan_in)
 
 
 def sparse_evolutionary_training(
@@ -171,17 +168,17 @@ def sparse_evolutionary_training(
 ) -> CondensedTransformation:
     """SET on condensed weights: as `rigl`, but growth is uniformly random.
 
-    No scores are needed: `rewire` takes zeros, as `probes` makes them.
+    It needs no scores: pass `rewire` the zeros that `probes` makes.
 
     Args:
-      inner: As in `rigl`, and so the others.
+      inner: As in `rigl`.
       end: As in `rigl`.
       every: As in `rigl`.
       begin: As in `rigl`.
       drop_fraction: As in `rigl`.
       overrides: As in `rigl`.
       min_fan_in: As in `rigl`.
-      seed: Seeds the growth.
+      seed: Seed of the growth.
 
     Returns:
       A `CondensedTransformation`.
@@ -203,11 +200,11 @@ def sparse_evolutionary_training(
         needs_signal=False,
     )
     most = _drop_and_grow.most_dropped(drop_fraction, overrides)
-    return _transformation(inner, method, _ranking.at_random(seed), most, min_fan_in, seed)
+    return _transformation(inner, method, most, min_fan_in, growth_seed=seed)
 
 
 def static_sparse(inner: optax.GradientTransformation) -> CondensedTransformation:
-    """Condensed weights whose topologies never change.
+    """Trains condensed weights whose topologies never change.
 
     Args:
       inner: Any Optax optimizer.
@@ -228,20 +225,20 @@ def static_sparse(inner: optax.GradientTransformation) -> CondensedTransformatio
 
 
 def value_and_grad(loss: Loss) -> Callable[..., tuple[jax.Array, PyTree]]:
-    """Value and gradients of a loss of kernels, for ordinary steps.
+    """Differentiates a loss of kernels, for ordinary steps.
 
     Args:
-      loss: From the tree that `bind` makes, and any more arguments, to a scalar.
+      loss: `loss(kernels, *args) -> scalar`, with kernels as `bind` makes them.
 
     Returns:
-      A function of weights, topologies and those arguments to `(value, gradients)`.
+      `function(weights, topologies, *args) -> (value, gradients)`.
     """
 
     def function(weights: PyTree, topologies: Topologies, *args: Any) -> tuple[jax.Array, PyTree]:
-        def of_weights(weights: PyTree) -> jax.Array:
+        def bound_loss(weights: PyTree) -> jax.Array:
             return loss(_conversion.bind(weights, topologies), *args)
 
-        return jax.value_and_grad(of_weights)(weights)
+        return jax.value_and_grad(bound_loss)(weights)
 
     return function
 
@@ -249,19 +246,25 @@ def value_and_grad(loss: Loss) -> Callable[..., tuple[jax.Array, PyTree]]:
 def value_grad_and_scores(
     loss: Loss,
 ) -> Callable[..., tuple[jax.Array, PyTree, dict[str, Any]]]:
-    """As `value_and_grad`, and what growth needs to know of the dense gradient: to rewire.
+    """Differentiates a loss of kernels, and scores where to grow: for rewiring steps.
 
-    Of blocks the scores of all of them; of single weights a `Probe`, for the topologies of a state.
+    Args:
+      loss: As in `value_and_grad`.
+
+    Returns:
+      `function(weights, topologies, *args) -> (value, gradients, scores)`. Scores are, for each
+      path, those of all blocks; for single weights, of the best places, as many as the topologies
+      of a `CondensedState` ask for.
     """
 
     def function(
         weights: PyTree, topologies: Topologies, *args: Any
     ) -> tuple[jax.Array, PyTree, dict[str, Any]]:
-        def of_both(weights: PyTree, probes: Mapping[str, Any]) -> jax.Array:
+        def bound_loss(weights: PyTree, probes: Mapping[str, Any]) -> jax.Array:
             return loss(_conversion.bind(weights, topologies, probes), *args)
 
         probes = _conversion.probes(topologies)
-        value, (grads, scores) = jax.value_and_grad(of_both, (0, 1))(weights, probes)
+        value, (grads, scores) = jax.value_and_grad(bound_loss, (0, 1))(weights, probes)
         return value, grads, scores
 
     return function
@@ -270,20 +273,28 @@ def value_grad_and_scores(
 def _transformation(
     inner: optax.GradientTransformation,
     method: Method | None,
-    propose: Propose = _ranking.by_gradient,
     most_dropped: float = 1.0,
     min_fan_in: int = 0,
-    seed: Seed | None = None,
+    growth_seed: Seed | None = None,
 ) -> CondensedTransformation:
+    """Makes a transformation of a method of the masked form.
+
+    Args:
+      inner: The optimizer.
+      method: Its rule and plan; None never rewires.
+      most_dropped: The largest fraction that any rewiring drops.
+      min_fan_in: As in `rigl`.
+      growth_seed: Seed of random growth; None if scores decide.
+    """
     if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
         raise TypeError(
             f"inner={inner!r}: must be an Optax transformation, as optax.sgd(0.1); it has no "
             "init and update"
         )
-    if seed is not None:
-        _random.check_seed(seed)
+    if growth_seed is not None:
+        _random.check_seed(growth_seed)
     inner = optax.with_extra_args_support(inner)
-    told: list[int] = []  # of a missed rewiring, once
+    warned: list[int] = []  # the count of the first missed rewiring, which alone is warned of
     plan = None if method is None else method.plan
 
     def init(weights: PyTree, topologies: Topologies) -> CondensedState:
@@ -293,16 +304,16 @@ def _transformation(
         layout = _layout(weights, topologies)
         if method is not None:
             for leaf in layout.sparse:
-                _ranking.check(topologies[leaf.path], leaf.path, min_fan_in)
+                topologies[leaf.path].check_rewirable(leaf.path, min_fan_in)
         if plan is not None:
             plan.check([leaf.path for leaf in layout.sparse])
         if method is not None and method.check is not None:
             method.check(layout, layout)
-        # Buffers of their own: a step that donates the state takes nothing of the caller's.
+        # Copies: a step that donates the state must not delete the caller's arrays.
         return CondensedState(
             count=jnp.zeros((), jnp.int32),
             topologies={
-                path: jax.tree.map(jnp.copy, _ranking.bounded(topology, most_dropped))
+                path: jax.tree.map(jnp.copy, topology.limited(most_dropped))
                 for path, topology in topologies.items()
             },
             inner_state=inner.init(weights),
@@ -314,9 +325,9 @@ def _transformation(
         grads: PyTree, state: CondensedState, weights: PyTree, **extra_args: Any
     ) -> tuple[PyTree, CondensedState]:
         is_known = not isinstance(state.count, jax.core.Tracer)
-        if is_known and not told and is_rewiring_step(state.count):
-            told.append(int(state.count))
-            warnings.warn(f"update at count {told[0]}: {_MISSED}", stacklevel=2)
+        if is_known and not warned and is_rewiring_step(state.count):
+            warned.append(int(state.count))
+            warnings.warn(f"update at count {warned[0]}: {_MISSED}", stacklevel=2)
         updates, inner_state = inner.update(grads, state.inner_state, weights, **extra_args)
         count = optax.safe_increment(state.count)
         return updates, state._replace(count=count, inner_state=inner_state)
@@ -330,7 +341,8 @@ def _transformation(
     ) -> tuple[PyTree, CondensedState]:
         if method is None:
             raise ValueError("rewire: the topologies of static_sparse never change")
-        # Blocks change places, and with them devices: no types can follow that.
+        # A rewiring may move a block to another device, which types of explicit axes cannot say:
+        # here the compiler decides what crosses devices.
         rewired = functools.partial(_rewired, method, extra_args)
         return _devices.by_compiler(rewired, (weights, state))(grads, scores, state, weights)
 
@@ -343,57 +355,57 @@ def _transformation(
         weights: PyTree,
     ) -> tuple[PyTree, CondensedState]:
         layout = _layout(weights, state.topologies)
-        ranked = _ranked(layout, scores, state)
-        inputs = _inputs(layout, ranked, state.count)
-        # Where scores are zeros that nobody has asked for, the gradients of what is stored tell.
+        rankings = _rankings(layout, scores, state)
+        inputs = _inputs(layout, rankings, state.count)
+        # The gradients of stored weights too: random growth is passed zeros for scores.
         named = zip(layout.paths, jax.tree.leaves(grads), strict=True)
-        judged = [*jax.tree.leaves(scores), *(g for p, g in named if p in state.topologies)]
-        is_accepted = _rewiring.total([~jnp.isfinite(x) for x in judged]) == 0
-        for each in ranked:
-            is_accepted = is_accepted & each.is_sound
+        stored_grads = [g for path, g in named if path in state.topologies]
+        inspected = [*jax.tree.leaves(scores), *stored_grads]
+        is_accepted = _rewiring.total([~jnp.isfinite(x) for x in inspected]) == 0
+        for ranking in rankings:
+            is_accepted = is_accepted & ranking.is_valid
         outcome = method.rule(inputs)
-        chosen = inputs.packing.unpack(outcome.masks)
-        moved = {
-            leaf.path: _unless_refused(each.move(mask), state.topologies[leaf.path], is_accepted)
-            for leaf, each, mask in zip(layout.sparse, ranked, chosen, strict=True)
+        masks = inputs.packing.unpack(outcome.masks)
+        moves = {
+            leaf.path: _unless_refused(ranking.move(mask), state.topologies[leaf.path], is_accepted)
+            for leaf, ranking, mask in zip(layout.sparse, rankings, masks, strict=True)
         }
-
-        def carried(tree: PyTree) -> PyTree:
-            """Weights, or what is like them, where their blocks are now; 0 where new."""
-            leaves = [
-                moved[path].carry(leaf, jnp.zeros_like(leaf)) if path in moved else leaf
-                for path, leaf in zip(layout.paths, jax.tree.leaves(tree), strict=True)
+        new_weights = layout.treedef.unflatten(
+            [
+                moves[path].apply(leaf, jnp.zeros_like(leaf)) if path in moves else leaf
+                for path, leaf in zip(layout.paths, layout.leaves, strict=True)
             ]
-            return layout.treedef.unflatten(leaves)
-
-        # The optimizer's counters go on, so that schedules stay aligned with the loop; one NaN
-        # would poison for good what it averages over a layer.
-        seen = jax.tree.map(lambda g: jnp.where(is_accepted, g, jnp.zeros_like(g)), grads)
-        _, after = inner.update(seen, state.inner_state, weights, **extra_args)
-        new_weights = carried(weights)
-        left_out = jnp.zeros((), jnp.int32)
+        )
+        # The optimizer is called so that its counters, and with them schedules, stay aligned with
+        # the loop. Where a rewiring is refused it sees zeros: a NaN would stay in what it averages
+        # over a layer for ever.
+        inner_grads = jax.tree.map(lambda g: jnp.where(is_accepted, g, jnp.zeros_like(g)), grads)
+        _, stepped = inner.update(inner_grads, state.inner_state, weights, **extra_args)
+        uninformed = jnp.zeros((), jnp.int32)
         if outcome.uninformed is not None:
-            left_out = jnp.where(is_accepted, outcome.uninformed, 0)
-        inner_state = _settled(layout, moved, state.inner_state, after, weights, inner, new_weights)
+            uninformed = jnp.where(is_accepted, outcome.uninformed, 0)
+        inner_state = _settled(
+            layout, moves, state.inner_state, stepped, weights, inner, new_weights
+        )
         return new_weights, CondensedState(
             count=optax.safe_increment(state.count),
-            topologies={path: moved[path].topology for path in state.topologies},
+            topologies={path: moves[path].topology for path in state.topologies},
             inner_state=inner_state,
             rewirings=_rewiring.saturating_add(state.rewirings, is_accepted.astype(jnp.int32)),
-            uninformed=_rewiring.saturating_add(jnp.asarray(state.uninformed), left_out),
+            uninformed=_rewiring.saturating_add(jnp.asarray(state.uninformed), uninformed),
         )
 
-    def _ranked(layout: Layout, scores: Mapping[str, Any], state: CondensedState) -> list[Ranked]:
-        each = []
+    def _rankings(
+        layout: Layout, scores: Mapping[str, Any], state: CondensedState
+    ) -> list[Ranking]:
+        rankings = []
         for leaf in layout.sparse:
             topology, values = state.topologies[leaf.path], layout.leaves[leaf.position]
-            seen = scores[leaf.path]
-            if isinstance(topology, CSRTopology):
-                proposal = propose(topology, seen, leaf.position, state.count)
-                each.append(_ranking.of_weights(topology, values, proposal))
-            else:
-                each.append(_ranking.of_blocks(topology, values, seen))
-        return each
+            growth = None
+            if growth_seed is not None:
+                growth = RandomGrowth(growth_seed, leaf.position, state.count)
+            rankings.append(topology.rank(values, scores[leaf.path], growth))
+        return rankings
 
     def is_rewiring_step(count: jax.typing.ArrayLike) -> jax.Array:
         count = jnp.asarray(count, jnp.int32)
@@ -404,7 +416,7 @@ def _transformation(
         if int(state.rewirings) < due:
             raise RuntimeError(
                 f"{int(state.rewirings)} of the {due} rewirings due before count "
-                f"{int(state.count)} have happened. {_MISSED} A rewiring also stays out where "
+                f"{int(state.count)} have happened. {_MISSED} A rewiring is also refused if "
                 "gradients or scores are not finite, or a kernel of single weights is not used "
                 "exactly once in the loss."
             )
@@ -412,17 +424,17 @@ def _transformation(
     return CondensedTransformation(init, update, rewire, is_rewiring_step, check, plan)
 
 
-def _unless_refused(moved: Moved, old: Topology | CSRTopology, is_accepted: jax.Array) -> Moved:
-    """As it was, if a rewiring is refused."""
-    stay = Moved(old, jnp.arange(moved.source.size, dtype=jnp.int32), jnp.ones((), bool))
-    return jax.tree.map(lambda new, old: jnp.where(is_accepted, new, old), moved, stay)
+def _unless_refused(move: Move, old: Topology, is_accepted: jax.Array) -> Move:
+    """Returns the move, or if the rewiring is refused, one that leaves all groups in place."""
+    stay = Move(old, jnp.arange(move.source.size, dtype=jnp.int32), jnp.ones((), bool))
+    return jax.tree.map(lambda new, old: jnp.where(is_accepted, new, old), move, stay)
 
 
 def _layout(weights: PyTree, topologies: Topologies) -> Layout:
-    """As the masked form has it, with the condensed kernels for sparse leaves."""
+    """Lays out weights as the masked form does params; condensed kernels are the sparse leaves."""
     named = _paths.flatten_with_paths(weights)
     sparse = [
-        _ranking.leaf(path, position, topologies[path])
+        topologies[path].as_leaf(path, position)
         for position, (path, _) in enumerate(named)
         if path in topologies
     ]
@@ -430,25 +442,25 @@ def _layout(weights: PyTree, topologies: Topologies) -> Layout:
     return Layout(treedef, [path for path, _ in named], leaves, sparse)
 
 
-def _inputs(layout: Layout, ranked: Sequence[Ranked], count: jax.Array) -> RewiringInputs:
-    """Groups, in place of the weights that the rule knows."""
-    packing = _packing.packing([leaf.grid for leaf in layout.sparse], [False] * len(ranked))
+def _inputs(layout: Layout, rankings: Sequence[Ranking], count: jax.Array) -> RewiringInputs:
+    """Packs rankings for the rule of the masked form."""
+    packing = _packing.packing([leaf.grid for leaf in layout.sparse], [False] * len(rankings))
     return RewiringInputs(
         count=count,
-        weights=packing.pack([each.weights for each in ranked], 0.0),
-        gradients=packing.pack([each.gradients for each in ranked], 0.0),
-        masks=packing.pack([each.mask for each in ranked], False),
+        weights=packing.pack([each.weights for each in rankings], 0.0),
+        gradients=packing.pack([each.gradients for each in rankings], 0.0),
+        masks=packing.pack([each.mask for each in rankings], False),
         second_masks=[],
         numbers=(),
         packing=packing,
         leaves=layout.sparse,
-        indices=packing.pack([each.indices for each in ranked], 0),
+        indices=packing.pack([each.indices for each in rankings], 0),
     )
 
 
 def _settled(
     layout: Layout,
-    moved: Mapping[str, Moved],
+    moves: Mapping[str, Move],
     old: PyTree,
     new: PyTree,
     weights: PyTree,
@@ -464,5 +476,5 @@ def _settled(
     slots = _inner_state.slots(old, new, inner.init(new_weights), weights)
     for index, slot in slots.items():
         path = layout.paths[slot.owner]
-        stored[index] = moved[path].carry(slot.kept, slot.rest) if path in moved else slot.kept
+        stored[index] = moves[path].apply(slot.kept, slot.rest) if path in moves else slot.kept
     return _inner_state.replace_leaves(new, stored)

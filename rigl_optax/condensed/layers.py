@@ -11,19 +11,19 @@ from rigl_optax import _paths
 from rigl_optax._structures import UNSTRUCTURED, Block, Structures
 from rigl_optax._types import PyTree, Seed
 from rigl_optax.condensed import _conversion
-from rigl_optax.condensed.blocks import _recurrence, _topology
+from rigl_optax.condensed._initialization import random_topology, random_values
+from rigl_optax.condensed._kernel import Kernel
+from rigl_optax.condensed._topology import Topology
+from rigl_optax.condensed.blocks import _recurrence
 from rigl_optax.condensed.blocks._convolution import Padding, convolve
-from rigl_optax.condensed.blocks._kernel import BlockSparse
-from rigl_optax.condensed.blocks._topology import Topology
-from rigl_optax.condensed.single._csr import CSR
 
 
 class Index(nnx.Variable):
-    """Where the blocks of a kernel are: a `Topology`. No parameter: it has no gradient."""
+    """The topology of a kernel. It is no `nnx.Param`, since it has no gradient."""
 
 
 class _Condensed(nnx.Module):
-    """Values of stored blocks, where they are, and a bias."""
+    """The values of a condensed kernel, its topology, and a bias."""
 
     def __init__(
         self,
@@ -37,28 +37,29 @@ class _Condensed(nnx.Module):
         rngs: nnx.Rngs,
         position: int = 0,
     ) -> None:
-        topology = _topology.random_topology(shape, sparsity, block, seed=seed, position=position)
+        topology = random_topology(shape, sparsity, block, seed=seed, position=position)
         self.topology = Index(topology)
-        self.kernel = nnx.Param(_topology.random_values(rngs.params(), topology, param_dtype))
+        self.kernel = nnx.Param(random_values(rngs.params(), topology, param_dtype))
         self.bias = nnx.Param(jnp.zeros(shape[-1], param_dtype)) if use_bias else None
         self.dtype = dtype
 
     def bound(self) -> Any:
-        """The kernel; as it is, or one that `bind` has put in the place of its values."""
+        """Returns the kernel to multiply by."""
         kernel = self.kernel.get_value()
-        if isinstance(kernel, BlockSparse | CSR):
+        # In training `condensed.bind` has put the kernel in the place of its values.
+        if isinstance(kernel, Kernel):
             return kernel
-        return _conversion.bind({"": kernel}, {"": self.topology.get_value()})[""]
+        return self.topology.get_value().bind(kernel)
 
-    def ready(self, x: jax.Array) -> tuple[jax.Array, Any]:
-        """Activations and kernel in the dtype of the computation."""
+    def in_dtype(self, x: jax.Array) -> tuple[jax.Array, Any]:
+        """Returns activations and kernel in the dtype of the computation."""
         kernel = self.bound()
         if self.dtype is None:
             return x, kernel
         return x.astype(self.dtype), kernel.astype(self.dtype)
 
     def add_bias(self, y: jax.Array) -> jax.Array:
-        """`y` plus the bias, if there is one."""
+        """Adds the bias, if there is one."""
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
@@ -66,14 +67,14 @@ class SparseLinear(_Condensed):
     """A linear map of the last axis with a condensed kernel: as `nnx.Linear`.
 
     Args:
-      in_features: Width of what comes in.
-      out_features: Width of what goes out.
-      sparsity: Fraction of blocks that are absent.
-      block: Their size.
+      in_features: Width of the input.
+      out_features: Width of the output.
+      sparsity: Fraction of the blocks that are absent.
+      block: Structure of the kernel.
       use_bias: Whether there is a bias, zero at first.
       dtype: Of the computation; None for that of the parameters and activations.
       param_dtype: Of the parameters.
-      seed: Of the random blocks: another for each layer.
+      seed: Of the random blocks; give each layer another one.
       rngs: Random keys for the initial values (stream `params`).
 
     Example:
@@ -103,13 +104,13 @@ class SparseLinear(_Condensed):
         super().__init__(shape, sparsity, block, use_bias, dtype, param_dtype, seed, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., in_features] to [..., out_features]."""
-        x, kernel = self.ready(x)
+        """Maps [..., in_features] to [..., out_features]."""
+        x, kernel = self.in_dtype(x)
         return self.add_bias(x @ kernel)
 
 
 class _Converted(SparseLinear):
-    """A trained `nnx.Linear` with what is stored of its kernel."""
+    """A trained `nnx.Linear` with the stored entries of its kernel."""
 
     def __init__(self, layer: nnx.Linear, kernel: jax.Array, topology: Any) -> None:
         self.topology, self.kernel = Index(topology), nnx.Param(kernel)
@@ -119,14 +120,14 @@ class _Converted(SparseLinear):
 def condense(
     model: nnx.Module, params: PyTree, masks: PyTree, structure: Structures = UNSTRUCTURED
 ) -> nnx.Module:
-    """Puts trained weights into a model, and stored weights alone into its linear layers, in place.
+    """Puts trained weights into a model, and condenses its linear layers, in place.
 
     Args:
-      model: Any NNX model. Its `nnx.Linear` layers that are sparse become condensed layers; all
+      model: Any NNX model. Its sparse `nnx.Linear` layers are replaced by condensed ones; all
         other kernels stay dense.
       params: Its parameters, by path, as `export.read(...).params`.
       masks: Bool, by path, as `export.read(...).masks`.
-      structure: As in `condensed.condense`: single weights, or a `Block`.
+      structure: As in `condensed.condense`; by default single weights.
 
     Returns:
       The model.
@@ -178,15 +179,17 @@ def condense(
 
 
 class SparseConv(_Condensed):
-    """A convolution of images with a condensed kernel: as `nnx.Conv`, all taps of a block together.
+    """A convolution of images with a condensed kernel: as `nnx.Conv`.
+
+    A block has all taps of the window for some input and output channels.
 
     Args:
-      in_features: Channels of what comes in.
-      out_features: Channels of what goes out.
+      in_features: Channels of the input.
+      out_features: Channels of the output.
       kernel_size: Height and width of the window.
-      sparsity: Fraction of blocks that are absent.
-      block: Their size, in channels.
-      strides: Of the window.
+      sparsity: Fraction of the blocks that are absent.
+      block: Structure of the kernel, in channels.
+      strides: Of the window, along height and width.
       padding: As in `convolve`.
       use_bias: Whether there is a bias, zero at first.
       dtype: Of the computation; None for that of the parameters and activations.
@@ -227,16 +230,16 @@ class SparseConv(_Condensed):
         self.padding = padding
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, height, width, in_features] to [..., out_features]."""
-        x, kernel = self.ready(x)
+        """Maps [batch, height, width, in_features] to [..., out_features]."""
+        x, kernel = self.in_dtype(x)
         return self.add_bias(convolve(x, kernel, strides=self.strides, padding=self.padding))
 
 
 class _Recurrent(nnx.Module):
-    """A cell over sequences; what comes in is projected for all steps at once."""
+    """A cell over sequences; inputs are projected for all steps at once."""
 
     gates: ClassVar[int]
-    parts: ClassVar[int]  # of the state
+    parts: ClassVar[int]  # arrays that the state consists of, each of `hidden_features`
     scan: ClassVar[Callable[..., tuple[jax.Array, jax.Array]]]
 
     def __init__(
@@ -268,7 +271,7 @@ class _Recurrent(nnx.Module):
         )
 
     def initial_carry(self, lanes: int, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
-        """The state before the first step: zeros (lanes, state)."""
+        """Returns the state before the first step: zeros (lanes, state)."""
         return jnp.zeros((lanes, self.parts * self.hidden_features), dtype)
 
     def __call__(
@@ -277,16 +280,16 @@ class _Recurrent(nnx.Module):
         carry_BxS: jax.Array | None = None,
         keep_BxT: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Outputs and the state after the last step.
+        """Runs the cell over a sequence.
 
         Args:
-          x_BxTxI: What comes in, (lanes, time, in_features).
+          x_BxTxI: Inputs, (lanes, time, in_features).
           carry_BxS: The state before the first step; zeros if None.
           keep_BxT: 0 where the state is forgotten before the step, as at the first byte of a
-            text, else 1; None for nowhere.
+            text, else 1; None if it is never forgotten.
 
         Returns:
-          (lanes, time, hidden_features), and the state (lanes, state).
+          Outputs (lanes, time, hidden_features), and the last state (lanes, state).
         """
         projected_TxBxG = self.input(x_BxTxI).swapaxes(0, 1)
         time, lanes, _ = projected_TxBxG.shape
@@ -305,18 +308,18 @@ class _Recurrent(nnx.Module):
 class SparseGRU(_Recurrent):
     """A GRU over sequences with condensed kernels: as `nnx.RNN(nnx.GRUCell(...))`.
 
-    Its kernels, `input/kernel` and `recurrent/kernel`, are each of the gates reset, update and
-    candidate side by side, which so compete for blocks. Initial values are normal: an orthogonal
-    kernel, as Flax draws, would have to be made dense.
+    Each of its kernels, `input/kernel` and `recurrent/kernel`, holds the gates reset, update and
+    candidate side by side, so the gates compete for blocks. Initial values are normal: to draw
+    an orthogonal kernel, as Flax does, a dense one would have to be made.
 
     Args:
-      in_features: Width of what comes in.
+      in_features: Width of the input.
       hidden_features: Width of the state.
-      sparsity: Fraction of blocks that are absent, of each kernel.
-      block: Their size.
+      sparsity: Fraction of the blocks of each kernel that are absent.
+      block: Structure of both kernels.
       dtype: Of the computation; None for that of the parameters and activations.
       param_dtype: Of the parameters.
-      seed: Of the random blocks: another for each layer.
+      seed: Of the random blocks; give each layer another one.
       rngs: Random keys for the initial values (stream `params`).
 
     Example:
@@ -338,11 +341,11 @@ class SparseGRU(_Recurrent):
 class SparseLSTM(_Recurrent):
     """An LSTM over sequences with condensed kernels: as `nnx.RNN(nnx.OptimizedLSTMCell(...))`.
 
-    As `SparseGRU`, with the gates input, forget, cell and output, and one bias in all, zero at
+    As `SparseGRU`, with the gates input, forget, cell and output, and a single bias, zero at
     first. The carry is the output and the cell side by side, (lanes, 2 * hidden_features).
 
     Args:
-      in_features: As in `SparseGRU`, and so the others.
+      in_features: As in `SparseGRU`.
       hidden_features: Width of the output, and of the cell.
       sparsity: As in `SparseGRU`.
       block: As in `SparseGRU`.
@@ -368,10 +371,10 @@ class SparseLSTM(_Recurrent):
 
 
 def topologies(model: nnx.Module) -> dict[str, Topology]:
-    """Of all condensed kernels of a model: `{path of the parameter: topology}`.
+    """Collects the topologies of a model: `{path of the kernel: topology}`.
 
-    For `condensed.rigl(...).init(weights, topologies)`, with `weights` the model's parameters as
-    a pure tree. The model's own are then those of the start: `write` updates them.
+    Pass them to `condensed.rigl(...).init(weights, topologies)`, with `weights` the model's
+    parameters as a pure tree. Training does not change those in the model; `write` does.
     """
     found = {}
     for path, module in nnx.iter_modules(model):
@@ -384,9 +387,12 @@ def write(model: nnx.Module, weights: PyTree, topologies: dict[str, Topology]) -
     """Puts trained weights and their topologies into a model, in place.
 
     Args:
-      model: Of condensed layers.
+      model: A model with condensed layers.
       weights: A pure tree like the model's parameters.
-      topologies: Of the state of the training.
+      topologies: Those of the training's state.
+
+    Raises:
+      ValueError: If a kernel of the model is missing in the weights.
     """
     nnx.update(model, weights)
     named = dict(_paths.flatten_with_paths(weights))

@@ -112,7 +112,7 @@ def stored(config: Config, params: PyTree) -> dict[str, tuple[float, rigl_optax.
     return found
 
 
-def blocks(config: Config, params: PyTree) -> dict[str, condensed.Topology]:
+def blocks(config: Config, params: PyTree) -> dict[str, condensed.BlockTopology]:
     """Draws the first blocks of condensed kernels: the same ones as the masks of a masked run.
 
     Args:

@@ -20,7 +20,7 @@ from rigl_optax import Block, _paths, condensed
 PyTree = Any
 Predicate = Callable[[jax.Array], jax.Array]
 PaddedBlocks = Callable[[], Mapping[str, tuple[Block, bool]]]
-ChooseTopologies = Callable[[PyTree], dict[str, condensed.Topology]]
+ChooseTopologies = Callable[[PyTree], dict[str, condensed.BlockTopology]]
 
 
 class Entries(NamedTuple):
@@ -262,7 +262,7 @@ class Condensed:
         del grads, is_growing  # there are scores in the program of rewirings, and nowhere else
         if scores is None:
             return jnp.zeros((), jnp.int32)
-        grids = {path: found.mask() for path, found in state.opt_state.topologies.items()}
+        grids = {path: found.grid_mask() for path, found in state.opt_state.topologies.items()}
         return no_gradient_outside(grids, scores)
 
     def kernels(self, state: Any) -> PyTree:
@@ -277,7 +277,7 @@ class Condensed:
         """See `Representation`."""
         found = state.opt_state.topologies
         named = _paths.flatten_with_paths(state.params)
-        leaves = [found[p].mask() if p in found else jnp.ones(x.shape, bool) for p, x in named]
+        leaves = [found[p].grid_mask() if p in found else jnp.ones(x.shape, bool) for p, x in named]
         return jax.tree.unflatten(jax.tree.structure(state.params), leaves)
 
     def entries(self, state: Any) -> dict[str, Entries]:

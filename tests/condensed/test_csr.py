@@ -44,7 +44,7 @@ def check(mask, x, tolerance=1e-12, dtype=np.float64):
     kernel = jnp.asarray(random(1, *mask.shape) * mask)
     values = topology.extract(kernel)
     np.testing.assert_array_equal(CSR(values, topology).dense(), kernel)
-    np.testing.assert_array_equal(topology.mask(), mask)
+    np.testing.assert_array_equal(topology.dense_mask(), mask)
     fresh = jax.jit(jax.value_and_grad(lambda *args: loss(*args), (0, 2)))
     got, (dvalues, dx) = fresh(values.astype(dtype), topology, x.astype(dtype))
     wanted, (dense, dx_dense) = jax.jit(jax.value_and_grad(dense_loss, (0, 1)))(kernel, x)

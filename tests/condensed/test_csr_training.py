@@ -20,7 +20,8 @@ from rigl_optax.condensed.single import _candidates, _csr, _csr_topology
 from tests.core import reference
 
 STEPS = 300
-PLAN = {"end": 200, "every": 20, "begin": 3, "seed": 4}
+PLAN = {"end": 200, "every": 20, "begin": 3}
+SEED = 4
 DROP = {"drop_fraction": rigl_optax.constant_drop_fraction(0.3)}
 # Above and below the density at which gradients are computed one by one; a dense layer.
 SPARSITY = rigl_optax.uniform(
@@ -29,7 +30,10 @@ SPARSITY = rigl_optax.uniform(
 SHAPES = {"a": (22, 32), "b": (32, 40), "c": (40, 16), "head": (16, 4)}
 METHODS = {
     "rigl": (rigl_optax.rigl, condensed.rigl),
-    "set": (rigl_optax.sparse_evolutionary_training, condensed.sparse_evolutionary_training),
+    "set": (
+        rigl_optax.sparse_evolutionary_training,
+        functools.partial(condensed.sparse_evolutionary_training, seed=SEED),
+    ),
 }
 INNER = {
     "momentum": lambda: optax.chain(
@@ -94,7 +98,7 @@ def both(optimizer, growth, structure_name):
         patch.setattr(_candidates, "_AT_ONCE", 200)
         patch.setattr(_csr_topology, "_PIECE", 8)
         params = jax.tree.map(jnp.asarray, first_params())
-        tx = masked_of(INNER[optimizer](), SPARSITY, structure=structure, **PLAN, **DROP)
+        tx = masked_of(INNER[optimizer](), SPARSITY, structure=structure, seed=SEED, **PLAN, **DROP)
         state = jax.jit(tx.init)(params)
         params = jax.jit(rigl_optax.apply_masks)(params, state)
         weights, topologies = condensed.condense(params, state.masks, structure)
@@ -187,7 +191,7 @@ def against(x, dy):
 @functools.cache
 def rewiring_of(shape, number, method):
     """A compiled rewiring of a layer of so many weights, whose fraction is count / 8."""
-    fraction = {"drop_fraction": lambda count: count / 8, "end": 9, "every": 1, "seed": 5}
+    fraction = {"drop_fraction": lambda count: count / 8, "end": 9, "every": 1}
     tx = METHODS[method][1](optax.sgd(0.1, momentum=0.9), **fraction)
 
     @jax.jit
@@ -233,7 +237,7 @@ def test_drop_and_growth_are_those_of_the_reference(method, data):
 def drawn(shape, count):
     """Ranks of the scores that the masked form draws for a whole layer."""
     packing = _packing.packing([shape], [False])
-    (scores,) = _random.random_scores(5, _random.Purpose.GROWTH, [0], packing, count)
+    (scores,) = _random.random_scores(SEED, _random.Purpose.GROWTH, [0], packing, count)
     return np.argsort(np.argsort(np.asarray(scores).reshape(-1))).reshape(shape)
 
 
@@ -299,7 +303,7 @@ def found(loss, weights, state, *batch):
 def test_a_gradient_that_is_not_finite_leaves_the_topology():
     """A single one, where there is no weight."""
     weights, state = layer()
-    row, col = np.argwhere(~np.asarray(state.topologies["w"].mask()))[0]
+    row, col = np.argwhere(~np.asarray(state.topologies["w"].grid_mask()))[0]
     x = jnp.eye(12).at[row, row].set(1e30)
     grads, scores = found(against(x, jnp.ones((12, 10)).at[row, col].set(1e30)), weights, state)
     assert np.isfinite(grads["w"]).all() and not np.isfinite(scores["w"].scores).all()
@@ -342,7 +346,7 @@ def test_neither_is_one_by_the_mean_of_two_batches():
     stays(weights, *rewire(*mean, state, weights), state)
     _, after = rewire(*one, state, weights)
     assert int(after.rewirings) == 1
-    assert (after.topologies["w"].mask() != state.topologies["w"].mask()).any()
+    assert (after.topologies["w"].grid_mask() != state.topologies["w"].grid_mask()).any()
 
 
 def shapes_in(compiled):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rigl_optax import Block
-from rigl_optax.condensed import BlockSparse, Topology, convolve, matmul, random_topology
+from rigl_optax import NM, Block
+from rigl_optax.condensed import BlockSparse, BlockTopology, convolve, matmul, random_topology
 from rigl_optax.condensed.blocks import _convolution, _features_first, _product
 
 DENSE = {
@@ -96,11 +96,11 @@ def test_product_and_gradients(name):
     check_against_dense(lambda x, k: x @ k, matmul_dense, kernel, array(1, (5, shape[0])))
 
 
-@pytest.mark.parametrize("gathered", [0, _features_first.GATHERED])
+@pytest.mark.parametrize("gathered", [0, _product.GATHERED])
 @pytest.mark.parametrize("name", DENSE)
 def test_loops_and_more_rows_than_a_tile(name, gathered, monkeypatch):
     """The paths of small and large layers, with features last and first."""
-    monkeypatch.setattr(_features_first, "GATHERED", gathered)
+    monkeypatch.setattr(_product, "GATHERED", gathered)
     monkeypatch.setattr(_product, "ROWS", 8)
     monkeypatch.setattr(_features_first, "TILE", 8)
     shape, block = DENSE[name]
@@ -249,14 +249,14 @@ def test_topologies_are_those_of_the_masked_form():
     for position, name in ((0, "a"), (2, "c")):
         topology = random_topology(params[name].shape, 0.6, blocks[name], seed=5, position=position)
         grid = blocks[name].groups(masks[name])
-        np.testing.assert_array_equal(topology.mask(), grid)
-        assert topology.blocks == int(grid.sum())
+        np.testing.assert_array_equal(topology.grid_mask(), grid)
+        assert topology.number == int(grid.sum())
         assert (np.diff(topology.cols) >= 0).all()
 
 
 def test_a_layer_without_blocks_is_zero():
     block = Block(4, 3)
-    empty = Topology(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32), (8, 6), block)
+    empty = BlockTopology(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32), (8, 6), block)
     kernel = BlockSparse(jnp.zeros(empty.values_shape), empty, jnp.zeros(empty.grid))
     x = array(0, (5, 8))
     assert not (x @ kernel).any()
@@ -338,6 +338,7 @@ def test_from_the_left_and_transposed():
         (lambda k, c: convolve(jnp.ones((1, 4, 4, 6)), c, strides=(1,)), "must be two"),
         (lambda k, c: random_topology((9, 9), 0.5, Block(2, 3)), "does not divide"),
         (lambda k, c: random_topology((8, 9), 1.5, Block(2, 3)), r"sparsity=1.5"),
+        (lambda k, c: random_topology((8, 8), 0.5, NM(1, 4)), r"a layer has NM\(n=1, m=4\), for"),
     ],
 )
 def test_errors(act, message):

@@ -107,7 +107,7 @@ def test_recurrent_layers_compute_what_the_dense_ones_do(cell):
     wanted = nnx.to_pure_dict(wanted)
     for name, topology in topologies.items():
         part, gradient = name.split("/")[0], wanted[name.split("/")[0]]["kernel"]
-        masked = jnp.where(topology.block.expand(topology.mask(), topology.shape), gradient, 0)
+        masked = jnp.where(topology.dense_mask(), gradient, 0)
         found = condensed.BlockSparse(grads[part]["kernel"], topology).dense()
         np.testing.assert_allclose(found, masked, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(scores[name], topology.block.pool(gradient), rtol=1e-4)
@@ -126,7 +126,7 @@ def test_recurrent_layers_take_trained_weights_back():
     layers.write(sparse, jax.tree.map(lambda w: 2 * w, weights), others)
     assert not np.allclose(call(sparse, x), before)
     for name, topology in layers.topologies(sparse).items():
-        np.testing.assert_array_equal(topology.mask(), others[name].mask())
+        np.testing.assert_array_equal(topology.grid_mask(), others[name].grid_mask())
     np.testing.assert_array_equal(sparse.recurrent.kernel[...], 2 * weights["recurrent"]["kernel"])
 
 
@@ -139,7 +139,7 @@ def test_recurrent_layers_in_bfloat16():
     assert layer.recurrent.kernel.dtype == jnp.float32
     # The two kernels are drawn apart: of one shape, they have other blocks.
     same = layers.SparseGRU(8, 8, sparsity=0.5, block=Block(2, 2), seed=1, rngs=nnx.Rngs(0))
-    masks = [t.mask() for t in layers.topologies(same).values()]
+    masks = [t.grid_mask() for t in layers.topologies(same).values()]
     assert not np.array_equal(*masks)
 
 
@@ -186,8 +186,8 @@ def test_a_model_of_layers_trains_and_rewires(trained):
     assert losses[-1] < 0.5 * losses[0]
     assert int(state.rewirings) == 4
     for path, topology in state.topologies.items():
-        assert not np.array_equal(topology.mask(), first.topologies[path].mask())
-        assert int(topology.mask().sum()) == first.topologies[path].blocks
+        assert not np.array_equal(topology.grid_mask(), first.topologies[path].grid_mask())
+        assert int(topology.grid_mask().sum()) == first.topologies[path].number
 
 
 def test_trained_weights_go_back_into_the_model(trained):

@@ -92,7 +92,7 @@ def test_values_gradients_and_scores_are_those_of_the_masked_scan(cell, layout):
         for topology, dvalue, score, gradient in zip(
             topologies, dvalues, scores, d_dense, strict=True
         ):
-            masked = jnp.where(topology.block.expand(topology.mask(), topology.shape), gradient, 0)
+            masked = jnp.where(topology.dense_mask(), gradient, 0)
             np.testing.assert_allclose(
                 BlockSparse(dvalue, topology).dense(), masked, rtol=1e-11, atol=1e-12
             )
@@ -164,7 +164,7 @@ def test_lowers_for_accelerators(platform):
 @pytest.mark.parametrize(
     ("gates", "widths", "told"),
     [
-        (4, (3,), "x is of 4 gates: must be 3"),
+        (4, (3,), "x has 4 gates: must be 3"),
         (3, (1, 1), r"\[\(12, 12\), \(12, 12\)\]: must be 3 of \(12, 12\), or fewer of several"),
         (3, (1.5, 1.5), r"\[\(12, 18\), \(12, 18\)\]"),
     ],

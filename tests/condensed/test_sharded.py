@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_optax
 from rigl_optax import Block, condensed
-from rigl_optax.condensed.blocks import _convolution, _features_first
+from rigl_optax.condensed.blocks import _convolution, _product
 from tests.core.test_no_gather import collectives
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -239,7 +239,7 @@ def test_under_auto_axes_what_the_page_says_crosses_devices(monkeypatch):
     blocks = arguments[0].shape[0]
     ordinary, _, _ = compiled_gradients(loss, arguments, AxisType.Auto)
     assert collectives(ordinary.as_text()) == [("all-reduce", stored, 1)]
-    monkeypatch.setattr(_features_first, "GATHERED", 0)
+    monkeypatch.setattr(_product, "GATHERED", 0)
     loss, arguments, stored, _ = kernel_case("matmul")
     ordinary, _, _ = compiled_gradients(loss, arguments, AxisType.Auto)
     assert collectives(ordinary.as_text()) == [("all-reduce", stored // blocks, blocks)]

@@ -1,7 +1,9 @@
-"""Convolutions with stored blocks of channels; all taps of a block are together.
+"""Convolutions with stored blocks of channels; a block has all taps of the window.
 
-On the CPU a loop over the blocks, each a convolution of its own; elsewhere one grouped convolution
-of gathered channels, and a segment sum.
+On the CPU a loop over the blocks, each a convolution of some channels of the images as they are:
+products with shifted tiles of transposed pixels took two to three times as long
+(`benchmarks/condensed_layers.py` times what is here). Elsewhere one grouped convolution of gathered
+channels, and a segment sum.
 """
 
 import functools
@@ -14,25 +16,26 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from rigl_optax.condensed import _devices
-from rigl_optax.condensed.blocks import _features_first
-from rigl_optax.condensed.blocks._kernel import BlockSparse, Spec, common_dtype, matmul
+from rigl_optax.condensed._dot import accumulator, common_dtype, dot
+from rigl_optax.condensed.blocks._kernel import BlockSparse, Spec, matmul
 
 Padding = str | Sequence[tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Bytes of the rows of images that a gradient of kernels takes at a time: they stay in the cache.
+# Bytes of the rows of images that a gradient of kernels takes at a time, so that every tap finds
+# them in the cache.
 ROWS = 1 << 19
 
 
 def convolve(
     x: jax.Array, kernel: BlockSparse, *, strides: Sequence[int] = (1, 1), padding: Padding = "SAME"
 ) -> jax.Array:
-    """Convolution of images with a condensed kernel.
+    """Convolves images with a condensed kernel.
 
     Args:
       x: [batch, height, width, in channels].
       kernel: Of shape [height, width, in, out].
-      strides: Of the window.
-      padding: `SAME`, `VALID`, or pairs of what is added at both ends of height and width.
+      strides: Of the window, along height and width.
+      padding: `SAME`, `VALID`, or pairs (before, after) of zeros along height and width.
 
     Returns:
       [batch, height, width, out channels].
@@ -52,6 +55,7 @@ def convolve(
     )
     pads = tuple((int(low), int(high)) for low, high in pads)
     if shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
+        # A product of pixels; XLA's own 1x1 convolution takes twice as long on the CPU.
         return matmul(x[:, :: strides[0], :: strides[1]], kernel)
     return _windowed(tuple(strides), pads, x, kernel)
 
@@ -77,13 +81,14 @@ def _windowed(
 
 
 class _Window(NamedTuple):
-    """What is static of a convolution."""
+    """The static part of a convolution."""
 
     spec: Spec
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
 
     def apply(self, x: jax.Array, values: jax.Array, groups: int = 1) -> jax.Array:
+        """Convolves with a dense kernel [height, width, in / groups, out]."""
         return lax.conv_general_dilated(
             x,
             values,
@@ -91,23 +96,23 @@ class _Window(NamedTuple):
             self.padding,
             dimension_numbers=_LAYOUT,
             feature_group_count=groups,
-            preferred_element_type=_features_first.accumulator(x, values),
+            preferred_element_type=accumulator(x, values),
         )
 
     def outputs(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Height and width of what comes out."""
+        """Returns height and width of the outputs."""
         sizes = zip(x_shape[1:3], self.padding, self.spec.shape[:2], self.strides, strict=True)
         return tuple(
             (size + low + high - tap) // step + 1 for size, (low, high), tap, step in sizes
         )
 
     def padded(self, x: jax.Array) -> jax.Array:
-        """Images with what is added at their ends."""
+        """Pads images with zeros."""
         edges = tuple((*pair, 0) for pair in self.padding)
         return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
 
     def transposed_padding(self, x_shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-        """Of outputs dilated by the strides, for a convolution that gives inputs."""
+        """Returns the padding of dilated outputs for the transposed convolution."""
         pads = []
         sizes = zip(x_shape[1:3], self.outputs(x_shape), self.spec.shape[:2], strict=True)
         for (size, out, tap), (low, _), step in zip(sizes, self.padding, self.strides, strict=True):
@@ -116,11 +121,11 @@ class _Window(NamedTuple):
         return tuple(pads)
 
     def blocked_inputs(self, x: jax.Array) -> jax.Array:
-        """[input blocks, batch, height, width, r]."""
+        """Returns images as [input blocks, batch, height, width, r]."""
         return _blocked(x, self.spec.grid[0], self.spec.block.rows)
 
     def blocked_outputs(self, y: jax.Array) -> jax.Array:
-        """[output blocks, batch, height, width, c]."""
+        """Returns outputs as [output blocks, batch, height, width, c]."""
         return _blocked(y, self.spec.grid[1], self.spec.block.cols)
 
 
@@ -154,7 +159,8 @@ def _product_of(
 
 
 def _forward(window: _Window, *arguments: Any) -> tuple[jax.Array, Any]:
-    # Not by `_convolve`: forward mode goes through this, for Hessian-vector products.
+    # This does not call `_convolve`, whose rule is for reverse mode alone: so JAX can differentiate
+    # forward through a gradient (Hessian-vector products).
     return _product_of(window, *arguments[:4]), arguments
 
 
@@ -195,7 +201,7 @@ def _forward_loop(
     spec = window.spec
     (inputs, outputs), block = spec.grid, spec.block
     x = _with_channels(x, inputs * block.rows)
-    dtype = _features_first.accumulator(x, values)
+    dtype = accumulator(x, values)
 
     def add(k: jax.Array, y: jax.Array) -> jax.Array:
         part = window.apply(_channels(x, rows[k], block.rows), values[k])
@@ -216,11 +222,11 @@ def _backward_loop(
 ) -> tuple[jax.Array, jax.Array]:
     spec = window.spec
     (inputs, outputs), block = spec.grid, spec.block
-    dtype = _features_first.accumulator(x, values)
+    dtype = accumulator(x, values)
     dy = _with_channels(dy, outputs * block.cols)
 
-    # The convolution that is its transpose, written out: a loop is slow at those that JAX makes,
-    # whose kernels are reversed and images dilated within them.
+    # The transposed convolution, written out. In the one that JAX makes, the convolution itself
+    # reverses the kernel and dilates the images, and in a loop that is slow on the CPU.
     turned = values[:, ::-1, ::-1].swapaxes(-1, -2)
     padding = window.transposed_padding(x.shape)
     dilated = tuple((0, 0, stride - 1) for stride in window.strides)
@@ -245,20 +251,20 @@ def _backward_loop(
 
     def one(place: tuple[jax.Array, jax.Array]) -> jax.Array:
         row, col = place
-        seen = _channels(padded, row, block.rows)
-        return _kernel_gradient(window, seen, _channels(dy, col, block.cols), dtype)
+        images = _channels(padded, row, block.rows)
+        return _kernel_gradient(window, images, _channels(dy, col, block.cols), dtype)
 
     dvalues = lax.map(one, (rows, cols)).reshape(values.shape).astype(values.dtype)
     return _devices.summed(dvalues, values), _devices.summed(dx, x)
 
 
 def _scores_loop(window: _Window, x: jax.Array, dy: jax.Array, probe: jax.Array) -> jax.Array:
-    """Scores of all blocks of the dense gradient, a row of blocks at a time."""
+    """Scores all blocks of the dense gradient, a row of blocks at a time."""
     spec = window.spec
     block, (inputs, outputs) = spec.block, spec.grid
     padded = window.padded(_with_channels(x, inputs * block.rows))
     dy = _with_channels(dy, outputs * block.cols)
-    dtype = _features_first.accumulator(x, dy)
+    dtype = accumulator(x, dy)
 
     def score(each: tuple[jax.Array, jax.Array]) -> jax.Array:
         row, sizes_O = each
@@ -272,7 +278,10 @@ def _scores_loop(window: _Window, x: jax.Array, dy: jax.Array, probe: jax.Array)
 def _kernel_gradient(
     window: _Window, padded: jax.Array, dy: jax.Array, dtype: jax.typing.DTypeLike
 ) -> jax.Array:
-    """[taps, in, out]: a product for each tap, some rows of the outputs at a time."""
+    """Computes the gradient of a kernel, [taps, in, out], for some rows of the outputs at a time.
+
+    Each tap is a product of the images, shifted, with the gradient of the outputs.
+    """
     (height, width), (down, right) = window.spec.shape[:2], window.strides
     batch, rows, columns, outputs = dy.shape
     inputs = padded.shape[3]
@@ -286,10 +295,10 @@ def _kernel_gradient(
         for i in range(height):
             for j in range(width):
                 ends = (i + (n - 1) * down + 1, j + (columns - 1) * right + 1)
-                seen = lax.slice(
+                shifted = lax.slice(
                     images, (0, i, j, 0), (batch, *ends, inputs), (1, down, right, 1)
                 ).reshape(-1, inputs)
-                parts.append(_features_first.dot(seen, own, (((0,), (0,)), ((), ()))))
+                parts.append(dot(shifted, own, (((0,), (0,)), ((), ()))))
         return total + jnp.stack(parts), None
 
     nothing = _devices.zeros((height * width, inputs, outputs), dtype, padded, dy)
@@ -302,11 +311,12 @@ def _with_channels(x: jax.Array, channels: int) -> jax.Array:
 
 
 def _channels(x: jax.Array, block: jax.Array, size: int) -> jax.Array:
-    """Those of a block, of all pixels."""
+    """Returns the channels of a block."""
     return lax.dynamic_slice_in_dim(x, block * size, size, 3)
 
 
 def _add_channels(x: jax.Array, part: jax.Array, block: jax.Array) -> jax.Array:
+    """Adds to the channels of a block."""
     total = _channels(x, block, part.shape[3]) + part
     return lax.dynamic_update_slice_in_dim(x, total, block * part.shape[3], 3)
 
@@ -334,19 +344,19 @@ def _backward_grouped(
     x: jax.Array,
     dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    # JAX's own derivative sums over devices by itself, as the loop does.
+    # JAX adds up its own derivatives over devices; in the loop `_devices.summed` does.
     _, pull = jax.vjp(lambda v, a: _forward_grouped(window, v, rows, cols, a), values, x)
     dvalues, dx = pull(dy)
     return dvalues, dx
 
 
 def _scores_grouped(window: _Window, x: jax.Array, dy: jax.Array, probe: jax.Array) -> jax.Array:
-    """Scores of all blocks of the dense gradient, a column of blocks at a time."""
+    """Scores all blocks of the dense gradient, a column of blocks at a time."""
     spec = window.spec
     block, (inputs, _) = spec.block, spec.grid
     height, width, channels, _ = spec.shape
     column = jax.ShapeDtypeStruct((height, width, channels, block.cols), x.dtype)
-    dtype = _features_first.accumulator(x, dy)
+    dtype = accumulator(x, dy)
 
     def score(each: tuple[jax.Array, jax.Array]) -> jax.Array:
         dy_BxHxWxC, sizes_I = each
@@ -363,12 +373,13 @@ def _scores_grouped(window: _Window, x: jax.Array, dy: jax.Array, probe: jax.Arr
 
 
 def _blocked(x: jax.Array, blocks: int, size: int) -> jax.Array:
-    """[batch, height, width, channels] as [blocks, batch, height, width, size]."""
+    """Turns [batch, height, width, channels] into [blocks, batch, height, width, size]."""
     missing = blocks * size - x.shape[-1]
     padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing))) if missing else x
     return jnp.moveaxis(padded.reshape(*x.shape[:3], blocks, size), 3, 0)
 
 
 def _flat(x: jax.Array, channels: int) -> jax.Array:
+    """Inverts `_blocked`."""
     moved = jnp.moveaxis(x, 0, 3)
     return moved.reshape(*moved.shape[:3], -1)[..., :channels]

@@ -1,8 +1,10 @@
-"""Products of stored blocks with activations, feature-major: [features, batch].
+"""Products of stored blocks with activations [features, batch].
 
-One batched product of gathered activations and a segment sum: what an accelerator is made for.
-On the CPU a gathered copy that leaves the cache costs more than the products; there it is a loop
-over the blocks, each a small product of slices.
+Only `matmul(..., features_first=True)` takes these, for a chain of linear layers on the CPU, where
+one block of features is then one piece of memory. The MLP of `benchmarks/condensed.py` (2048 units,
+256 rows, blocks of 32x32) spends two thirds of the time that it does with `_product`, forward and
+backward (`--features-last`). Layers, convolutions and recurrences take `_product`: their
+activations would have to be transposed, which takes as long as the products.
 """
 
 import functools
@@ -13,21 +15,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from rigl_optax.condensed import _devices
+from rigl_optax.condensed._dot import accumulator, at_most, dot
+from rigl_optax.condensed.blocks._product import Score, is_gathered
 
-# A slice of so many columns, 32 features high, and its product stay in the first cache levels.
+# Columns of activations that a loop takes at once: a slice of them, 32 features high, and its
+# product stay in the first cache levels.
 TILE = 512
-# What is gathered may take so many bytes on the CPU; a step of a recurrent network is below it.
-GATHERED = 2 * 2**20
-
-Score = Callable[[jax.Array, jax.Array], jax.Array]
-Axes = tuple[int, ...]
-Dimensions = tuple[tuple[Axes, Axes], tuple[Axes, Axes]]  # contracted, and of the batch
 
 
 def forward(
     values: jax.Array, rows: jax.Array, cols: jax.Array, x: jax.Array, outputs: int
 ) -> jax.Array:
-    """Sums of blocks times activations.
+    """Multiplies activations by stored blocks.
 
     Args:
       values: [blocks, r, c].
@@ -39,21 +38,22 @@ def forward(
     Returns:
       [outputs, c, batch], of at least float32.
     """
-    return _spread(_forward_loop, _forward_gathered, outputs, values, rows, cols, x)
+    return _by_backend(_forward_loop, _forward_gathered, outputs, values, rows, cols, x)
 
 
 def backward_input(
     values: jax.Array, rows: jax.Array, cols: jax.Array, dy: jax.Array, inputs: int
 ) -> jax.Array:
-    """From the gradient of the outputs [output blocks, c, batch] to that of the inputs."""
+    """Computes the gradient of the inputs from dy, [output blocks, c, batch]."""
     flipped = jnp.swapaxes(values, 1, 2)
-    return _spread(_forward_loop, _forward_gathered_unsorted, inputs, flipped, cols, rows, dy)
+    # Blocks are sorted by output, so these sums are not over neighbours.
+    return _by_backend(_forward_loop, _forward_gathered_unsorted, inputs, flipped, cols, rows, dy)
 
 
 def backward_values(
     rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array, block: tuple[int, int]
 ) -> jax.Array:
-    """The gradient of the stored values alone, [blocks, r, c]."""
+    """Computes the gradient of the stored values alone, [blocks, r, c]."""
     if not rows.size:
         return _devices.zeros((0, *block), accumulator(x, dy), x, dy)
     on_cpu = _values_gathered if _is_small(rows, x, dy) else _values_loop
@@ -63,14 +63,14 @@ def backward_values(
 def scores(
     x: jax.Array, dy: jax.Array, sizes: jax.Array, score: Score, probe: jax.Array
 ) -> jax.Array:
-    """Scores of all blocks of the dense gradient, a column of blocks at a time.
+    """Scores all blocks of the dense gradient, a column of blocks at a time.
 
     Args:
       x: [input blocks, r, batch].
       dy: [output blocks, c, batch].
       sizes: [input blocks, output blocks]: number of weights in each block.
-      score: From a column of blocks [input blocks, r, c] and their sizes to [input blocks].
-      probe: What the scores are the gradient of.
+      score: `score(gradient [input blocks, r, c], sizes [input blocks]) -> [input blocks]`.
+      probe: The zeros whose gradient the scores are.
 
     Returns:
       [input blocks, output blocks].
@@ -87,37 +87,7 @@ def scores(
     return lax.map(column, (dy, sizes.T)).T
 
 
-def at_most(size: int, bound: int, *, otherwise: bool) -> bool:
-    """Whether a size is within a bound; `otherwise` where it is symbolic, as in `jax.export`."""
-    return size <= bound if isinstance(size, int) else otherwise
-
-
-def dot(a: jax.Array, b: jax.Array, contracted: Dimensions) -> jax.Array:
-    """`lax.dot_general`, added up in at least float32.
-
-    The CPU has no kernel for 16-bit operands in every layout that XLA may choose: there they are
-    widened first, which changes no product.
-    """
-    dtype = accumulator(a, b)
-    product = functools.partial(
-        lax.dot_general, dimension_numbers=contracted, preferred_element_type=dtype
-    )
-    if a.dtype == b.dtype == dtype:
-        return product(a, b)
-
-    def widened(a: jax.Array, b: jax.Array) -> jax.Array:
-        return product(a.astype(dtype), b.astype(dtype))
-
-    return lax.platform_dependent(a, b, cpu=widened, default=product)
-
-
-def accumulator(*arrays: jax.Array) -> jnp.dtype:
-    """The dtype in which products of these are added up: at least float32."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*arrays, jnp.float32)
-
-
-def _spread(
+def _by_backend(
     loop: Callable[..., jax.Array],
     gathered: Callable[..., jax.Array],
     outputs: int,
@@ -141,9 +111,9 @@ def _spread(
 
 
 def _is_small(rows: jax.Array, *activations: jax.Array) -> bool:
-    """Whether what blocks need of activations [..., features, batch] is soon gathered."""
+    """Whether the CPU gathers, for each block, its activations [..., features, batch]."""
     each = sum(x.shape[1] * x.shape[2] * x.dtype.itemsize for x in activations)
-    return at_most(rows.shape[0] * each, GATHERED, otherwise=False)
+    return is_gathered(rows.shape[0] * each)
 
 
 def _forward_loop(
@@ -167,7 +137,7 @@ def _forward_loop(
 
 
 def _tiles(x: jax.Array) -> jax.Array:
-    """[blocks, features, batch] as [tiles, blocks, features, TILE], padded with zeros."""
+    """Cuts [blocks, features, batch] into [tiles, blocks, features, TILE], padded with zeros."""
     missing = -x.shape[2] % TILE
     padded = jnp.pad(x, ((0, 0), (0, 0), (0, missing))) if missing else x
     return jnp.moveaxis(padded.reshape(*x.shape[:2], -1, TILE), 2, 0)

@@ -1,9 +1,9 @@
-"""A condensed kernel: stored blocks that multiply activations like the dense one."""
+"""A condensed kernel of blocks, and its product with activations."""
 
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,19 @@ from jax.sharding import PartitionSpec
 from rigl_optax._structures import Block
 from rigl_optax._xla import _sharding
 from rigl_optax.condensed import _devices
+from rigl_optax.condensed._dot import common_dtype
+from rigl_optax.condensed._kernel import Kernel
 from rigl_optax.condensed.blocks import _features_first, _product
-from rigl_optax.condensed.blocks._topology import Topology
+
+if TYPE_CHECKING:  # whose `bind` makes kernels, and so imports this module
+    from rigl_optax.condensed.blocks._topology import BlockTopology
 
 
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["values", "topology", "probe"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
-class BlockSparse:
+class BlockSparse(Kernel):
     r"""Stored blocks and where they are: `x @ kernel` is a product with the dense kernel.
 
     Gradients with respect to `values` are those of the stored weights alone. The gradient with
@@ -29,13 +33,14 @@ class BlockSparse:
 
     .. math:: \mathrm{score}_{io} = \mathrm{pool}(x_i^\top \, \partial L / \partial y_o)
 
-    which is computed a column of blocks at a time and reduced at once. It is what growth
-    needs, on rewiring steps alone; nobody pays for it who does not ask. Where a kernel is used
-    several times, the scores of its uses are added up: a bound of the score of the sum.
+    which is computed for one row or column of blocks at a time and pooled at once. Growth needs it,
+    on rewiring steps alone; a program that does not ask for this gradient does not compute it.
+    Where a kernel is used several times, the scores of its uses are added up: an upper bound of
+    the score of the summed gradient.
 
     Attributes:
       values: Floating, [blocks, *window, rows, cols].
-      topology: Where they are.
+      topology: A `BlockTopology`: where the blocks are.
       probe: float32 zeros, of the shape of the grid; None to leave it out.
 
     Example:
@@ -48,19 +53,13 @@ class BlockSparse:
     """
 
     values: jax.Array
-    topology: Topology
+    topology: "BlockTopology"
     probe: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
+        """Shape of the dense kernel."""
         return self.topology.shape
-
-    def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        return matmul(x, self)
-
-    def __matmul__(self, x: jax.Array) -> jax.Array:
-        return from_left(self, x)
 
     @property
     def T(self) -> "BlockSparse":
@@ -69,19 +68,21 @@ class BlockSparse:
         values = self.values[order].reshape(-1, *self.values.shape[-2:]).swapaxes(1, 2)
         return BlockSparse(values, topology, None if self.probe is None else self.probe.T)
 
-    # NumPy arrays are to leave the product to us.
-    __array_priority__ = 1000
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        """Multiplies activations: `matmul`."""
+        return matmul(x, self)
 
     def astype(self, dtype: jax.typing.DTypeLike) -> "BlockSparse":
-        """The same with values of another dtype."""
+        """Returns the kernel with values of another dtype."""
         return BlockSparse(self.values.astype(dtype), self.topology, self.probe)
 
     def dense(self) -> jax.Array:
-        """The dense kernel, zero where there is no block."""
+        """Returns the dense kernel, zero where there is no block."""
         topology = self.topology
         (inputs, outputs), block = topology.grid, topology.block
         window = topology.shape[:-2]
         grid = jnp.zeros((inputs, outputs, *self.values.shape[1:]), self.values.dtype)
+        # Under explicit axes values may be cut along their blocks, the grid is not.
         grid = grid.at[topology.rows, topology.cols].set(_sharding.whole(self.values))
         # [in, out, *window, r, c] -> [*window, in, r, out, c]
         taps = tuple(range(2, 2 + len(window)))
@@ -90,31 +91,15 @@ class BlockSparse:
         return whole[..., : topology.shape[-2], : topology.shape[-1]]
 
 
-def as_blocks(kernel: jax.Array | BlockSparse) -> BlockSparse:
-    """A kernel as stored blocks: a dense one is a single block, of its own size.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> as_blocks(jnp.ones((8, 6))).values.shape
-      (1, 8, 6)
-    """
-    if isinstance(kernel, BlockSparse):
-        return kernel
-    first = jnp.zeros(1, jnp.int32)
-    *_, inputs, outputs = kernel.shape
-    topology = Topology(first, first, tuple(kernel.shape), Block(inputs, outputs))
-    return BlockSparse(kernel[None], topology)
-
-
 def matmul(x: jax.Array, kernel: BlockSparse, *, features_first: bool = False) -> jax.Array:
-    """Activations times a condensed kernel.
+    """Multiplies activations by a condensed kernel.
 
     Args:
       x: [..., in]; or [in, batch].
-      kernel: Of a dense layer, or of a 1x1 convolution.
+      kernel: Of a linear layer, or of a 1x1 convolution.
       features_first: Whether features are the first of two axes, in `x` and in the result. On
-        the CPU products are quicker so where all rows of a batch fit into the cache, as a chain
-        of linear layers can use.
+        the CPU that is faster where all rows of a batch fit into the cache: use it for a chain
+        of linear layers.
 
     Returns:
       [..., out]; or [out, batch].
@@ -145,18 +130,8 @@ def matmul(x: jax.Array, kernel: BlockSparse, *, features_first: bool = False) -
     return product(x, kernel)
 
 
-def from_left(kernel: Any, x: jax.Array) -> jax.Array:
-    """A kernel of two axes times `x`, [out], or [..., out, columns]: what `@` does with arrays."""
-    x = jnp.asarray(x)
-    if not x.ndim or x.shape[max(0, x.ndim - 2)] != kernel.shape[-1]:
-        raise ValueError(f"a kernel of {kernel.shape} does not fit an array of shape {x.shape}")
-    if x.ndim == 1:
-        return x @ kernel.T
-    return (x.swapaxes(-1, -2) @ kernel.T).swapaxes(-1, -2)
-
-
 class Spec(NamedTuple):
-    """What is static of a product."""
+    """The static part of a product: block, shape of the dense kernel, layout of activations."""
 
     block: Block
     shape: tuple[int, ...]
@@ -164,16 +139,16 @@ class Spec(NamedTuple):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Input and output blocks."""
+        """Numbers of input blocks and output blocks."""
         inputs, outputs = self.block.grid(self.shape, "a layer")
         return inputs, outputs
 
     def sizes(self) -> jax.Array:
-        """Number of weights of each block of the grid."""
+        """Returns how many weights of each block of the grid lie within the layer."""
         return jnp.asarray(self.block.group_sizes(self.shape), jnp.int32)
 
-    def score(self, *axes: int) -> _features_first.Score:
-        """The scores of blocks whose own axes are `axes`, and their sizes."""
+    def score(self, *axes: int) -> _product.Score:
+        """Returns `score(gradient, sizes)` for gradients in which `axes` run within a block."""
         return lambda gradient, sizes: self.block.score(gradient, axes, sizes)
 
 
@@ -197,7 +172,8 @@ def _multiply_forward(
     x: jax.Array,
     probe: jax.Array | None,
 ) -> tuple[jax.Array, Any]:
-    # Not by `_multiply`: forward mode goes through this, for Hessian-vector products.
+    # This computes the product itself and does not call `_multiply`, whose rule is for reverse mode
+    # alone: so JAX can differentiate forward through a gradient (Hessian-vector products).
     saved, (inputs, outputs), dtype = (values, rows, cols, x, probe), spec.grid, x.dtype
     if not spec.features_first:
         return _product.forward(values, rows, cols, x, spec.shape[-1]).astype(dtype), saved
@@ -232,18 +208,12 @@ _multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 def _blocked(x: jax.Array, blocks: int, size: int) -> jax.Array:
-    """[features, batch] as [blocks, size, batch], with zeros beyond the edge."""
+    """Turns [features, batch] into [blocks, size, batch], with zeros beyond the edge."""
     missing = blocks * size - x.shape[0]
     padded = jnp.pad(x, ((0, missing), (0, 0))) if missing else x
     return padded.reshape(blocks, size, x.shape[1])
 
 
 def _flat(x: jax.Array, features: int) -> jax.Array:
-    """The inverse of `_blocked`."""
+    """Inverts `_blocked`."""
     return x.reshape(x.shape[0] * x.shape[1], x.shape[2])[:features]
-
-
-def common_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """What arrays are promoted to, whatever promotion is allowed."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*arrays)

@@ -1,27 +1,36 @@
-"""Products of stored blocks with activations [batch, features]: `_product` with features last.
+"""Products of stored blocks with activations [batch, features]: what `x @ kernel` does.
 
-No array is transposed, which takes as long as the products where there are many rows. On the CPU
-it is a loop over the blocks here too, each a small product of columns.
+On the CPU a loop over the blocks, each a small product of a few columns of the activations;
+elsewhere, and where little is gathered, one batched product and a segment sum.
+`_features_first` has the same functions for transposed activations.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from rigl_optax.condensed import _devices
-from rigl_optax.condensed.blocks import _features_first
-from rigl_optax.condensed.blocks._features_first import Score, accumulator, dot
+from rigl_optax.condensed._dot import accumulator, at_most, dot
 
-# So many rows of activations at a time for a gradient of kernels: their columns stay in the cache.
+# Rows of activations that a gradient of kernels takes at once, so that their columns stay in the
+# cache. More than twice as many are taken in turn.
 ROWS = 2048
+# Bytes of activations that the CPU gathers for one batched product, instead of a loop over the
+# blocks: a copy that stays in the cache is cheaper than many small products. A step of a recurrent
+# network is below it (`benchmarks/condensed_layers.py`: GRU and LSTM), a batch of an MLP above.
+GATHERED = 2 * 2**20
+
+# `score(gradient, sizes) -> scores` of a row or column of blocks.
+Score = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def forward(
     values: jax.Array, rows: jax.Array, cols: jax.Array, x: jax.Array, features: int
 ) -> jax.Array:
-    """Sums of activations times blocks.
+    """Multiplies activations by stored blocks.
 
     Args:
       values: [blocks, r, c].
@@ -39,18 +48,17 @@ def forward(
 def backward_input(
     values: jax.Array, rows: jax.Array, cols: jax.Array, dy: jax.Array, features: int
 ) -> jax.Array:
-    """From the gradient of the outputs [batch, outputs] to that of the inputs."""
+    """Computes the gradient of the inputs, [batch, features], from that of the outputs."""
     return _multiply(2, features, values, cols, rows, dy)
 
 
 def backward_values(
     rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array, block: tuple[int, int]
 ) -> jax.Array:
-    """The gradient of the stored values alone, [blocks, r, c], of at least float32."""
+    """Computes the gradient of the stored values alone, [blocks, r, c], of at least float32."""
     if not rows.size:
         return _devices.zeros((0, *block), accumulator(x, dy), x, dy)
-    gathered = rows.shape[0] * x.shape[0] * sum(block) * x.dtype.itemsize
-    is_small = _features_first.at_most(gathered, _features_first.GATHERED, otherwise=False)
+    is_small = is_gathered(rows.shape[0] * x.shape[0] * sum(block) * x.dtype.itemsize)
     return lax.platform_dependent(
         rows,
         cols,
@@ -69,15 +77,18 @@ def scores(
     score: Score,
     probe: jax.Array,
 ) -> jax.Array:
-    """Scores of all blocks of the dense gradient, a row of blocks at a time.
+    """Scores all blocks of the dense gradient, a row of blocks at a time.
+
+    Only a row of blocks of the gradient exists at any time: the whole one would be as large as the
+    dense kernel.
 
     Args:
       x: [batch, inputs].
       dy: [batch, outputs].
       sizes: [input blocks, output blocks]: number of weights in each block.
       block: r and c.
-      score: From a row of blocks [r, output blocks, c] and their sizes to [output blocks].
-      probe: What the scores are the gradient of.
+      score: `score(gradient [r, output blocks, c], sizes [output blocks]) -> [output blocks]`.
+      probe: The zeros whose gradient the scores are.
 
     Returns:
       [input blocks, output blocks].
@@ -93,6 +104,11 @@ def scores(
     return lax.map(row, (jnp.arange(inputs), sizes))
 
 
+def is_gathered(size: int) -> bool:
+    """Whether the CPU gathers activations of `size` bytes; never if the size is symbolic."""
+    return at_most(size, GATHERED, otherwise=False)
+
+
 def _multiply(
     axis: int,
     features: int,
@@ -101,11 +117,19 @@ def _multiply(
     targets: jax.Array,
     x: jax.Array,
 ) -> jax.Array:
-    """Activations times the axis `axis` of blocks, from their sources added up at their targets."""
+    """Multiplies the columns `sources` of x by blocks; adds up the products at `targets`.
+
+    Args:
+      axis: The axis of the blocks that is contracted: 1 for the product, 2 for its transpose.
+      features: Number of columns of the result.
+      values: [blocks, r, c].
+      sources: int32 [blocks]: the columns of x that each block multiplies.
+      targets: int32 [blocks]: the columns of the result that it adds to.
+      x: [batch, features].
+    """
     if not values.shape[0]:
         return _devices.zeros((x.shape[0], features), accumulator(values, x), values, x)
-    gathered = values.shape[0] * x.shape[0] * values.shape[axis] * x.dtype.itemsize
-    is_small = _features_first.at_most(gathered, _features_first.GATHERED, otherwise=False)
+    is_small = is_gathered(values.shape[0] * x.shape[0] * values.shape[axis] * x.dtype.itemsize)
     y = lax.platform_dependent(
         values,
         sources,
@@ -129,9 +153,10 @@ def _loop(
     x, dtype = _padded(x, -(-x.shape[1] // size) * size), accumulator(values, x)
     contracted = (((1,), (axis - 1,)), ((), ()))
 
+    # Slices of columns, in place: transposing what many rows give, to have features first, takes
+    # as long as the products.
     def add(k: jax.Array, y: jax.Array) -> jax.Array:
-        below = _columns(x, sources[k], size)
-        part = dot(below, values[k], contracted)
+        part = dot(_columns(x, sources[k], size), values[k], contracted)
         total = _columns(y, targets[k], other) + part
         return lax.dynamic_update_slice_in_dim(y, total, targets[k] * other, 1)
 
@@ -150,7 +175,8 @@ def _gathered(
     # [blocks, batch, size]: one batched product.
     parts = dot(_blocked(x, values.shape[axis])[sources], values, (((2,), (axis,)), ((0,), (0,))))
     outputs = -(-features // parts.shape[2])
-    # Blocks are in the order of their columns.
+    # Blocks are stored in the order of their outputs, so only the forward product adds up
+    # neighbours.
     y = jax.ops.segment_sum(parts, targets, outputs, indices_are_sorted=axis == 1)
     return y.swapaxes(0, 1).reshape(x.shape[0], outputs * parts.shape[2])
 
@@ -176,13 +202,13 @@ def _values_gathered(
 
 
 def _gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """`x.T @ dy`, some rows at a time."""
+    """Computes `x.T @ dy`, `ROWS` rows at a time."""
     batch = x.shape[0]
 
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
         return dot(x, dy, (((0,), (0,)), ((), ())))
 
-    if _features_first.at_most(batch, 2 * ROWS, otherwise=True):
+    if at_most(batch, 2 * ROWS, otherwise=True):
         return product(x, dy)
 
     def add(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
@@ -195,11 +221,12 @@ def _gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def _columns(x: jax.Array, block: jax.Array, size: int) -> jax.Array:
+    """Returns the columns of one block of features, [batch, size]."""
     return lax.dynamic_slice_in_dim(x, block * size, size, 1)
 
 
 def _blocked(x: jax.Array, size: int) -> jax.Array:
-    """[batch, features] as [blocks, batch, size], with zeros beyond the edge."""
+    """Turns [batch, features] into [blocks, batch, size], with zeros beyond the edge."""
     blocks = -(-x.shape[1] // size)
     return _padded(x, blocks * size).reshape(x.shape[0], blocks, size).swapaxes(0, 1)
 

@@ -1,34 +1,35 @@
-"""Where the stored blocks of a layer are: int32 indices with static shapes."""
+"""Where the stored blocks of a layer are, and how a rewiring moves them."""
 
 import dataclasses
 import functools
 import math
-from typing import Any, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rigl_optax import _distributions
+from rigl_optax._layout import SparseLeaf
 from rigl_optax._ranking import _packing, _random, _top_k
-from rigl_optax._structures import Block, Unstructured
+from rigl_optax._structures import Block
 from rigl_optax._types import Seed
-from rigl_optax.condensed.single import _candidates, _csr_topology
-from rigl_optax.condensed.single._csr_topology import CSRTopology
+from rigl_optax.condensed._topology import Move, RandomGrowth, Ranking
+from rigl_optax.condensed.blocks._kernel import BlockSparse
 
 
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["rows", "cols"], meta_fields=["shape", "block"]
 )
 @dataclasses.dataclass(frozen=True)
-class Topology:
-    """The blocks that a condensed layer has, in a flat list sorted by output block.
+class BlockTopology:
+    """The blocks that a condensed layer stores, in a flat list sorted by output block.
 
     Attributes:
       rows: int32 [blocks]: input block of each.
       cols: int32 [blocks]: output block of each, ascending.
-      shape: Of the dense kernel that it stands for, [*window, in, out].
-      block: The structure: its size, and how blocks are scored.
+      shape: Shape of the dense kernel, [*window, in, out].
+      block: Structure of the layer: the size of blocks, and how they are scored.
     """
 
     rows: jax.Array
@@ -36,183 +37,165 @@ class Topology:
     shape: tuple[int, ...]
     block: Block
 
+    @classmethod
+    def from_mask(cls, mask: Any, structure: Block, path: str) -> "BlockTopology":
+        """Makes the topology of a mask of weights, on the host.
+
+        Raises:
+          ValueError: If a block is active in part.
+        """
+        shape = tuple(np.shape(mask))
+        grid = _whole_blocks(mask, shape, structure, path)
+        cols, rows = (jnp.asarray(i, jnp.int32) for i in np.nonzero(grid.T))
+        return cls(rows, cols, shape, structure)
+
+    @classmethod
+    def random(
+        cls, shape: tuple[int, ...], sparsity: float, structure: Block, seed: Seed, position: int
+    ) -> "BlockTopology":
+        """Draws `floor(sparsity * blocks)` absent blocks."""
+        grid = structure.grid(shape, "a layer")
+        number = math.prod(grid) - _distributions.zeros_in(sparsity, math.prod(grid))
+        packing = _packing.packing([grid], [False])
+        scores = _random.random_scores(seed, _random.Purpose.INITIAL_MASK, [position], packing)
+        chosen = _top_k.top_k(scores, packing.rows, jnp.asarray([number], jnp.int32))
+        return _from_grid_mask(packing.unpack(chosen)[0], number, shape, structure)
+
     @property
-    def blocks(self) -> int:
+    def number(self) -> int:
         """Number of stored blocks."""
         return self.rows.shape[0]
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Input blocks and output blocks of the dense kernel."""
+        """Numbers of input blocks and output blocks of the dense kernel."""
         inputs, outputs = self.block.grid(self.shape, "a layer")
         return inputs, outputs
 
     @property
     def values_shape(self) -> tuple[int, ...]:
         """Shape of the stored values: [blocks, *window, rows, cols]."""
-        return (self.blocks, *self.shape[:-2], self.block.rows, self.block.cols)
+        return (self.number, *self.shape[:-2], self.block.rows, self.block.cols)
 
     @property
     def density(self) -> float:
-        """Stored blocks of all."""
-        return self.blocks / math.prod(self.grid)
+        """Fraction of the blocks that are stored."""
+        return self.number / math.prod(self.grid)
 
-    def mask(self) -> jax.Array:
-        """Bool, of the shape of the grid: True where there is a block."""
+    def grid_mask(self) -> jax.Array:
+        """Returns which blocks are stored: bool, of shape `grid`."""
         return jnp.zeros(self.grid, bool).at[self.rows, self.cols].set(True)
 
-    def transposed(self) -> tuple["Topology", jax.Array]:
-        """The topology of the transposed kernel, and where each of its blocks is in this one."""
+    def dense_mask(self) -> jax.Array:
+        """Returns which weights are stored: bool, of the shape of the dense kernel."""
+        return self.block.expand(self.grid_mask(), self.shape)
+
+    def transposed(self) -> tuple["BlockTopology", jax.Array]:
+        """Returns the topology of the transposed kernel, and each of its blocks' index in this."""
         if math.prod(self.shape[:-2]) != 1:
             raise ValueError(f"a kernel of shape {self.shape} is a convolution's: no transpose")
         order = jnp.argsort(self.rows, stable=True)
         block = dataclasses.replace(self.block, rows=self.block.cols, cols=self.block.rows)
         shape = (self.shape[-1], self.shape[-2])
-        return Topology(self.cols[order], self.rows[order], shape, block), order
+        return BlockTopology(self.cols[order], self.rows[order], shape, block), order
 
-    def sizes(self) -> jax.Array:
-        """int32 [blocks]: how many weights of each block lie within the layer."""
-        sizes = jnp.asarray(self.block.group_sizes(self.shape), jnp.int32)
-        return sizes[self.rows, self.cols]
+    @jax.jit
+    def extract(self, dense: jax.Array) -> jax.Array:
+        """Returns the stored blocks of a dense array, [blocks, *window, rows, cols]."""
+        (inputs, outputs), block, window = self.grid, self.block, self.shape[:-2]
+        missing = inputs * block.rows - self.shape[-2], outputs * block.cols - self.shape[-1]
+        dense = jnp.pad(dense, [(0, 0)] * len(window) + [(0, missing[0]), (0, missing[1])])
+        tiles = dense.reshape(*window, inputs, block.rows, outputs, block.cols)
+        n = len(window)
+        return tiles.transpose(n, n + 2, *range(n), n + 1, n + 3)[self.rows, self.cols]
+
+    def clear_padding(self, values: jax.Array) -> jax.Array:
+        """Sets values to 0 where a block reaches beyond the edge of the layer."""
+        inside = _inside(self.rows, self.block.rows, self.shape[-2])[:, :, None]
+        inside = inside & _inside(self.cols, self.block.cols, self.shape[-1])[:, None]
+        shape = (self.number, *(1,) * (len(self.shape) - 2), *inside.shape[1:])
+        return jnp.where(inside.reshape(shape), values, 0)
+
+    def bind(self, values: jax.Array, probe: jax.Array | None = None) -> BlockSparse:
+        """Makes the kernel of these values."""
+        return BlockSparse(values, self, probe)
+
+    def probe(self) -> jax.Array:
+        """Returns zeros whose gradients are the scores of all blocks: see `BlockSparse`."""
+        return jnp.zeros(self.grid, jnp.float32)
+
+    def as_leaf(self, path: str, position: int) -> SparseLeaf:
+        """Describes the layer as the masked form does: all blocks are ranked."""
+        absent = math.prod(self.grid) - self.number
+        return SparseLeaf(path, position, False, absent, self.block, self.shape, self.grid)
+
+    def check_rewirable(self, path: str, min_fan_in: int) -> None:
+        """Accepts every layer; whether `min_fan_in` suits it is checked as in the masked form."""
+
+    def limited(self, fraction: float) -> "BlockTopology":
+        """Returns the topology as it is: all blocks are ranked whatever the fraction."""
+        del fraction
+        return self
+
+    def rank(self, values: jax.Array, scores: jax.Array, growth: RandomGrowth | None) -> Ranking:
+        """Collects all blocks of the layer. Random growth draws scores of its own for the grid."""
+        del growth
+        sizes = jnp.asarray(self.block.group_sizes(self.shape), jnp.int32)[self.rows, self.cols]
+        each = self.block.score(values, tuple(range(1, values.ndim)), sizes)
+
+        def move(mask: jax.Array) -> Move:
+            new = _from_grid_mask(mask, self.number, self.shape, self.block)
+            old_index = jnp.full(self.grid, -1, jnp.int32)
+            order = jnp.arange(self.number, dtype=jnp.int32)
+            old_index = old_index.at[self.rows, self.cols].set(order)
+            source = old_index[new.rows, new.cols]
+            return Move(new, jnp.maximum(source, 0), source >= 0)
+
+        return Ranking(
+            weights=jnp.zeros(self.grid, jnp.float32).at[self.rows, self.cols].set(each),
+            gradients=scores.astype(jnp.float32),
+            mask=self.grid_mask(),
+            indices=jnp.arange(math.prod(self.grid), dtype=jnp.int32).reshape(self.grid),
+            # Scores of several uses of a kernel add up to a bound of the score of the sum.
+            is_valid=jnp.ones((), bool),
+            move=move,
+        )
 
 
-def from_mask(mask: jax.Array, blocks: int, shape: tuple[int, ...], block: Block) -> Topology:
-    """The topology of a mask of blocks, of which `blocks` (static) must be True."""
-    # By output block first, so that sums over the inputs of an output are over neighbours.
-    (flat,) = jnp.nonzero(mask.T.reshape(-1), size=blocks, fill_value=0)
+def as_blocks(kernel: jax.Array | BlockSparse) -> BlockSparse:
+    """Turns a dense kernel into a single block of its own size; returns a `BlockSparse` as it is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> as_blocks(jnp.ones((8, 6))).values.shape
+      (1, 8, 6)
+    """
+    if isinstance(kernel, BlockSparse):
+        return kernel
+    first = jnp.zeros(1, jnp.int32)
+    *_, inputs, outputs = kernel.shape
+    return BlockTopology(first, first, tuple(kernel.shape), Block(inputs, outputs)).bind(
+        kernel[None]
+    )
+
+
+def _from_grid_mask(
+    mask: jax.Array, number: int, shape: tuple[int, ...], block: Block
+) -> BlockTopology:
+    """Makes the topology of a mask of blocks, `number` (static) of them True; under `jit`."""
+    # By output block first, so that the products of an output are added up as neighbours.
+    (flat,) = jnp.nonzero(mask.T.reshape(-1), size=number, fill_value=0)
     cols, rows = jnp.divmod(flat.astype(jnp.int32), mask.shape[0])
-    return Topology(rows, cols, shape, block)
-
-
-@overload
-def random_topology(
-    shape: tuple[int, ...],
-    sparsity: float,
-    block: Block,
-    *,
-    seed: Seed = ...,
-    position: int = ...,
-) -> Topology: ...
-
-
-@overload
-def random_topology(
-    shape: tuple[int, ...],
-    sparsity: float,
-    block: Unstructured,
-    *,
-    seed: Seed = ...,
-    position: int = ...,
-) -> CSRTopology: ...
-
-
-def random_topology(
-    shape: tuple[int, ...],
-    sparsity: float,
-    block: Block | Unstructured,
-    *,
-    seed: Seed = 0,
-    position: int = 0,
-) -> Topology | CSRTopology:
-    r"""Uniformly random blocks, or single weights; `floor(sparsity * groups)` are absent.
-
-    The same ones as `structure=block` draws in the masked form for the leaf at this position
-    in the tree of parameters, with the same seed. Nothing of the size of the kernel is made.
-
-    Args:
-      shape: Of the dense kernel, [*window, in, out].
-      sparsity: In [0, 1).
-      block: Its structure: a `Block`, or `Unstructured()`.
-      seed: As in `rigl`.
-      position: Of the leaf, among all leaves of params; another draw for each.
-
-    Returns:
-      A topology.
-
-    Raises:
-      ValueError: If the sparsity is outside [0, 1), or the block does not divide the shape; if
-        single weights are to be of a kernel that has not two axes, or too many places.
-
-    Example:
-      >>> import rigl_optax
-      >>> from rigl_optax.condensed import random_topology
-      >>> random_topology((64, 32), 0.75, rigl_optax.Block(16, 16)).values_shape
-      (2, 16, 16)
-      >>> random_topology((64, 32), 0.75, rigl_optax.Unstructured()).values_shape
-      (512,)
-    """
-    _distributions.check_sparsity("sparsity", sparsity)
-    _random.check_seed(seed)
-    if isinstance(block, Unstructured):
-        _csr_topology.check_shape(tuple(shape), "a layer")
-        number = math.prod(shape) - _distributions.zeros_in(sparsity, math.prod(shape))
-        word = jnp.asarray(seed, jnp.uint32)
-        return _random_weights(tuple(shape), number, position, word)
-    grid = block.grid(shape, "a layer")
-    number = math.prod(grid) - _distributions.zeros_in(sparsity, math.prod(grid))
-    packing = _packing.packing([grid], [False])
-    scores = _random.random_scores(seed, _random.Purpose.INITIAL_MASK, [position], packing)
-    chosen = _top_k.top_k(scores, packing.rows, jnp.asarray([number], jnp.int32))
-    return from_mask(packing.unpack(chosen)[0], number, tuple(shape), block)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _random_weights(
-    shape: tuple[int, ...], number: int, position: int, seed: jax.Array
-) -> CSRTopology:
-    purpose = _random.Purpose.INITIAL_MASK
-    found = _candidates.at_random(seed, purpose, position, 0, shape, number)
-    replaceable = _csr_topology.all_replaceable(number, shape)
-    return _csr_topology.from_places(found.places, shape, replaceable)
-
-
-def random_values(
-    key: jax.Array,
-    topology: Topology | CSRTopology,
-    dtype: jax.typing.DTypeLike = jnp.float32,
-    *,
-    sparse_aware: bool = True,
-) -> jax.Array:
-    r"""Initial values of what is stored, normal; zero beyond the edge of a padded layer.
-
-    .. math:: \theta \sim N(0, 1 / n), \qquad n = \text{density} \cdot \text{inputs}
-
-    Args:
-      key: For `jax.random`; never the one that topologies are seeded by.
-      topology: Where the blocks are, or the single weights.
-      dtype: Of the values.
-      sparse_aware: Whether n counts the inputs that are there on the average; else all inputs of
-        the dense kernel, as if it had been drawn and masked.
-
-    Returns:
-      Values of shape `topology.values_shape`. Nothing larger is made.
-
-    Example:
-      >>> import jax, rigl_optax
-      >>> from rigl_optax.condensed import random_topology, random_values
-      >>> topology = random_topology((64, 64), 0.75, rigl_optax.Block(16, 16))
-      >>> random_values(jax.random.key(0), topology).shape
-      (4, 16, 16)
-    """
-    inputs: float = math.prod(topology.shape[:-1])
-    if sparse_aware:
-        inputs *= max(topology.density, 1 / math.prod(topology.grid))
-    values = jax.random.normal(key, topology.values_shape, dtype)
-    if isinstance(topology, CSRTopology):
-        return values * jnp.asarray(inputs**-0.5, dtype)
-    inside = _inside(topology.rows, topology.block.rows, topology.shape[-2])[:, :, None]
-    inside = inside & _inside(topology.cols, topology.block.cols, topology.shape[-1])[:, None]
-    shape = (topology.blocks, *(1,) * (len(topology.shape) - 2), *inside.shape[1:])
-    return jnp.where(inside.reshape(shape), values * jnp.asarray(inputs**-0.5, dtype), 0)
+    return BlockTopology(rows, cols, shape, block)
 
 
 def _inside(blocks: jax.Array, size: int, bound: int) -> jax.Array:
-    """[blocks, size]: whether each row, or column, of a block lies within the layer."""
+    """Returns whether each row, or column, of a block lies within the layer, [blocks, size]."""
     return blocks[:, None] * size + jnp.arange(size) < bound
 
 
-def check_grid(mask: Any, shape: tuple[int, ...], block: Block, path: str) -> np.ndarray:
-    """The mask of blocks of a mask of weights, on the host.
+def _whole_blocks(mask: Any, shape: tuple[int, ...], block: Block, path: str) -> np.ndarray:
+    """Returns the mask of blocks of a mask of weights.
 
     Raises:
       ValueError: If a block is active in part.
@@ -230,17 +213,3 @@ def check_grid(mask: Any, shape: tuple[int, ...], block: Block, path: str) -> np
             f"{path!r}: blocks are active in part; condense what was trained with structure={block}"
         )
     return groups
-
-
-@jax.jit
-def extract(dense: jax.Array, topology: Topology) -> jax.Array:
-    """The stored blocks of a dense array, [blocks, *window, rows, cols]."""
-    (inputs, outputs), block, window = topology.grid, topology.block, topology.shape[:-2]
-    missing = (
-        inputs * block.rows - topology.shape[-2],
-        outputs * block.cols - topology.shape[-1],
-    )
-    dense = jnp.pad(dense, [(0, 0)] * len(window) + [(0, missing[0]), (0, missing[1])])
-    tiles = dense.reshape(*window, inputs, block.rows, outputs, block.cols)
-    n = len(window)
-    return tiles.transpose(n, n + 2, *range(n), n + 1, n + 3)[topology.rows, topology.cols]

@@ -1,7 +1,10 @@
-"""The best places of a layer, found some of its inputs at a time: no score of all is ever there."""
+"""Finds the best places of a layer, a few of its inputs at a time.
+
+Scores of all places would take as much memory as a dense kernel, which training never has.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +15,16 @@ from rigl_optax._ranking import _packing, _random, _top_k
 from rigl_optax._ranking._packing import Rows
 from rigl_optax._types import Seed
 from rigl_optax.condensed import _compaction, _devices
-from rigl_optax.condensed.single._csr_topology import CSRTopology
 
-# Places that are scored at once, unless more are wanted: their scores are made and ranked in cache.
+if TYPE_CHECKING:  # which draws candidates, and so imports this module
+    from rigl_optax.condensed.single._csr_topology import CSRTopology
+
+# Places that are scored at once, unless more are wanted: 1 MB of scores, ranked in the cache.
 _AT_ONCE = 1 << 18
 
-# From how many inputs are looked at at once to a function: from the first of them to the scores of
-# their places, int32 [inputs, outputs], 0 or above; beyond the last input of the layer, anything.
-Scores = Callable[[int], Callable[[jax.Array], jax.Array]]
+# `scorer(size)` returns a function `scores(first)` of `size` inputs from a first one on: int32
+# [size, outputs], 0 or above; arbitrary beyond the last input of the layer.
+Scorer = Callable[[int], Callable[[jax.Array], jax.Array]]
 
 
 class Candidates(NamedTuple):
@@ -37,23 +42,23 @@ class Candidates(NamedTuple):
 def best(
     shape: tuple[int, ...],
     number: int,
-    score: Scores,
-    taken: CSRTopology | None = None,
+    scorer: Scorer,
+    taken: "CSRTopology | None" = None,
     *like: jax.Array,
 ) -> Candidates:
-    """The places of largest score; ties go to the lower row-major index.
+    """Finds the places of largest score; ties go to the lower row-major index.
 
-    The best so far and the scores of some inputs are ranked together, again and again: what is
-    dropped on the way has `number` places before it, and never comes back. As many inputs are
-    taken at once as have about `number` places, or a fixed number: the work is that of a few passes
-    over the scores whatever the density, and memory a few times `number`.
+    In a loop over the inputs, the best places so far are ranked together with those of the next
+    few inputs. A place that is dropped has `number` better ones, so it never comes back. A pass
+    takes so many inputs that they have about `number` places, or `_AT_ONCE`: all passes together
+    look at each score a few times whatever the density, and memory is a few times `number`.
 
     Args:
-      shape: Of the layer, (in, out).
-      number: How many, static; at most as many as are not taken.
-      score: Of the places of some inputs.
-      taken: Which places are no candidates.
-      *like: What the result differs over devices as.
+      shape: Shape of the layer, (in, out).
+      number: How many places to find, static; at most as many as are not taken.
+      scorer: Scores the places of a few inputs.
+      taken: Stored weights, whose places are no candidates.
+      *like: In a `shard_map`, the result differs over devices as these arrays do.
 
     Returns:
       Candidates, [number].
@@ -62,11 +67,11 @@ def best(
     if not number:
         return Candidates(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32))
     size = max(1, min(inputs, max(_AT_ONCE, number) // max(1, outputs)))
-    of_inputs, without_taken = score(size), _without(taken, size)
+    scores_from, without_taken = scorer(size), _without(taken, size)
 
     def add(found: Candidates, first: jax.Array) -> tuple[Candidates, None]:
         is_there = (first + jnp.arange(size, dtype=jnp.int32) < inputs)[:, None]
-        own = jnp.where(is_there, of_inputs(first), _top_k.EXCLUDED)
+        own = jnp.where(is_there, scores_from(first), _top_k.EXCLUDED)
         own = without_taken(own, first).reshape(-1)
         together = jnp.concatenate([found.scores, own])
         at, is_chosen = _first_of_best(together, number)
@@ -88,26 +93,26 @@ def at_random(
     count: jax.Array | int,
     shape: tuple[int, ...],
     number: int,
-    taken: CSRTopology | None = None,
+    taken: "CSRTopology | None" = None,
 ) -> Candidates:
-    """As `best`, by the scores that the masked form draws for the whole layer."""
+    """Finds the places of largest random score, as the masked form draws it for the whole layer."""
 
-    def score(size: int) -> Callable[[jax.Array], jax.Array]:
+    def scorer(size: int) -> Callable[[jax.Array], jax.Array]:
         within = jnp.arange(size * shape[1], dtype=jnp.int32)
         packing = _packing.packing([within.shape], [False])
 
-        def of_inputs(first: jax.Array) -> jax.Array:
+        def scores_from(first: jax.Array) -> jax.Array:
             places = [first * shape[1] + within]
             (drawn,) = _random.random_scores(seed, purpose, [position], packing, count, places)
             return drawn.reshape(size, shape[1])
 
-        return of_inputs
+        return scores_from
 
-    return best(shape, number, score, taken)
+    return best(shape, number, scorer, taken)
 
 
 def _first_of_best(scores: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
-    """Indices of the `number` largest scores, ascending, and which of these there are."""
+    """Returns indices of the `number` largest scores, ascending, and whether each exists."""
     (length,), row = scores.shape, int(np.prod(_packing.ROW))
     padded = jnp.pad(scores, (0, -length % row), constant_values=_top_k.EXCLUDED)
     padded = padded.reshape(-1, *_packing.ROW)
@@ -118,12 +123,12 @@ def _first_of_best(scores: jax.Array, number: int) -> tuple[jax.Array, jax.Array
     return at, jnp.arange(number, dtype=jnp.int32) < k
 
 
-def _without(taken: CSRTopology | None, size: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """A function of scores of inputs from a first one on: those of stored weights excluded."""
+def _without(taken: "CSRTopology | None", size: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Returns `without(scores, first)`, which excludes the places of stored weights."""
     if taken is None:
         return lambda scores, first: scores
     t, inputs = taken, taken.shape[0]
-    # What is beyond the chunk, or the list, is dropped.
+    # A piece may reach beyond these inputs, or the list: such rows are out of range, and dropped.
     rows = jnp.pad(t.rows[t.order], (0, t.piece), constant_values=inputs + size)
     cols = jnp.pad(t.ordered_cols, (0, t.piece))
 

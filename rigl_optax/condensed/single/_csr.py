@@ -1,14 +1,15 @@
-"""Single weights in compressed sparse rows (CSR), where the backend has a kernel for them.
+"""A condensed kernel of single weights in compressed sparse rows (CSR), and its product.
 
-The CPU has one, through `jax.experimental.sparse`, which is frozen upstream: nothing else here
-uses it. Elsewhere a product makes its kernel dense for as long as it takes.
+The CPU backend has such a product, which JAX reaches through `jax.experimental.sparse`. That module
+is frozen upstream, so this is the only one that imports it. On other backends, or should it go,
+each product makes its kernel dense for as long as it takes: right, and no faster.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,35 +18,37 @@ from jax.sharding import PartitionSpec
 
 from rigl_optax._ranking import _top_k
 from rigl_optax.condensed import _devices
-from rigl_optax.condensed.blocks._features_first import accumulator, dot
-from rigl_optax.condensed.blocks._kernel import common_dtype, from_left
+from rigl_optax.condensed._dot import accumulator, common_dtype, dot
+from rigl_optax.condensed._kernel import Kernel
 from rigl_optax.condensed.single import _candidates
-from rigl_optax.condensed.single._csr_topology import CSRTopology
 
-# Entries of the dense gradient that are there at once: what stays in the second cache level.
+if TYPE_CHECKING:  # whose `bind` makes kernels, and so imports this module
+    from rigl_optax.condensed.single._csr_topology import CSRTopology
+
+# Entries of the dense gradient that exist at once: 2 MB, which stays in the second cache level.
 _AT_ONCE = 1 << 19
-# Below this density the stored entries of a gradient are computed one by one, above it all are
-# and most are thrown away. Of 2048x2048 weights and 256 examples one by one took twice as long at
-# a density of .05, and two thirds of the time at .02.
-_SPARSE = 0.03
+# Below this density the gradient is computed for the stored weights one by one; above it for all
+# weights, most of which are thrown away. With 2048x2048 weights and 256 examples (the layer of
+# `benchmarks/condensed_csr.py`) one by one took twice as long at a density of .05, and two thirds
+# of the time at .02.
+_ONE_BY_ONE_BELOW = 0.03
 _MATMUL = (((1,), (0,)), ((), ()))
 
 
 class Probe(NamedTuple):
-    """Zeros that change nothing, whose gradients are *defined* to be what growth needs to know.
+    """Zeros that change nothing, whose gradients are *defined* to be what growth needs.
 
-    The gradients with respect to
+    Gradients are arrays of floats, so rows and columns are too; that float32 holds them exactly is
+    checked at `init`. Where a kernel is used several times, JAX adds up the gradients of its uses.
+    The sum of two lists of places is no list of places: the checksum tells, and the topology stays.
 
     Attributes:
-      stored: float32 [n]: magnitudes of the gradient of each stored weight, by input and output.
-      scores: float32 [k]: magnitudes of the dense gradient where there is no weight, the k largest
-        of them, k the number of weights, or of free places if there are fewer.
-      rows: float32 [k]: input of each, in the same order.
+      stored: float32 [n]: gradient magnitudes of the stored weights, sorted by input and output.
+      scores: float32 [k]: the k largest magnitudes of the dense gradient where there is no weight;
+        k is the topology's `replaceable`.
+      rows: float32 [k]: input of each.
       cols: float32 [k]: output of each.
-      checksum: float32 scalar, of rows and cols.
-
-    That float32 holds rows and cols exactly is checked at `init`. Gradients are added up where a
-    kernel is used several times. No candidates of the sum come of that, and the checksum says so.
+      checksum: float32 scalar: a hash of rows and cols.
     """
 
     stored: jax.Array
@@ -55,15 +58,15 @@ class Probe(NamedTuple):
     checksum: jax.Array
 
 
-def probe(topology: CSRTopology) -> Probe:
-    """The zeros for a kernel."""
+def probe(topology: "CSRTopology") -> Probe:
+    """Returns the zeros for a kernel."""
     number = topology.replaceable
     shapes = (topology.number,), (number,), (number,), (number,), ()
     return Probe(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
 
 
 def checksum(rows: jax.Array, cols: jax.Array) -> jax.Array:
-    """A float32 integer that sums and averages of lists of places have not got, but by chance."""
+    """Hashes the places of candidates: if their gradients were summed or averaged, no hash fits."""
     mixed = jnp.uint32(0x9E3779B1) * rows.astype(jnp.uint32) ^ cols.astype(jnp.uint32)
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA77)
     total = jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32) ^ jnp.uint32(0xC2B2AE3D)
@@ -76,53 +79,54 @@ def checksum(rows: jax.Array, cols: jax.Array) -> jax.Array:
     meta_fields=["is_portable"],
 )
 @dataclasses.dataclass(frozen=True)
-class CSR:
+class CSR(Kernel):
     """Single weights and where they are: `x @ kernel` is a product with the dense kernel.
 
     Gradients with respect to `values` are those of the stored weights alone. Those with respect to
-    `probe` are the largest entries of the dense gradient where there is none: it is computed for
-    some inputs at a time, on rewiring steps alone. They are there for a kernel that is used once,
-    not in a scan or under `vmap`.
+    `probe` are *defined* to be the largest entries of the dense gradient where no weight is stored
+    (`Probe`), for growth: on rewiring steps alone the backward pass computes that gradient, for
+    some inputs at a time, and keeps the largest. A kernel that is to be rewired must be used
+    exactly once in the loss, and not in a scan or under `vmap`.
 
     Attributes:
       values: Floating, [n].
-      topology: Where they are.
+      topology: A `CSRTopology`: where the weights are.
       probe: Zeros, or None to leave them out.
-      is_portable: Whether products are made without the kernel of the CPU (`portable`).
+      is_portable: Whether products do without the CPU's own (`portable`).
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
       >>> from rigl_optax.condensed import CSR, csr_topology
       >>> topology = csr_topology(np.eye(4, 3, dtype=bool))
       >>> kernel = CSR(jnp.arange(1.0, 4.0), topology)
-      >>> (jnp.ones((2, 4)) @ kernel).tolist(), int(topology.mask().sum())
+      >>> (jnp.ones((2, 4)) @ kernel).tolist(), int(topology.dense_mask().sum())
       ([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], 3)
     """
 
     values: jax.Array
-    topology: CSRTopology
+    topology: "CSRTopology"
     probe: Probe | None = None
     is_portable: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
+        """Shape of the dense kernel."""
         return self.topology.shape
 
     def dense(self) -> jax.Array:
-        """The dense kernel, zero where there is no weight."""
+        """Returns the dense kernel, zero where there is no weight."""
         zeros = jnp.zeros(self.shape, self.values.dtype)
         return zeros.at[self.topology.rows, self.topology.cols].set(self.values)
 
     def astype(self, dtype: jax.typing.DTypeLike) -> "CSR":
-        """The same with values of another dtype."""
+        """Returns the kernel with values of another dtype."""
         return dataclasses.replace(self, values=self.values.astype(dtype))
 
     def portable(self) -> "CSR":
-        """The same for `jax.export`, which does not serialize calls of the kernel of the CPU.
+        """Returns the kernel for `jax.export`, which cannot serialize the CPU's sparse product.
 
         Each product makes its kernel dense for as long as it takes, as on accelerators: right,
-        and no faster than a dense one. What is stored of the weights stays small.
+        and no faster than a dense one. The stored weights stay small.
         """
         return dataclasses.replace(self, is_portable=True)
 
@@ -137,14 +141,8 @@ class CSR:
         values, topology = self.values[self.topology.order], self.topology.transposed()
         return CSR(values, topology, None, self.is_portable)
 
-    # NumPy arrays are to leave the product to us.
-    __array_priority__ = 1000
-
-    def __matmul__(self, x: jax.Array) -> jax.Array:
-        return from_left(self, x)
-
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        """[..., in] to [..., out]."""
+        """Multiplies activations, [..., in] to [..., out]."""
         x, (inputs, outputs) = jnp.asarray(x), self.shape
         if x.ndim < 1 or x.shape[-1] != inputs:
             raise ValueError(f"activations of shape {x.shape} do not fit a kernel of {self.shape}")
@@ -166,7 +164,7 @@ class CSR:
 def _multiply(
     is_portable: bool,
     values: jax.Array,
-    topology: CSRTopology,
+    topology: "CSRTopology",
     x_BxI: jax.Array,
     probe: Probe | None,
 ) -> jax.Array:
@@ -176,7 +174,7 @@ def _multiply(
 def _forward(
     is_portable: bool,
     values: jax.Array,
-    topology: CSRTopology,
+    topology: "CSRTopology",
     x_BxI: jax.Array,
     probe: Probe | None,
 ) -> tuple[jax.Array, Any]:
@@ -190,12 +188,14 @@ def _backward(is_portable: bool, saved: Any, dy_BxO: jax.Array) -> tuple[Any, ..
     (values, t, x_BxI, probe), dy_OxB = saved, dy_BxO.T
     by_input = values[t.order], t.ordered_cols, t.row_starts, t.rows[t.order]
     dx = _product(is_portable, t.shape, *by_input, dy_OxB).T
-    sampled = _one_by_one if t.density < _SPARSE else _by_chunks
+    sampled = _one_by_one if t.density < _ONE_BY_ONE_BELOW else _by_chunks
     dvalues = sampled(t, x_BxI, dy_OxB)
     dprobe = None
     if probe is not None:
         stored = _devices.summed(dvalues, probe.stored)
-        dprobe = _seen(t, jnp.abs(stored[t.order]).astype(jnp.float32), x_BxI, dy_BxO, probe)
+        dprobe = _probe_gradient(
+            t, jnp.abs(stored[t.order]).astype(jnp.float32), x_BxI, dy_BxO, probe
+        )
     dvalues = _devices.summed(dvalues.astype(values.dtype), values)
     return dvalues, None, _devices.summed(dx, x_BxI), dprobe
 
@@ -212,7 +212,17 @@ def _product(
     lines: jax.Array,
     x: jax.Array,
 ) -> jax.Array:
-    """A sparse matrix [m, n], its column `indices` sorted by `lines`, times x [n, batch]."""
+    """Multiplies a sparse matrix [m, n] by x [n, batch].
+
+    Args:
+      is_portable: As in `CSR`.
+      shape: (m, n).
+      values: [k], sorted by row of the matrix.
+      indices: int32 [k]: the column of each.
+      starts: int32 [m + 1]: where the values of each row begin.
+      lines: int32 [k]: the row of each.
+      x: [n, batch].
+    """
     dtype = accumulator(values, x)
     values, wide = values.astype(dtype), x.astype(dtype)
 
@@ -227,10 +237,10 @@ def _product(
         matrix = None if is_portable else _upstream()
         if matrix is None:
             return made_dense(values, indices, starts, lines, x)
-        # Its result has forgotten that it differs from device to device.
+        # In a `shard_map` the type of its result lacks the axes over which its operands differ.
         return _devices.differing(matrix((values, indices, starts), shape=shape) @ x, values, x)
 
-    # The kernel knows no batch of matrices: a loop over it.
+    # The CPU's product takes a single matrix, so `vmap` becomes a loop.
     chosen = jax.custom_batching.sequential_vmap(
         lambda *args: lax.platform_dependent(*args, cpu=by_kernel, default=made_dense)
     )
@@ -238,7 +248,10 @@ def _product(
 
 
 def _upstream() -> Any:
-    """JAX's class of CSR matrices; None once it is gone. Slow to import, and seldom needed."""
+    """Returns JAX's class of CSR matrices; None once it is gone.
+
+    Imported where it is needed, which is seldom, since that takes a while.
+    """
     try:
         from jax.experimental.sparse import BCSR
     except ImportError:
@@ -246,8 +259,8 @@ def _upstream() -> Any:
     return BCSR
 
 
-def _one_by_one(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
-    """The stored entries of the dense gradient, [n]."""
+def _one_by_one(t: "CSRTopology", x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
+    """Computes the gradient of the stored weights, [n], as an inner product for each."""
     dtype, (number,), x_IxB = accumulator(x_BxI, dy_OxB), t.values_shape, x_BxI.T
     size = min(max(1, 2 * _AT_ONCE // max(1, x_IxB.shape[1])), max(1, number))
 
@@ -259,14 +272,14 @@ def _one_by_one(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Arra
     return lax.map(some, places).reshape(-1)[:number]
 
 
-def _by_chunks(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
-    """The same, out of the dense gradient of some outputs at a time."""
+def _by_chunks(t: "CSRTopology", x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
+    """Computes the gradient of the stored weights, [n], from dense ones of a few outputs."""
     dtype, (inputs, outputs), (number,) = accumulator(x_BxI, dy_OxB), t.shape, t.values_shape
     size = max(1, min(outputs, _AT_ONCE // max(1, inputs)))
     dy = jnp.pad(dy_OxB, ((0, -outputs % size), (0, 0)))
     dy = dy.reshape(-(-outputs // size), size, dy_OxB.shape[1])
     firsts = jnp.arange(dy.shape[0], dtype=jnp.int32) * size
-    # What a piece has beyond the weights of its chunk is written again by the next one.
+    # A piece may reach beyond the weights of its chunk: the next chunk overwrites that part.
     rows, cols = (jnp.pad(a, (0, t.piece)) for a in (t.rows, t.cols))
 
     def chunk(found: jax.Array, each: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -285,23 +298,23 @@ def _by_chunks(t: CSRTopology, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array
     return lax.scan(chunk, nothing, (dy, firsts))[0][:number]
 
 
-def _seen(
-    t: CSRTopology, stored: jax.Array, x_BxI: jax.Array, dy_BxO: jax.Array, probe: Probe
+def _probe_gradient(
+    t: "CSRTopology", stored: jax.Array, x_BxI: jax.Array, dy_BxO: jax.Array, probe: Probe
 ) -> Probe:
-    """What growth needs to know of the dense gradient, out of that of some inputs at a time."""
+    """Finds the largest entries of the dense gradient, computed for a few inputs at a time."""
     inputs, outputs = t.shape
 
-    def score(size: int) -> Callable[[jax.Array], jax.Array]:
+    def scorer(size: int) -> Callable[[jax.Array], jax.Array]:
         x_IxB = jnp.pad(x_BxI.T, ((0, -inputs % size), (0, 0)))
 
-        def of_inputs(first: jax.Array) -> jax.Array:
+        def scores_from(first: jax.Array) -> jax.Array:
             own_CxB = lax.dynamic_slice_in_dim(x_IxB, first, size)
             dense_CxO = dot(own_CxB, dy_BxO, _MATMUL)
             return _top_k.magnitude_scores(_devices.summed(dense_CxO, probe.scores))
 
-        return of_inputs
+        return scores_from
 
-    found = _candidates.best(t.shape, probe.scores.shape[0], score, t, probe.scores)
+    found = _candidates.best(t.shape, probe.scores.shape[0], scorer, t, probe.scores)
     scores = lax.bitcast_convert_type(found.scores, jnp.float32)
     rows, cols = jnp.divmod(found.places, outputs)
     places = rows.astype(jnp.float32), cols.astype(jnp.float32)

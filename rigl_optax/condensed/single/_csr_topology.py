@@ -1,7 +1,11 @@
-"""Where the single weights of a layer are: int32 indices, sorted both ways."""
+"""Where the single weights of a layer are: int32 indices, sorted both ways.
+
+The products of a step need both orders: by output going forward, by input going back.
+"""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,11 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Stored weights that a loop over those of a chunk takes at once.
+from rigl_optax import _distributions, _structures
+from rigl_optax._layout import SparseLeaf
+from rigl_optax._ranking import _random
+from rigl_optax._structures import Unstructured
+from rigl_optax._types import Seed
+from rigl_optax.condensed._topology import RandomGrowth, Ranking
+from rigl_optax.condensed.single import _candidates, _csr, _ranking
+from rigl_optax.condensed.single._csr import CSR, Probe
+
+# Stored weights that one pass of `by_pieces` takes: a few tens of kB of indices.
 _PIECE = 1 << 13
-# int32 has to count the places of a layer, as in the masked form.
+# Row-major indices are int32, as in the masked form.
 _MAX_PLACES = np.iinfo(np.int32).max
-# Rows and columns of places go through float32 (`_csr.Probe`).
+# Rows and columns go through float32 (`_csr.Probe`), which holds integers up to this exactly.
 _MAX_SIDE = 1 << 24
 
 Carry = TypeVar("Carry")
@@ -27,7 +40,7 @@ Carry = TypeVar("Carry")
 )
 @dataclasses.dataclass(frozen=True)
 class CSRTopology:
-    """The weights that an unstructured layer has, sorted by output and then by input.
+    """The weights that an unstructured layer stores, sorted by output and then by input.
 
     Attributes:
       rows: int32 [n]: input of each weight.
@@ -36,9 +49,9 @@ class CSRTopology:
       order: int32 [n]: the same weights sorted by input, then by output.
       ordered_cols: int32 [n]: output of each, in that order.
       row_starts: int32 [in + 1]: where, in that order, the weights of each input begin.
-      shape: Of the dense kernel, (in, out).
-      replaceable: The most weights that a rewiring can put elsewhere, for static shapes: all, if
-        there is room for them; in the state of a transformation, what its drop fraction allows.
+      shape: Shape of the dense kernel, (in, out).
+      replaceable: The most weights that a rewiring can replace, a static number: all for which
+        there is room; in the state of a transformation, as many as its drop fraction allows.
     """
 
     rows: jax.Array
@@ -49,6 +62,37 @@ class CSRTopology:
     row_starts: jax.Array
     shape: tuple[int, ...]
     replaceable: int
+
+    @classmethod
+    def from_mask(cls, mask: Any, structure: Unstructured, path: str) -> "CSRTopology":
+        """Makes the topology of a mask of weights, on the host.
+
+        Raises:
+          ValueError: If it has not two axes.
+        """
+        del structure
+        shape = np.shape(mask)
+        if len(shape) != 2:
+            raise ValueError(
+                f"{path!r} has shape {shape}: single weights need two axes; if its leading axis "
+                "counts layers, give each layer a leaf of its own"
+            )
+        return csr_topology(mask)
+
+    @classmethod
+    def random(
+        cls,
+        shape: tuple[int, ...],
+        sparsity: float,
+        structure: Unstructured,
+        seed: Seed,
+        position: int,
+    ) -> "CSRTopology":
+        """Draws `floor(sparsity * weights)` absent weights."""
+        del structure
+        check_shape(shape, "a layer")
+        number = math.prod(shape) - _distributions.zeros_in(sparsity, math.prod(shape))
+        return _random_topology(shape, number, position, jnp.asarray(seed, jnp.uint32))
 
     @property
     def values_shape(self) -> tuple[int, ...]:
@@ -62,20 +106,24 @@ class CSRTopology:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Of groups: single weights."""
+        """Shape of the groups, which are single weights: that of the dense kernel."""
         return self.shape
 
     @property
     def density(self) -> float:
-        """Stored weights of all."""
+        """Fraction of the weights that are stored."""
         return self.number / max(1, self.shape[0] * self.shape[1])
 
-    def mask(self) -> jax.Array:
-        """Bool, of the shape of the dense kernel."""
+    def grid_mask(self) -> jax.Array:
+        """Returns which weights are stored, as `dense_mask`: each is a group of its own."""
+        return self.dense_mask()
+
+    def dense_mask(self) -> jax.Array:
+        """Returns which weights are stored: bool, of the shape of the dense kernel."""
         return jnp.zeros(self.shape, bool).at[self.rows, self.cols].set(True)
 
     def transposed(self) -> "CSRTopology":
-        """The topology of the transposed kernel, whose values are `values[order]`."""
+        """Returns the topology of the transposed kernel, whose values are `values[order]`."""
         return CSRTopology(
             rows=self.ordered_cols,
             cols=self.rows[self.order],
@@ -88,11 +136,53 @@ class CSRTopology:
         )
 
     def extract(self, dense: jax.Array) -> jax.Array:
-        """The stored weights of a dense array, [n]."""
+        """Returns the stored weights of a dense array, [n]."""
         return dense[self.rows, self.cols]
 
+    def clear_padding(self, values: jax.Array) -> jax.Array:
+        """Returns the values: single weights have no padding."""
+        return values
+
+    def bind(self, values: jax.Array, probe: Probe | None = None) -> CSR:
+        """Makes the kernel of these values."""
+        return CSR(values, self, probe)
+
+    def probe(self) -> Probe:
+        """Returns zeros whose gradients are places for new weights and their scores: see `CSR`."""
+        return _csr.probe(self)
+
+    def as_leaf(self, path: str, position: int) -> SparseLeaf:
+        """Describes the layer as the masked form does, but ranks a list, not all weights."""
+        grid, structure = (self.number + self.replaceable,), _structures.UNSTRUCTURED
+        return SparseLeaf(path, position, False, self.replaceable, structure, self.shape, grid)
+
+    def check_rewirable(self, path: str, min_fan_in: int) -> None:
+        """Raises a ValueError if the layer cannot be rewired."""
+        check_shape(self.shape, path)
+        if not self.number:
+            raise ValueError(f"{path!r}: its topology stores nothing")
+        if min_fan_in:
+            raise ValueError(
+                f"min_fan_in={min_fan_in}: {path!r} is stored as single weights, which grow where "
+                "their scores are largest; leave it 0"
+            )
+
+    def limited(self, fraction: float) -> "CSRTopology":
+        """Prepares for rewirings that replace at most this fraction of the weights."""
+        # Drops are counted in float32, which may round up.
+        most = int(self.number * fraction * (1 + 1e-6)) + 1
+        return dataclasses.replace(self, replaceable=min(self.replaceable, most))
+
+    def rank(self, values: jax.Array, scores: Probe, growth: RandomGrowth | None) -> Ranking:
+        """Lists the stored weights and the best places for new ones."""
+        return _ranking.rank(self, values, scores, growth)
+
+    def with_places(self, places: jax.Array) -> "CSRTopology":
+        """Returns the topology of as many weights at other row-major indices, ascending."""
+        return from_places(places, self.shape, self.replaceable)
+
     def places(self) -> jax.Array:
-        """int32 [n]: row-major index of each weight in the dense kernel, in that order."""
+        """Returns the row-major indices of the stored weights, ascending: int32 [n]."""
         return self.rows[self.order] * self.shape[1] + self.ordered_cols
 
     def by_pieces(
@@ -102,18 +192,19 @@ class CSRTopology:
         step: Callable[[Carry, jax.Array], Carry],
         carry: Carry,
     ) -> Carry:
-        """A loop over the weights from `start` to `stop`, `piece` at a time.
+        """Loops over the weights from `start` to `stop`, `piece` of them at a time.
 
-        How many there are in a part of a layer differs from rewiring to rewiring; shapes must not.
+        A rewiring changes how many weights a part of a layer has; static shapes cannot follow, so
+        pieces have a fixed size and their number varies.
 
         Args:
-          start: int32: the first, in whichever order.
-          stop: int32: behind the last; pieces may go beyond it.
-          step: From what is carried, and the first weight of a piece, to what is carried.
-          carry: At first.
+          start: int32: index of the first weight, in either order.
+          stop: int32: index behind the last; the last piece may go beyond it.
+          step: `step(carry, first index of the piece) -> carry`.
+          carry: The first one.
 
         Returns:
-          What is carried, in the end.
+          The last carry.
         """
         return lax.while_loop(
             lambda c: c[0] < stop,
@@ -123,18 +214,18 @@ class CSRTopology:
 
     @property
     def piece(self) -> int:
-        """How many weights `by_pieces` takes at once."""
+        """How many weights `by_pieces` takes at a time."""
         return max(1, min(_PIECE, self.number))
 
 
 def csr_topology(mask: Any) -> CSRTopology:
-    """The topology of an unstructured mask, made on the host.
+    """Makes the topology of an unstructured mask, on the host.
 
     Args:
       mask: Bool, (in, out).
 
     Returns:
-      Where its True entries are.
+      The indices of its True entries.
 
     Raises:
       ValueError: If it has not two axes.
@@ -163,26 +254,25 @@ def csr_topology(mask: Any) -> CSRTopology:
 
 
 def all_replaceable(number: int, shape: tuple[int, ...]) -> int:
-    """How many of so many weights a layer has other places for."""
+    """Returns how many of `number` weights can move: no more than there are free places."""
     return min(number, shape[0] * shape[1] - number)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def from_places(places: jax.Array, shape: tuple[int, ...], replaceable: int) -> CSRTopology:
-    """The topology of weights at these places: under `jit`, all shapes static.
+    """Makes the topology of weights at these row-major indices, under `jit`.
 
     Args:
-      places: int32 [n]: row-major indices in the dense kernel, ascending, none of them twice.
-      shape: Of the dense kernel, (in, out).
+      places: int32 [n]: indices in the dense kernel, ascending, none of them twice.
+      shape: Shape of the dense kernel, (in, out).
       replaceable: As in `CSRTopology`.
 
     Returns:
-      What `csr_topology` makes of their mask.
+      The same as `csr_topology` of their mask.
     """
     inputs, outputs = shape
     by_input, ordered_cols = jnp.divmod(places, outputs)
-    # Sorting single integers, and looking up where each has come to, takes a third of what an
-    # argsort takes.
+    # Sorting plain integers and looking up where each went takes a third of the time of an argsort.
     unsorted = ordered_cols * inputs + by_input
     flipped = lax.sort(unsorted)
     cols, rows = jnp.divmod(flipped, inputs)
@@ -203,7 +293,7 @@ def from_places(places: jax.Array, shape: tuple[int, ...], replaceable: int) -> 
 
 
 def check_shape(shape: tuple[int, ...], path: str) -> None:
-    """Raises a ValueError unless the places of a layer can be counted, as rewiring has to."""
+    """Raises a ValueError if int32 cannot count a layer's weights, or float32 its rows."""
     if len(shape) != 2:
         raise ValueError(f"{path!r} has shape {shape}: single weights need two axes")
     if shape[0] * shape[1] > _MAX_PLACES or max(shape) > _MAX_SIDE:
@@ -211,3 +301,12 @@ def check_shape(shape: tuple[int, ...], path: str) -> None:
             f"{path!r} has shape {shape}: single weights are ranked in layers of at most "
             f"{_MAX_PLACES} places (2**31 - 1) and {_MAX_SIDE} inputs or outputs (2**24)"
         )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _random_topology(
+    shape: tuple[int, ...], number: int, position: int, seed: jax.Array
+) -> CSRTopology:
+    purpose = _random.Purpose.INITIAL_MASK
+    found = _candidates.at_random(seed, purpose, position, 0, shape, number)
+    return from_places(found.places, shape, all_replaceable(number, shape))
