@@ -15,7 +15,7 @@ class RewiringInputs(NamedTuple):
     """What a method may look at when it rewires.
 
     The lists hold the sparse leaves as `packing` lays them out: side by side in one
-    array, or apart; `packing.rows` says which layer each row belongs to. Where a layer has a
+    array, or apart; `packing.ranking_ids` says which layer each row belongs to. Where a layer has a
     structure, its groups stand in the place of weights, with their pooled magnitudes.
     """
 

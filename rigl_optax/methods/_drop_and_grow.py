@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from rigl_optax import _numbers, _plan
-from rigl_optax._layout import Layout, check_total, layer_rows
+from rigl_optax._layout import Layout, check_total, layer_ids
 from rigl_optax._ranking import _keep_and_grow, _random, _top_k
-from rigl_optax._ranking._packing import Rows
+from rigl_optax._ranking._packing import RankingIds
 from rigl_optax._types import Arrays, Overrides, Seed
 from rigl_optax._wrapper._method import Method, Outcome, RewiringInputs
 from rigl_optax._wrapper._newborn import Grown
@@ -97,7 +97,7 @@ def drop_and_grow_method(
 
     def rule_of_parts(inputs: RewiringInputs) -> Outcome:
         # Drops are of the whole layer; what a part of it lost, it grows.
-        rows, layers = inputs.packing.rows, layer_rows(inputs.leaves)
+        rows, layers = inputs.packing.ranking_ids, layer_ids(inputs.leaves)
         active = _top_k.counts(inputs.masks, layers)
         fraction = plan.fractions_of(
             inputs.count, inputs.leaves, [leaf.layers for leaf in inputs.leaves]
@@ -128,7 +128,7 @@ def drop_and_grow_method(
     def rule(inputs: RewiringInputs) -> Outcome:
         if any(leaf.structure.has_parts for leaf in inputs.leaves):
             return rule_of_parts(inputs)
-        rows, packing = inputs.packing.rows, inputs.packing
+        rows, packing = inputs.packing.ranking_ids, inputs.packing
         active = _top_k.counts(inputs.masks, rows)
         fraction = plan.fractions(inputs.count, inputs.leaves, packing)
         dropped = _keep_and_grow.drop_counts(active, fraction)
@@ -189,7 +189,7 @@ def _outcome(rewired: _keep_and_grow.Grown) -> Outcome:
 
 
 def regrown_in_parts(
-    kept: Arrays, grow_scores: Arrays, rows: Sequence[Rows], wanted: Arrays
+    kept: Arrays, grow_scores: Arrays, rows: Sequence[RankingIds], wanted: Arrays
 ) -> Arrays:
     """Masks of what is kept, and in each part of the largest scores besides, up to its number.
 
