@@ -121,8 +121,8 @@ def warn_of_stacks(layout: Layout, initial_masks: PyTree) -> None:
     if suspects:
         warnings.warn(
             "initial_masks: the slices along the first axis have equal numbers of active weights "
-            f"in {', '.join(suspects)}. If that axis counts layers, weights would move between them: "
-            "with sparsity=None a leaf is one layer. Pass a distribution too, such as "
+            f"in {', '.join(suspects)}. If that axis counts layers, weights would move between "
+            "them: with sparsity=None a leaf is one layer. Pass a distribution too, such as "
             "erk(0.9, stacked=(pattern,)), or without `stacked` if these are no layers",
             stacklevel=3,
         )
@@ -412,7 +412,7 @@ def check(params: PyTree, opt_state: PyTree) -> None:
         shown = ", ".join(wrong[:40]) + (f", and {len(wrong) - 40} more" if wrong[40:] else "")
         raise ValueError(
             f"inactive weights that are not 0: {shown}. Before the first step, call apply_masks. "
-            "After it, a transformation behind the sparse one (in a chain, or around it as "
+            "Later, a transformation that comes after the sparse one (in a chain, or around it as "
             "lookahead) scales or adds to its updates: put it inside"
         )
 

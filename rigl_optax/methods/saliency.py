@@ -542,9 +542,9 @@ def _check_choice(layout: Layout, scope: Scope, choices: Sequence[_Choice]) -> N
         )
     if emptied:
         raise ValueError(
-            f"scope={scope!r}: nothing is left of {_paths.listing(emptied)}, whose scores are below "
-            "all that stay; use scope='layer' or a lower sparsity, or keep these layers dense: "
-            "`dense` of the distribution"
+            f"scope={scope!r}: nothing is left of {_paths.listing(emptied)}, whose scores are "
+            "below all that stay; use scope='layer' or a lower sparsity, or keep these layers "
+            "dense: `dense` of the distribution"
         )
 
 
