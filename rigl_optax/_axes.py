@@ -101,15 +101,15 @@ def find(axes: Axes, path: str, leaf: Any) -> KernelAxes:
       TypeError: If the result is not a `KernelAxes`.
       ValueError: If an axis does not exist or is named twice.
     """
-    found, number = axes(path, leaf), len(leaf.shape)
+    answer, number = axes(path, leaf), len(leaf.shape)
     try:
-        inputs, outputs = (tuple(part) for part in found)
+        inputs, outputs = (tuple(part) for part in answer)
         whole = all(isinstance(a, numbers.Integral) for a in inputs + outputs)
     except (TypeError, ValueError):
         whole = False
     if not whole:
         raise TypeError(
-            f"axes: {found!r} for {path!r}: must be KernelAxes(inputs, outputs), two tuples of "
+            f"axes: {answer!r} for {path!r}: must be KernelAxes(inputs, outputs), two tuples of "
             "integers, as KernelAxes((1,), (0,))"
         )
     every = inputs + outputs
@@ -117,7 +117,7 @@ def find(axes: Axes, path: str, leaf: Any) -> KernelAxes:
         every
     ):
         raise ValueError(
-            f"axes: {found} for {path!r} of shape {tuple(leaf.shape)}: each must be one of its "
+            f"axes: {answer} for {path!r} of shape {tuple(leaf.shape)}: each must be one of its "
             f"{number} axes, and a different one"
         )
     return KernelAxes(*(tuple(int(a) % number for a in part) for part in (inputs, outputs)))
@@ -126,8 +126,8 @@ def find(axes: Axes, path: str, leaf: Any) -> KernelAxes:
 def of_leaf(axes: Axes, path: str, leaf: Any, stacked: bool) -> KernelAxes:
     """Returns the axes of a whole leaf, whose first axis counts layers if it is stacked."""
     shape = tuple(leaf.shape)[stacked:]
-    found = find(axes, path, jax.ShapeDtypeStruct(shape, leaf.dtype))
-    return KernelAxes(*(tuple(a + stacked for a in part) for part in found))
+    layer_axes = find(axes, path, jax.ShapeDtypeStruct(shape, leaf.dtype))
+    return KernelAxes(*(tuple(a + stacked for a in part) for part in layer_axes))
 
 
 def unusual(axes: KernelAxes, number: int) -> KernelAxes | None:

@@ -270,7 +270,7 @@ def stacked_paths(params: PyTree, stacked: Sequence[str]) -> set[str]:
     if isinstance(stacked, str):
         raise TypeError(f"stacked={stacked!r}: must be a sequence of patterns")
     named = _paths.named_arrays(params)
-    found: set[str] = set()
+    paths: set[str] = set()
     for pattern in stacked:
         regex = _paths.compile_pattern(pattern, "stacked")
         matches = {path for path, _ in named if regex.search(path)}
@@ -279,11 +279,11 @@ def stacked_paths(params: PyTree, stacked: Sequence[str]) -> set[str]:
                 f"stacked: {pattern!r} matches no leaf; leaves are "
                 f"{_paths.listing([path for path, _ in named])}"
             )
-        found |= matches
+        paths |= matches
     for path, leaf in named:
-        if path in found and len(leaf.shape) < 1:
+        if path in paths and len(leaf.shape) < 1:
             raise ValueError(f"stacked: {path!r} is a scalar and has no leading axis")
-    return found
+    return paths
 
 
 def uniform(

@@ -64,11 +64,11 @@ def sparse_aware_init(
     if mode not in get_args(Mode):
         raise ValueError(f"mode={mode!r}: must be one of {', '.join(get_args(Mode))}")
     named = _paths.flatten_with_paths(params)
-    found = _masks.of_params(masks, [p for p, _ in named], [x for _, x in named])
+    mask_of = _masks.of_params(masks, [p for p, _ in named], [x for _, x in named])
     stacks = _distributions.stacked_paths(params, stacked)
 
     def scale(name: str, leaf: jax.Array) -> jax.Array:
-        mask = jnp.asarray(found[name])
+        mask = jnp.asarray(mask_of[name])
         first = int(name in stacks)
         if leaf.ndim - first < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf

@@ -11,7 +11,7 @@ import numpy as np
 from rigl_optax import _axes, _distributions, _paths, _structures
 from rigl_optax._axes import KernelAxes
 from rigl_optax._ranking import _packing
-from rigl_optax._ranking._packing import Packing, Rows
+from rigl_optax._ranking._packing import Packing, RankingIds
 from rigl_optax._structures import Structure, Structures
 from rigl_optax._types import LayerSparsities, PyTree, Sparsity
 
@@ -131,21 +131,21 @@ class SparseLeaf(NamedTuple):
 
 def packing(sparse: Sequence[SparseLeaf]) -> Packing:
     """Chooses how the groups of sparse leaves are laid out for ranking."""
-    found = _packing.packing([leaf.grid for leaf in sparse], [leaf.leading for leaf in sparse])
+    result = _packing.packing([leaf.grid for leaf in sparse], [leaf.leading for leaf in sparse])
     if any(leaf.structure.has_parts for leaf in sparse):
         # Parts are many and small. Padded to whole rows they would be far larger than the weights.
-        return found._replace(is_packed=False, in_parts=True)
-    return found
+        return result._replace(is_packed=False, in_parts=True)
+    return result
 
 
-def layer_rows(sparse: Sequence[SparseLeaf]) -> list[Rows]:
+def layer_ids(sparse: Sequence[SparseLeaf]) -> list[RankingIds]:
     """Returns, for leaves that are not packed, the layers as rankings, whatever their parts."""
     ends = np.cumsum([leaf.layers for leaf in sparse])
-    found = []
+    result = []
     for leaf, end in zip(sparse, ends, strict=True):
         ids = np.arange(end - leaf.layers, end, dtype=np.int32).reshape(leaf.grid[: leaf.stacked])
-        found.append(Rows(ids, np.zeros_like(ids)))
-    return found
+        result.append(RankingIds(ids, np.zeros_like(ids)))
+    return result
 
 
 class Layout(NamedTuple):
@@ -239,8 +239,8 @@ def layout(
         _distributions.check_sparsity(f"sparsity of {path!r}", sparsities[path])
         shape = tuple(leaf.shape)
         slices, layer = (shape[:1], shape[1:]) if path in stacked else ((), shape)
-        found = _axes.find(axes_of, path, jax.ShapeDtypeStruct(layer, leaf.dtype))
-        axes = _axes.unusual(found, len(layer))
+        leaf_axes = _axes.find(axes_of, path, jax.ShapeDtypeStruct(layer, leaf.dtype))
+        axes = _axes.unusual(leaf_axes, len(layer))
         kind, kernel = structures[path], layer
         if kind != _structures.UNSTRUCTURED:
             kernel = _axes.kernel_shape(layer, axes)

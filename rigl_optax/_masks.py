@@ -42,9 +42,9 @@ def _draw_masks(
     scores = _random.random_scores(
         seed, _random.Purpose.INITIAL_MASK, [s.position for s in sparse], packing
     )
-    zeros = np.repeat(np.asarray([s.zeros for s in sparse], np.int32), packing.layers)
+    zeros = np.repeat(np.asarray([s.zeros for s in sparse], np.int32), packing.rankings_per_leaf)
     k = packing.per_row(jnp.asarray(packing.sizes() - zeros))
-    chosen = _top_k.top_k(scores, packing.rows, k)
+    chosen = _top_k.top_k(scores, packing.ranking_ids, k)
     for s, mask in zip(sparse, packing.unpack(chosen), strict=True):
         masks[s.position] = s.expand(mask)
     return masks
@@ -106,7 +106,7 @@ def copied_masks(layout: Layout, initial_masks: PyTree) -> list[jax.Array]:
 def warn_of_stacks(layout: Layout, initial_masks: PyTree) -> None:
     """Warns of masks that look like those of stacked layers, if no distribution says so."""
     given = over_paths(initial_masks, layout.paths, "initial_masks", allow_missing=True)
-    found = []
+    suspects = []
     for leaf in layout.sparse:
         mask = given[leaf.path]
         if mask is None or isinstance(mask, jax.core.Tracer):
@@ -117,12 +117,12 @@ def warn_of_stacks(layout: Layout, initial_masks: PyTree) -> None:
         # Equal numbers in all slices, but not the same weights: so drawn, or trained, as layers.
         is_even = np.unique(slices.sum(1)).size == 1 and (slices != slices[0]).any()
         if is_even and leaf.structure == _structures.UNSTRUCTURED:
-            found.append(f"{leaf.path} ({slices.shape[0]} of {int(slices[0].sum())})")
-    if found:
+            suspects.append(f"{leaf.path} ({slices.shape[0]} of {int(slices[0].sum())})")
+    if suspects:
         warnings.warn(
             "initial_masks: the slices along the first axis have equal numbers of active weights "
-            f"in {', '.join(found)}. If that axis counts layers, weights would move between them: "
-            "with sparsity=None a leaf is one layer. Pass a distribution too, such as "
+            f"in {', '.join(suspects)}. If that axis counts layers, weights would move between "
+            "them: with sparsity=None a leaf is one layer. Pass a distribution too, such as "
             "erk(0.9, stacked=(pattern,)), or without `stacked` if these are no layers",
             stacklevel=3,
         )
@@ -173,9 +173,9 @@ def of_params(
       ValueError: If a mask is missing, belongs to no parameter, has another shape than its
         parameter, or is not boolean.
     """
-    found = _checked(masks, paths, leaves, name, allow_missing=allow_missing)
+    mask_of = _checked(masks, paths, leaves, name, allow_missing=allow_missing)
     return {
-        path: np.broadcast_to(np.True_, np.shape(leaf)) if found[path] is None else found[path]
+        path: np.broadcast_to(np.True_, np.shape(leaf)) if mask_of[path] is None else mask_of[path]
         for path, leaf in zip(paths, leaves, strict=True)
     }
 
@@ -184,9 +184,9 @@ def _checked(
     masks: PyTree, paths: Sequence[str], leaves: Sequence[Any], name: str, *, allow_missing: bool
 ) -> dict[str, Any]:
     """Does what `of_params` does, but returns None for dense parameters."""
-    found = over_paths(masks, paths, name, allow_missing=allow_missing)
+    mask_of = over_paths(masks, paths, name, allow_missing=allow_missing)
     for path, leaf in zip(paths, leaves, strict=True):
-        mask, shape = found[path], np.shape(leaf)
+        mask, shape = mask_of[path], np.shape(leaf)
         if mask is None:
             continue
         if mask.dtype != np.bool_:
@@ -196,7 +196,7 @@ def _checked(
                 f"{name} do not fit params: {path!r} has a mask of shape {tuple(mask.shape)}, the "
                 f"parameter has {shape}"
             )
-    return found
+    return mask_of
 
 
 def over_paths(
@@ -226,13 +226,13 @@ def over_paths(
         return next((p for p in ("", *(path[:i] for i in ends), path) if p in dense), None)
 
     cover = {path: covering(path) for path in paths if path not in given}
-    missing = [path for path, found in cover.items() if found is None]
+    missing = [path for path, hole in cover.items() if hole is None]
     extra = [path for path in given if path not in set(paths)]
     if extra or (missing and not allow_missing):
         wrong = [
-            f"{_paths.listing(each)} {'has' if len(each) == 1 else 'have'} no {what}"
-            for each, what in ((missing, "mask"), (extra, "parameter"))
-            if each and not (allow_missing and what == "mask")
+            f"{_paths.listing(names)} {'has' if len(names) == 1 else 'have'} no {what}"
+            for names, what in ((missing, "mask"), (extra, "parameter"))
+            if names and not (allow_missing and what == "mask")
         ]
         raise ValueError(
             f"{name} do not fit params: {'; '.join(wrong)}; params have "
@@ -277,13 +277,13 @@ def get_masks(opt_state: PyTree, params: PyTree | None = None) -> PyTree:
         return merged
     named = _paths.flatten_with_paths(params)
     paths, leaves = [path for path, _ in named], [leaf for _, leaf in named]
-    found = _checked(merged, paths, leaves, "masks", allow_missing=False)
+    mask_of = _checked(merged, paths, leaves, "masks", allow_missing=False)
     # Masks of dense leaves are made where their parameters are; a tracer's placement is unknown.
     shardings: Sequence[Any] = [None] * len(leaves)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         shardings = _shardings(leaves)
     masks = [
-        jnp.ones(np.shape(leaf), bool, device=sharding) if found[path] is None else found[path]
+        jnp.ones(np.shape(leaf), bool, device=sharding) if mask_of[path] is None else mask_of[path]
         for path, leaf, sharding in zip(paths, leaves, shardings, strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(params), masks)
@@ -309,10 +309,10 @@ def _not_found(opt_state: PyTree) -> str:
             "without a target, or split by NNX; restore it into tx.init(params), or take "
             "optimizer.opt_state of an nnx.Optimizer"
         )
-    found = sorted({type(leaf).__name__ for leaf in nodes})
+    kinds = sorted({type(leaf).__name__ for leaf in nodes})
     return (
         f"no SparseState in the optimizer state ({type(opt_state).__name__} with leaves of "
-        f"type {_paths.listing(found)}): was the optimizer wrapped?"
+        f"type {_paths.listing(kinds)}): was the optimizer wrapped?"
     )
 
 
@@ -412,7 +412,7 @@ def check(params: PyTree, opt_state: PyTree) -> None:
         shown = ", ".join(wrong[:40]) + (f", and {len(wrong) - 40} more" if wrong[40:] else "")
         raise ValueError(
             f"inactive weights that are not 0: {shown}. Before the first step, call apply_masks. "
-            "After it, a transformation behind the sparse one (in a chain, or around it as "
+            "Later, a transformation that comes after the sparse one (in a chain, or around it as "
             "lookahead) scales or adds to its updates: put it inside"
         )
 
@@ -434,10 +434,10 @@ def _given(params: PyTree, opt_state: PyTree) -> dict[str, Any]:
     if not are_masks or _states(opt_state):
         masks = get_masks(opt_state)
     named = _paths.flatten_with_paths(params)
-    found = _checked(
+    mask_of = _checked(
         masks, [p for p, _ in named], [x for _, x in named], "masks", allow_missing=True
     )
-    return {path: None if mask is None else jnp.asarray(mask) for path, mask in found.items()}
+    return {path: None if mask is None else jnp.asarray(mask) for path, mask in mask_of.items()}
 
 
 def _shardings(leaves: list[Any]) -> tuple[Any, ...]:

@@ -79,7 +79,7 @@ class RewiringPlan(NamedTuple):
         self, count: jax.Array, leaves: Sequence[SparseLeaf], packing: Packing
     ) -> jax.Array:
         """Drop fractions at a rewiring step: a scalar, or float32 [rankings] with overrides."""
-        return self.fractions_of(count, leaves, packing.layers)
+        return self.fractions_of(count, leaves, packing.rankings_per_leaf)
 
     def fractions_of(
         self, count: jax.Array, leaves: Sequence[SparseLeaf], numbers: Sequence[int]
@@ -108,7 +108,7 @@ class RewiringPlan(NamedTuple):
             return None
         plans = [self.default, *(plan for _, plan in self.overrides)]
         each = jnp.stack([plan.schedule.is_rewiring_step(count) for plan in plans])
-        return self._of_leaves(each, leaves, packing.layers)
+        return self._of_leaves(each, leaves, packing.rankings_per_leaf)
 
     def check(self, paths: Sequence[str]) -> None:
         """Raises a ValueError if a pattern matches no sparse leaf, or two match one."""

@@ -501,7 +501,7 @@ def by_path(structure: Structures, paths: Sequence[str]) -> dict[str, Structure]
     """
     if not isinstance(structure, Mapping):
         return dict.fromkeys(paths, structure)
-    found: dict[str, Structure] = dict.fromkeys(paths, UNSTRUCTURED)
+    structure_of: dict[str, Structure] = dict.fromkeys(paths, UNSTRUCTURED)
     owner: dict[str, str] = {}
     for pattern, one in structure.items():
         matching = [p for p in paths if _paths.compile_pattern(pattern, "structure").search(p)]
@@ -515,5 +515,5 @@ def by_path(structure: Structures, paths: Sequence[str]) -> dict[str, Structure]
                 raise ValueError(
                     f"structure: {path!r} is matched by {owner[path]!r} and {pattern!r}"
                 )
-            owner[path], found[path] = pattern, one
-    return found
+            owner[path], structure_of[path] = pattern, one
+    return structure_of

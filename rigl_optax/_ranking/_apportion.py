@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from rigl_optax._ranking import _top_k
-from rigl_optax._ranking._packing import Rows
+from rigl_optax._ranking._packing import RankingIds
 from rigl_optax._xla import _sharding
 
 _BITS = 16  # of a magnitude in a mean
@@ -56,7 +56,7 @@ def apportion(total: jax.Array, shares: jax.Array, room: jax.Array) -> jax.Array
 
 
 def mean_magnitudes(
-    values: Sequence[jax.Array], masks: Sequence[jax.Array], rows: Sequence[Rows]
+    values: Sequence[jax.Array], masks: Sequence[jax.Array], ranking_ids: Sequence[RankingIds]
 ) -> jax.Array:
     """Returns the mean of `abs(values)` over the active entries of each ranking.
 
@@ -67,26 +67,26 @@ def mean_magnitudes(
     Args:
       values: float32 arrays, finite.
       masks: Bool arrays of the same shapes.
-      rows: The rankings that the rows of each array belong to.
+      ranking_ids: The rankings that the rows of each array belong to.
 
     Returns:
       float32 [rankings]; 0 where nothing is active.
     """
     magnitudes = [jnp.where(m, jnp.abs(v), 0) for v, m in zip(values, masks, strict=True)]
-    exponents = _exponent(_maxima(magnitudes, rows))
+    exponents = _exponent(_maxima(magnitudes, ranking_ids))
     scale = _power_of_two(_BITS - 1 - exponents)
     quanta = [
         (m * _top_k.spread(scale, m, r)).astype(jnp.int32)
-        for m, r in zip(magnitudes, rows, strict=True)
+        for m, r in zip(magnitudes, ranking_ids, strict=True)
     ]
 
     # An int32 sum of 16-bit integers would overflow, so each bit is counted by itself.
     def add_bit(bit: jax.Array, total: jax.Array) -> jax.Array:
-        ones = _top_k.counts([((q >> bit) & 1) == 1 for q in quanta], rows)
+        ones = _top_k.counts([((q >> bit) & 1) == 1 for q in quanta], ranking_ids)
         return total + ones.astype(jnp.float32) * _power_of_two(bit)
 
     sums = lax.fori_loop(jnp.int32(0), jnp.int32(_BITS), add_bit, jnp.zeros_like(scale))
-    active = jnp.maximum(_top_k.counts(masks, rows), 1).astype(jnp.float32)
+    active = jnp.maximum(_top_k.counts(masks, ranking_ids), 1).astype(jnp.float32)
     return sums / active * _power_of_two(exponents - (_BITS - 1))
 
 
@@ -124,12 +124,12 @@ def _power_of_two(exponent: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
-def _maxima(arrays: Sequence[jax.Array], rows: Sequence[Rows]) -> jax.Array:
+def _maxima(arrays: Sequence[jax.Array], ranking_ids: Sequence[RankingIds]) -> jax.Array:
     """Returns the largest entry of each ranking."""
     per_row = [
         _sharding.whole(jnp.max(a, axis=tuple(range(r.ids.ndim, a.ndim)))).reshape(-1)
-        for a, r in zip(arrays, rows, strict=True)
+        for a, r in zip(arrays, ranking_ids, strict=True)
     ]
-    ids = np.concatenate([r.ids.reshape(-1) for r in rows])
+    ids = np.concatenate([r.ids.reshape(-1) for r in ranking_ids])
     number = int(ids[-1]) + 1
     return jax.ops.segment_max(jnp.concatenate(per_row), jnp.asarray(ids), number)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rigl_optax._ranking import _top_k
-from rigl_optax._ranking._packing import Rows
+from rigl_optax._ranking._packing import RankingIds
 from rigl_optax._ranking._top_k import PerRanking
 from rigl_optax._types import Arrays
 
@@ -48,7 +48,7 @@ class Grown(NamedTuple):
 def keep_and_grow(
     keep_scores: Sequence[jax.Array],
     grow_scores: Sequence[jax.Array],
-    rows: Sequence[Rows],
+    ranking_ids: Sequence[RankingIds],
     keep: PerRanking,
     grow: PerRanking,
     prefer: Callable[[Arrays], Arrays] | None = None,
@@ -61,7 +61,7 @@ def keep_and_grow(
     Args:
       keep_scores: int32 arrays; -1 for entries that cannot be kept.
       grow_scores: int32 arrays of the same shapes; -1 for padding.
-      rows: The rankings that the rows of each array belong to.
+      ranking_ids: The rankings that the rows of each array belong to.
       keep: int32 [rankings], or an array for each of `keep_scores`, as `top_k` takes it.
       grow: As `keep`.
       prefer: `prefer(kept) -> grow_scores`: growth scores that depend on the masks of the kept
@@ -70,7 +70,9 @@ def keep_and_grow(
     Returns:
       Bool arrays with `keep + grow` True entries in each ranking.
     """
-    kept, grown = _kept_and_grown(keep_scores, grow_scores, rows, keep, lambda kept: grow, prefer)
+    kept, grown = _kept_and_grown(
+        keep_scores, grow_scores, ranking_ids, keep, lambda kept: grow, prefer
+    )
     return [k | g for k, g in zip(kept, grown, strict=True)]
 
 
@@ -78,12 +80,12 @@ def keep_and_grow_by_signal(
     masks: Sequence[jax.Array],
     keep_scores: Sequence[jax.Array],
     grow_scores: Sequence[jax.Array],
-    rows: Sequence[Rows],
+    ranking_ids: Sequence[RankingIds],
     keep: PerRanking,
     grow: PerRanking | Callable[[jax.Array], PerRanking],
     *,
     dropped: jax.Array,
-    layers: Sequence[Rows],
+    layers: Sequence[RankingIds],
     prefer: Callable[[Arrays], Arrays] | None = None,
 ) -> Grown:
     """Does what `keep_and_grow` does, but leaves a layer as it is if all its growth scores are 0.
@@ -95,13 +97,13 @@ def keep_and_grow_by_signal(
       masks: Bool arrays: the entries that are active now.
       keep_scores: As in `keep_and_grow`.
       grow_scores: As in `keep_and_grow`.
-      rows: As in `keep_and_grow`.
+      ranking_ids: As in `keep_and_grow`.
       keep: As in `keep_and_grow`.
       grow: As in `keep_and_grow`; or `grow(has_signal) -> numbers`, where `has_signal` is bool
         [layers].
       dropped: int32 [layers]: how many entries each layer drops.
-      layers: The layers that the rows of each array belong to; `rows` itself where a layer is one
-        ranking.
+      layers: The layers that the rows of each array belong to; `ranking_ids` itself where a layer
+        is one ranking.
       prefer: As in `keep_and_grow`.
 
     Returns:
@@ -113,14 +115,14 @@ def keep_and_grow_by_signal(
             return grow
         return grow(signals(kept, grow_scores, layers))
 
-    kept, grown = _kept_and_grown(keep_scores, grow_scores, rows, keep, number, prefer)
+    kept, grown = _kept_and_grown(keep_scores, grow_scores, ranking_ids, keep, number, prefer)
     has_signal = signals(kept, grow_scores, layers)
     chosen = [k | g for k, g in zip(kept, grown, strict=True)]
     return unless_uninformed(chosen, masks, has_signal, dropped, layers)
 
 
 def signals(
-    kept: Sequence[jax.Array], grow_scores: Sequence[jax.Array], layers: Sequence[Rows]
+    kept: Sequence[jax.Array], grow_scores: Sequence[jax.Array], layers: Sequence[RankingIds]
 ) -> jax.Array:
     """Returns whether a growth score outside the kept entries is above 0, bool [layers]."""
     pairs = zip(kept, grow_scores, strict=True)
@@ -132,15 +134,15 @@ def unless_uninformed(
     masks: Sequence[jax.Array],
     has_signal: jax.Array,
     dropped: jax.Array,
-    layers: Sequence[Rows],
+    layers: Sequence[RankingIds],
 ) -> Grown:
     """Returns `chosen`, with the old `masks` in layers without a signal, and counts those layers.
 
     Only layers that were to drop something (`dropped > 0`) are counted.
     """
     result = []
-    for new, old, rows in zip(chosen, masks, layers, strict=True):
-        takes_part = _top_k.spread(has_signal, new, rows)
+    for new, old, ranking_ids in zip(chosen, masks, layers, strict=True):
+        takes_part = _top_k.spread(has_signal, new, ranking_ids)
         result.append((new & takes_part) | (old & ~takes_part))
     return Grown(result, jnp.sum(~has_signal & (dropped > 0), dtype=jnp.int32))
 
@@ -148,7 +150,7 @@ def unless_uninformed(
 def _kept_and_grown(
     keep_scores: Sequence[jax.Array],
     grow_scores: Sequence[jax.Array],
-    rows: Sequence[Rows],
+    ranking_ids: Sequence[RankingIds],
     keep: PerRanking,
     grow: Callable[[Arrays], PerRanking],
     prefer: Callable[[Arrays], Arrays] | None,
@@ -156,10 +158,10 @@ def _kept_and_grown(
     """Returns the masks of the kept and of the grown entries; `grow(kept)` says how many grow."""
     excluded = jnp.int32(_top_k.EXCLUDED)
     if prefer is not None:
-        kept = _top_k.top_k(keep_scores, rows, keep)
+        kept = _top_k.top_k(keep_scores, ranking_ids, keep)
         pairs = zip(kept, prefer(kept), strict=True)
         rest = [jnp.where(k, excluded, scores) for k, scores in pairs]
-        return kept, _top_k.top_k(rest, rows, grow(kept))
+        return kept, _top_k.top_k(rest, ranking_ids, grow(kept))
 
     # Keeping and growing are the same search on different scores, so a loop of two rounds
     # compiles it once (`benchmarks/update_overhead.py` prints seconds of compilation). An entry of
@@ -168,7 +170,7 @@ def _kept_and_grown(
         scores, chosen = carry
         growing = grow([c > 0 for c in chosen])
         number = jax.tree.map(lambda a, b: jnp.where(round == 1, a, b), keep, growing)
-        top = _top_k.top_k(scores, rows, number)
+        top = _top_k.top_k(scores, ranking_ids, number)
         now = round.astype(jnp.int8)
         chosen = [jnp.where(t, now, c) for c, t in zip(chosen, top, strict=True)]
         pairs = zip(chosen, grow_scores, strict=True)

@@ -21,7 +21,7 @@ ROW = (32, 128)
 _ENTRIES = math.prod(ROW)
 
 
-class Rows(NamedTuple):
+class RankingIds(NamedTuple):
     """The ranking that each row of an array belongs to.
 
     `ids` has as many axes as the array has leading axes that count rows; if `ids` is a scalar, the
@@ -54,7 +54,7 @@ class Packing(NamedTuple):
     in_parts: bool = False
 
     @property
-    def layers(self) -> list[int]:
+    def rankings_per_leaf(self) -> list[int]:
         """Returns the number of rankings in each leaf."""
         return [
             math.prod(shape[:leading])
@@ -62,23 +62,25 @@ class Packing(NamedTuple):
         ]
 
     @property
-    def rows(self) -> list[Rows]:
+    def ranking_ids(self) -> list[RankingIds]:
         """Returns the rankings of the rows of each array that `pack` returns."""
-        first = np.cumsum([0, *self.layers]).astype(np.int32)
+        first = np.cumsum([0, *self.rankings_per_leaf]).astype(np.int32)
         if not self.is_packed:
             leaves = zip(self.shapes, self.leading, strict=True)
             fronts = [shape[:leading] for shape, leading in leaves]
-            spans = zip(first[:-1], self.layers, fronts, strict=True)
-            each = [np.arange(i, i + n, dtype=np.int32).reshape(front) for i, n, front in spans]
-            return [Rows(ids, np.zeros_like(ids)) for ids in each]
+            spans = zip(first[:-1], self.rankings_per_leaf, fronts, strict=True)
+            ids_of_leaves = [
+                np.arange(i, i + n, dtype=np.int32).reshape(front) for i, n, front in spans
+            ]
+            return [RankingIds(ids, np.zeros_like(ids)) for ids in ids_of_leaves]
         per_layer = [self._rows_of(i) for i in range(len(self.shapes))]
-        repeats = np.repeat(per_layer, self.layers)
+        repeats = np.repeat(per_layer, self.rankings_per_leaf)
         ids = np.repeat(np.arange(first[-1], dtype=np.int32), repeats)
         starts = np.concatenate([np.arange(n, dtype=np.int32) * _ENTRIES for n in repeats])
-        return [Rows(ids, starts)]
+        return [RankingIds(ids, starts)]
 
-    def one_ranking(self) -> list[Rows]:
-        """Returns `rows` with all layers in one ranking; among equal scores earlier leaves win.
+    def one_ranking(self) -> list[RankingIds]:
+        """Returns `ranking_ids` with all layers in one ranking; ties go to the earlier leaf.
 
         Raises:
           ValueError: If there are more than 2**31 - 1 entries, which int32 cannot count.
@@ -91,39 +93,45 @@ class Packing(NamedTuple):
             )
         first = np.cumsum([0, *sizes[:-1]])
         joined = []
-        for start, size, rows in zip(first, sizes, self.rows, strict=True):
-            number = max(rows.ids.size, 1)
+        for start, size, ranking_ids in zip(first, sizes, self.ranking_ids, strict=True):
+            number = max(ranking_ids.ids.size, 1)
             starts = start + np.arange(number) * (size // number)
             joined.append(
-                Rows(np.zeros_like(rows.ids), starts.astype(np.int32).reshape(rows.ids.shape))
+                RankingIds(
+                    np.zeros_like(ranking_ids.ids),
+                    starts.astype(np.int32).reshape(ranking_ids.ids.shape),
+                )
             )
         return joined
 
     def rankings(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns int32 [rankings] twice: the leaf of each ranking, and its first index there."""
-        leaves = np.repeat(np.arange(len(self.shapes), dtype=np.int32), self.layers)
-        layer = np.concatenate([np.arange(n, dtype=np.int32) for n in self.layers])
+        leaves = np.repeat(np.arange(len(self.shapes), dtype=np.int32), self.rankings_per_leaf)
+        layer = np.concatenate([np.arange(n, dtype=np.int32) for n in self.rankings_per_leaf])
         return leaves, layer * self.sizes()
 
     def sizes(self) -> np.ndarray:
         """Returns the number of entries of each ranking, int32 [rankings]."""
-        each = [math.prod(s) // n for s, n in zip(self.shapes, self.layers, strict=True)]
-        return np.repeat(np.asarray(each, np.int32), self.layers)
+        of_leaf = [
+            math.prod(s) // n for s, n in zip(self.shapes, self.rankings_per_leaf, strict=True)
+        ]
+        return np.repeat(np.asarray(of_leaf, np.int32), self.rankings_per_leaf)
 
     def per_row(self, vector: jax.Array) -> jax.Array | list[jax.Array]:
         """Brings a vector [rankings] to the form that `top_k` takes: as it is, or split by row."""
         if not self.in_parts:
             return vector
-        pieces = jnp.split(vector, np.cumsum(self.layers)[:-1])
+        pieces = jnp.split(vector, np.cumsum(self.rankings_per_leaf)[:-1])
         return [
-            piece.reshape(rows.ids.shape) for piece, rows in zip(pieces, self.rows, strict=True)
+            piece.reshape(ranking_ids.ids.shape)
+            for piece, ranking_ids in zip(pieces, self.ranking_ids, strict=True)
         ]
 
     def packed_shapes(self) -> list[tuple[int, ...]]:
         """Returns the shapes of the arrays that `pack` returns."""
         if not self.is_packed:
             return list(self.shapes)
-        return [(len(self.rows[0].ids), *ROW)]
+        return [(len(self.ranking_ids[0].ids), *ROW)]
 
     def pack(self, arrays: Sequence[jax.Array], fill: float | bool) -> list[jax.Array]:
         """Packs all entries into one array [rows, *ROW], padded with `fill`, if `is_packed`.
@@ -138,7 +146,7 @@ class Packing(NamedTuple):
         if not self.is_packed:
             return list(arrays)
         parts = []
-        for i, (array, layers) in enumerate(zip(arrays, self.layers, strict=True)):
+        for i, (array, layers) in enumerate(zip(arrays, self.rankings_per_leaf, strict=True)):
             flat = array.reshape(layers, -1)
             padding = self._rows_of(i) * _ENTRIES - flat.shape[1]
             if padding:
@@ -151,7 +159,7 @@ class Packing(NamedTuple):
         if not self.is_packed:
             return list(arrays)
         leaves, start = [], 0
-        for i, (shape, layers) in enumerate(zip(self.shapes, self.layers, strict=True)):
+        for i, (shape, layers) in enumerate(zip(self.shapes, self.rankings_per_leaf, strict=True)):
             stop = start + layers * self._rows_of(i)
             flat = lax.slice_in_dim(arrays[0], start, stop).reshape(layers, -1)
             leaves.append(flat[:, : math.prod(shape) // layers].reshape(shape))
@@ -160,7 +168,7 @@ class Packing(NamedTuple):
 
     def _rows_of(self, leaf: int) -> int:
         """Returns the number of rows that one ranking of a leaf takes."""
-        size = math.prod(self.shapes[leaf]) // self.layers[leaf]
+        size = math.prod(self.shapes[leaf]) // self.rankings_per_leaf[leaf]
         return -(-size // _ENTRIES)
 
 

@@ -88,13 +88,17 @@ def random_scores(
     leaf_of, first_of = packing.rankings()
     sizes = packing.sizes()
     scores = []
-    for i, (rows, shape) in enumerate(zip(packing.rows, packing.packed_shapes(), strict=True)):
-        to_row = rows.ids.shape + (1,) * (len(shape) - rows.ids.ndim)
-        within = np.asarray(rows.starts).reshape(to_row) + iota(shape, rows.ids.ndim)
-        index = within + first_of[rows.ids].reshape(to_row) if indices is None else indices[i]
+    for i, (ranking_ids, shape) in enumerate(
+        zip(packing.ranking_ids, packing.packed_shapes(), strict=True)
+    ):
+        to_row = ranking_ids.ids.shape + (1,) * (len(shape) - ranking_ids.ids.ndim)
+        within = np.asarray(ranking_ids.starts).reshape(to_row) + iota(shape, ranking_ids.ids.ndim)
+        index = (
+            within + first_of[ranking_ids.ids].reshape(to_row) if indices is None else indices[i]
+        )
         # Straight to the primitive: `jax.random.bits` cannot draw some entries of a leaf alone, and
         # without `jax_threefry_partitionable` it draws other bits.
-        row_keys = keys[leaf_of[rows.ids]]  # [*rows, 2]
+        row_keys = keys[leaf_of[ranking_ids.ids]]  # [*rows, 2]
         first, second = (
             jnp.broadcast_to(row_keys[..., word].reshape(to_row), shape) for word in range(2)
         )
@@ -103,6 +107,6 @@ def random_scores(
             *threefry2x32_p.bind(first, second, jnp.zeros_like(low_word), low_word)
         )
         score = (bits >> 1).astype(jnp.int32)
-        is_entry = within < sizes[rows.ids].reshape(to_row)
+        is_entry = within < sizes[ranking_ids.ids].reshape(to_row)
         scores.append(jnp.where(is_entry, score, -1) if packing.is_packed else score)
     return scores

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from rigl_optax._ranking import _packing
-from rigl_optax._ranking._packing import Packing, Rows
+from rigl_optax._ranking._packing import Packing, RankingIds
 from rigl_optax._xla import _sharding
 
 # Numbers, one for each ranking: int32 [rankings]; or, where each row is a ranking, a list of int32
@@ -52,11 +52,11 @@ def count_true(mask: jax.Array, leading: int = 0) -> jax.Array:
     return jnp.sum(partial.astype(jnp.int32), axis=axes, dtype=jnp.int32)
 
 
-def counts(masks: Sequence[jax.Array], rows: Sequence[Rows]) -> jax.Array:
+def counts(masks: Sequence[jax.Array], ranking_ids: Sequence[RankingIds]) -> jax.Array:
     """Counts the True entries in each ranking, int32 [rankings]."""
-    each = [count_true(m, r.ids.ndim) for m, r in zip(masks, rows, strict=True)]
-    per_row = [_sharding.whole(x).reshape(-1) for x in each]
-    ids = np.concatenate([r.ids.reshape(-1) for r in rows])
+    counted = [count_true(m, r.ids.ndim) for m, r in zip(masks, ranking_ids, strict=True)]
+    per_row = [_sharding.whole(x).reshape(-1) for x in counted]
+    ids = np.concatenate([r.ids.reshape(-1) for r in ranking_ids])
     vector = jnp.concatenate(per_row)
     rankings = int(ids[-1]) + 1
     if rankings == len(ids):
@@ -64,17 +64,19 @@ def counts(masks: Sequence[jax.Array], rows: Sequence[Rows]) -> jax.Array:
     return jax.ops.segment_sum(vector, jnp.asarray(ids), rankings, indices_are_sorted=True)
 
 
-def counts_by_row(masks: Sequence[jax.Array], rows: Sequence[Rows]) -> list[jax.Array]:
+def counts_by_row(masks: Sequence[jax.Array], ranking_ids: Sequence[RankingIds]) -> list[jax.Array]:
     """Counts the True entries in each row, int32; sharded as the rows of the masks are."""
-    return [count_true(m, r.ids.ndim) for m, r in zip(masks, rows, strict=True)]
+    return [count_true(m, r.ids.ndim) for m, r in zip(masks, ranking_ids, strict=True)]
 
 
 def counts_for(packing: Packing, masks: Sequence[jax.Array]) -> PerRanking:
     """Counts the True entries in each ranking of a packing, in the form that `top_k` takes."""
-    return (counts_by_row if packing.in_parts else counts)(masks, packing.rows)
+    return (counts_by_row if packing.in_parts else counts)(masks, packing.ranking_ids)
 
 
-def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> list[jax.Array]:
+def top_k(
+    scores: Sequence[jax.Array], ranking_ids: Sequence[RankingIds], k: PerRanking
+) -> list[jax.Array]:
     """Returns masks of the k largest scores of each ranking; ties go to the lower flat index.
 
     All rankings share one loop. A loop for each of them takes XLA far longer to compile on a model
@@ -82,7 +84,7 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> l
 
     Args:
       scores: int32 arrays, entries -1 or above.
-      rows: The rankings that the rows of each array belong to.
+      ranking_ids: The rankings that the rows of each array belong to.
       k: int32 [rankings]; or, where each row is a ranking, a list of int32 arrays with one number
         for each row, which may be sharded as the rows are. At least k scores of each ranking must
         be 0 or above.
@@ -91,20 +93,20 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> l
       Bool arrays of the shapes of `scores`, with exactly k True entries in each ranking.
     """
     if isinstance(k, list):
-        found = counts_by_row([s >= 0 for s in scores], rows)
-        k = [_sharding.like(x, f) for x, f in zip(k, found, strict=True)]
+        number = counts_by_row([s >= 0 for s in scores], ranking_ids)
+        k = [_sharding.like(x, f) for x, f in zip(k, number, strict=True)]
 
     def count(masks: list[jax.Array]) -> PerRanking:
-        return (counts_by_row if isinstance(k, list) else counts)(masks, rows)
+        return (counts_by_row if isinstance(k, list) else counts)(masks, ranking_ids)
 
     def spread_all(vector: PerRanking) -> list[jax.Array]:
         if isinstance(vector, list):
-            each = zip(vector, scores, rows, strict=True)
-            return [lax.expand_dims(v, range(r.ids.ndim, s.ndim)) for v, s, r in each]
-        return [spread(vector, s, r) for s, r in zip(scores, rows, strict=True)]
+            triples = zip(vector, scores, ranking_ids, strict=True)
+            return [lax.expand_dims(v, range(r.ids.ndim, s.ndim)) for v, s, r in triples]
+        return [spread(vector, s, r) for s, r in zip(scores, ranking_ids, strict=True)]
 
-    def differ(found: PerRanking, wanted: PerRanking) -> jax.Array:
-        pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    def differ(number: PerRanking, wanted: PerRanking) -> jax.Array:
+        pairs = zip(jax.tree.leaves(number), jax.tree.leaves(wanted), strict=True)
         return functools.reduce(jnp.logical_or, [jnp.any(f != w) for f, w in pairs])
 
     # Finds the largest threshold with at least k scores at or above it, highest bit first. A
@@ -113,11 +115,11 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> l
     def threshold_pass(carry: Any) -> Any:
         bit, threshold, at_least, above = carry
         candidate = jax.tree.map(lambda t: t | (jnp.int32(1) << bit), threshold)
-        found = count([s >= c for s, c in zip(scores, spread_all(candidate), strict=True)])
-        enough = jax.tree.map(jnp.greater_equal, found, k)
+        number = count([s >= c for s, c in zip(scores, spread_all(candidate), strict=True)])
+        enough = jax.tree.map(jnp.greater_equal, number, k)
         threshold = jax.tree.map(jnp.where, enough, candidate, threshold)
-        at_least = jax.tree.map(jnp.where, enough, found, at_least)
-        return bit - 1, threshold, at_least, jax.tree.map(jnp.where, enough, above, found)
+        at_least = jax.tree.map(jnp.where, enough, number, at_least)
+        return bit - 1, threshold, at_least, jax.tree.map(jnp.where, enough, above, number)
 
     def threshold_open(carry: Any) -> jax.Array:
         bit, _, at_least, _ = carry
@@ -139,11 +141,11 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> l
     def index_pass(carry: Any) -> Any:
         bit, bound, taken = carry
         candidate = jax.tree.map(lambda b: b | (jnp.int32(1) << bit), bound)
-        below = zip(scores, thresholds, rows, spread_all(candidate), strict=True)
-        found = count([(s == t) & _is_below(c, s, r) for s, t, r, c in below])
-        fits = jax.tree.map(jnp.less_equal, found, wanted)
+        below = zip(scores, thresholds, ranking_ids, spread_all(candidate), strict=True)
+        number = count([(s == t) & _is_below(c, s, r) for s, t, r, c in below])
+        fits = jax.tree.map(jnp.less_equal, number, wanted)
         bound = jax.tree.map(jnp.where, fits, candidate, bound)
-        return bit - 1, bound, jax.tree.map(jnp.where, fits, found, taken)
+        return bit - 1, bound, jax.tree.map(jnp.where, fits, number, taken)
 
     def index_open(carry: Any) -> jax.Array:
         bit, _, taken = carry
@@ -151,7 +153,7 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> l
 
     largest = max(
         int(np.max(r.starts)) + int(np.prod(s.shape[r.ids.ndim :], dtype=np.int64))
-        for s, r in zip(scores, rows, strict=True)
+        for s, r in zip(scores, ranking_ids, strict=True)
     )
     highest = min(largest.bit_length() - 1, _HIGHEST_BIT)
     _, bound, _ = lax.while_loop(index_open, index_pass, (jnp.int32(highest), zeros, zeros))
@@ -159,13 +161,13 @@ def top_k(scores: Sequence[jax.Array], rows: Sequence[Rows], k: PerRanking) -> l
     bounds = spread_all(
         jax.tree.map(lambda n, x, b: jnp.where(n == x, most, b), at_least, k, bound)
     )
-    chosen = zip(scores, thresholds, rows, bounds, strict=True)
+    chosen = zip(scores, thresholds, ranking_ids, bounds, strict=True)
     return [(s > t) | ((s == t) & _is_below(b, s, r)) for s, t, r, b in chosen]
 
 
-def spread(vector: jax.Array, array: jax.Array, rows: Rows) -> jax.Array:
+def spread(vector: jax.Array, array: jax.Array, ranking_ids: RankingIds) -> jax.Array:
     """Returns, for each row of an array, its ranking's entry of a vector, ready to broadcast."""
-    return _take(vector, rows.ids).reshape(_rows_shape(rows.ids, array))
+    return _take(vector, ranking_ids.ids).reshape(_rows_shape(ranking_ids.ids, array))
 
 
 def _take(vector: jax.Array, ids: np.ndarray) -> jax.Array:
@@ -183,8 +185,8 @@ def _rows_shape(ids: np.ndarray, scores: jax.Array) -> tuple[int, ...]:
     return ids.shape + (1,) * (scores.ndim - ids.ndim)
 
 
-def _is_below(bound: jax.Array, x: jax.Array, rows: Rows) -> jax.Array:
+def _is_below(bound: jax.Array, x: jax.Array, ranking_ids: RankingIds) -> jax.Array:
     """Returns whether the row-major index of each entry within its ranking is below `bound`."""
-    if rows.starts.any():
-        bound = bound - jnp.asarray(rows.starts).reshape(_rows_shape(rows.ids, x))
-    return _packing.iota(x.shape, rows.ids.ndim) < bound
+    if ranking_ids.starts.any():
+        bound = bound - jnp.asarray(ranking_ids.starts).reshape(_rows_shape(ranking_ids.ids, x))
+    return _packing.iota(x.shape, ranking_ids.ids.ndim) < bound

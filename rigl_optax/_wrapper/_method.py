@@ -17,7 +17,8 @@ class RewiringInputs(NamedTuple):
 
     The lists hold *packed* arrays: on one device the sparse leaves lie side by side in a single
     array, padded with inactive zeros; on several devices each leaf is an array of its own. All
-    lists are laid out alike, so that elementwise functions of them need not know. Under a
+    lists are laid out alike, so that elementwise functions of them need not know;
+    `packing.ranking_ids` says which layer each row belongs to. Under a
     structure, groups stand in the place of weights, and their magnitudes are pooled.
 
     A method with a shadow sees the same at every step, with the leaves in their own shapes.
@@ -51,7 +52,7 @@ class RewiringInputs(NamedTuple):
 
         A ranking is a layer, or a part of one under `NM` and `ConstantFanIn`.
         """
-        return _top_k.counts(self.masks, self.packing.rows)
+        return _top_k.counts(self.masks, self.packing.ranking_ids)
 
     def top_k(self, scores: Arrays, k: jax.Array) -> Arrays:
         """Finds the k largest scores of each ranking; ties go to the lower index.
@@ -63,7 +64,7 @@ class RewiringInputs(NamedTuple):
         Returns:
           Masks, laid out as `weights`.
         """
-        return _top_k.top_k(scores, self.packing.rows, self.packing.per_row(k))
+        return _top_k.top_k(scores, self.packing.ranking_ids, self.packing.per_row(k))
 
 
 class Decision(NamedTuple):

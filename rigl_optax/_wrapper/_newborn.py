@@ -80,7 +80,7 @@ def _values(grown: Grown, seed: Seed, inputs: RewiringInputs, initial: Arrays) -
         seed, _random.Purpose.GROWN_VALUE, positions, inputs.packing, inputs.count
     )
     if grown.value == "initial":
-        layers = inputs.packing.layers
+        layers = inputs.packing.rankings_per_leaf
         each = zip(initial, inputs.packing.unpack(scores), layers, strict=True)
         shuffled = [_shuffled(x.astype(jnp.float32), s, n) for x, s, n in each]
         return inputs.packing.pack([x / divisor for x in shuffled], 0.0)

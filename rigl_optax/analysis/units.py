@@ -112,6 +112,6 @@ def _summed(mask: jax.Array, but: tuple[int, ...]) -> jax.Array:
     """Sums over all axes but these, which may be negative and come out in the given order."""
     kept = [a % mask.ndim for a in but]
     summed = [a for a in range(mask.ndim) if a not in kept]
-    found = jnp.sum(mask, axis=tuple(summed), dtype=jnp.int32)
+    sums = jnp.sum(mask, axis=tuple(summed), dtype=jnp.int32)
     order = tuple(sorted(kept).index(a) for a in kept)
-    return found if order == tuple(range(len(order))) else found.transpose(order)
+    return sums if order == tuple(range(len(order))) else sums.transpose(order)

@@ -12,7 +12,7 @@ import numpy as np
 from rigl_optax import _structures
 from rigl_optax._layout import SparseLeaf
 from rigl_optax._ranking import _top_k
-from rigl_optax._ranking._packing import Rows
+from rigl_optax._ranking._packing import RankingIds
 from rigl_optax._types import Arrays
 from rigl_optax._xla import _sharding
 
@@ -45,7 +45,7 @@ def fan_ins(leaves: Sequence[SparseLeaf], salient: Arrays, active: Arrays) -> Ar
     ]
     ends = np.cumsum([0, *(len(total) for total in totals)]).astype(np.int32)
     rows = [
-        Rows(np.arange(first, end, dtype=np.int32), np.zeros(end - first, np.int32))
+        RankingIds(np.arange(first, end, dtype=np.int32), np.zeros(end - first, np.int32))
         for first, end in itertools.pairwise(ends)
     ]
     # Units are ranked by the same search as weights, so ties go to the lower index.

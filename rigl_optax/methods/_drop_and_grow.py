@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from rigl_optax import _numbers, _plan
-from rigl_optax._layout import Layout, check_total, layer_rows
+from rigl_optax._layout import Layout, check_total, layer_ids
 from rigl_optax._ranking import _keep_and_grow, _packing, _random, _top_k
-from rigl_optax._ranking._packing import Packing, Rows
+from rigl_optax._ranking._packing import Packing, RankingIds
 from rigl_optax._structures import UNSTRUCTURED, Structures
 from rigl_optax._types import Arrays, Overrides, PyTree, Seed, Sparsity
 from rigl_optax._wrapper import _transform
@@ -216,7 +216,7 @@ def drop_and_grow_method(
 
     def rule_of_parts(inputs: RewiringInputs) -> Decision:
         # Drops are of the whole layer; what a part of it lost, it grows.
-        rows, layers = inputs.packing.rows, layer_rows(inputs.leaves)
+        rows, layers = inputs.packing.ranking_ids, layer_ids(inputs.leaves)
         active = _top_k.counts(inputs.masks, layers)
         fraction = plan.fractions_of(
             inputs.count, inputs.leaves, [leaf.layers for leaf in inputs.leaves]
@@ -250,7 +250,7 @@ def drop_and_grow_method(
     def rule(inputs: RewiringInputs) -> Decision:
         if any(leaf.structure.has_parts for leaf in inputs.leaves):
             return rule_of_parts(inputs)
-        rows, packing = inputs.packing.rows, inputs.packing
+        rows, packing = inputs.packing.ranking_ids, inputs.packing
         active = _top_k.counts(inputs.masks, rows)
         fraction = plan.fractions(inputs.count, inputs.leaves, packing)
         dropped = _keep_and_grow.drop_counts(active, fraction)
@@ -342,7 +342,7 @@ def _without_padding(scores: Arrays, packing: Packing) -> Arrays:
     """Excludes what is no position of a layer."""
     if not packing.is_packed:
         return scores
-    (score,), (rows,) = scores, packing.rows
+    (score,), (rows,) = scores, packing.ranking_ids
     to_row = rows.ids.shape + (1,) * (score.ndim - rows.ids.ndim)
     within = rows.starts.reshape(to_row) + _packing.iota(score.shape, rows.ids.ndim)
     is_position = within < packing.sizes()[rows.ids].reshape(to_row)
@@ -356,7 +356,7 @@ def _of_active(scores: Arrays, masks: Arrays) -> Arrays:
 
 
 def regrown_in_parts(
-    kept: Arrays, grow_scores: Arrays, rows: Sequence[Rows], wanted: Arrays
+    kept: Arrays, grow_scores: Arrays, rows: Sequence[RankingIds], wanted: Arrays
 ) -> Arrays:
     """Grows the largest scores of each part, up to its number, beside what is kept.
 

@@ -14,7 +14,7 @@ import numpy as np
 from rigl_optax import _axes
 from rigl_optax._layout import Layout, SparseLeaf
 from rigl_optax._ranking import _top_k
-from rigl_optax._ranking._packing import Packing, Rows
+from rigl_optax._ranking._packing import Packing, RankingIds
 from rigl_optax._types import Arrays
 
 _FIRST = np.iinfo(np.int32).max  # before every score
@@ -45,7 +45,7 @@ def check(layout: Layout, min_fan_in: int) -> None:
 def least(leaves: Sequence[SparseLeaf], packing: Packing, min_fan_in: int) -> np.ndarray:
     """Active groups that each layer needs for it, and at least one; int32 [rankings]."""
     each = [max(1, min_fan_in * _units(leaf)) for leaf in leaves]
-    return np.repeat(np.asarray(each, np.int32), packing.layers)
+    return np.repeat(np.asarray(each, np.int32), packing.rankings_per_leaf)
 
 
 def protected(
@@ -128,11 +128,11 @@ def _units(leaf: SparseLeaf) -> int:
     return _axes.size(leaf.grid, leaf.unit_axes) if leaf.grid[leaf.stacked :] else 1
 
 
-def _unit_rows(shapes: Sequence[tuple[int, ...]]) -> list[Rows]:
+def _unit_rows(shapes: Sequence[tuple[int, ...]]) -> list[RankingIds]:
     """For leading axes of these shapes, a ranking for each unit."""
     ends = np.cumsum([math.prod(shape) for shape in shapes])
     ids = [
         np.arange(end - math.prod(shape), end, dtype=np.int32).reshape(shape)
         for shape, end in zip(shapes, ends, strict=True)
     ]
-    return [Rows(each, np.zeros_like(each)) for each in ids]
+    return [RankingIds(each, np.zeros_like(each)) for each in ids]

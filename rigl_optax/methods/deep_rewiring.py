@@ -109,12 +109,12 @@ def deep_rewiring(
             drawn = zip(packing.unpack(scores), moved, strict=True)
             noise = [scale * _random.normal(_sharding.like(s, x)) for s, x in drawn]
         settled = []
-        for weight, mask, sign, shake in zip(
+        for weight, mask, sign, nu in zip(
             moved, inputs.masks, inputs.second_masks, noise, strict=True
         ):
             # In float32 whatever the weights are: rounded once, at the end.
             direction = jnp.where(sign, jnp.float32(1), jnp.float32(-1))
-            size = direction * weight.astype(jnp.float32) - eta * jnp.float32(l1) + shake
+            size = direction * weight.astype(jnp.float32) - eta * jnp.float32(l1) + nu
             shown = direction * jnp.maximum(size, 0)
             settled.append(_blend.masked(mask, shown.astype(weight.dtype)))
         return settled, inputs.numbers
@@ -124,15 +124,15 @@ def deep_rewiring(
         return [_blend.masked(m, w) for m, w in zip(masks, shadow, strict=True)]
 
     def rule(inputs: RewiringInputs) -> Decision:
-        rows = inputs.packing.rows
+        ranking_ids = inputs.packing.ranking_ids
         excluded = jnp.int32(_top_k.EXCLUDED)
         # `settle` sets a weight to 0 if it would change its sign.
         stays = [m & (w != 0) for m, w in zip(inputs.masks, inputs.weights, strict=True)]
-        keep = _top_k.counts(stays, rows)
-        grow = _top_k.counts(inputs.masks, rows) - keep
+        keep = _top_k.counts(stays, ranking_ids)
+        grow = _top_k.counts(inputs.masks, ranking_ids) - keep
         scores = [jnp.where(s, jnp.int32(0), excluded) for s in stays]
         return Decision(
-            _keep_and_grow.keep_and_grow(scores, random_scores(inputs), rows, keep, grow)
+            _keep_and_grow.keep_and_grow(scores, random_scores(inputs), ranking_ids, keep, grow)
         )
 
     last = int(np.iinfo(np.int32).max) if end is None else end

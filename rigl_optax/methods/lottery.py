@@ -42,6 +42,6 @@ def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:
       2019; Evci et al. 2020, appendix E.
     """
     named = _paths.flatten_with_paths(params)
-    found = _masks.of_params(masks, [path for path, _ in named], [leaf for _, leaf in named])
-    leaves = [_blend.masked(jnp.asarray(found[path]), leaf) for path, leaf in named]
+    mask_of = _masks.of_params(masks, [path for path, _ in named], [leaf for _, leaf in named])
+    leaves = [_blend.masked(jnp.asarray(mask_of[path]), leaf) for path, leaf in named]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

@@ -106,7 +106,9 @@ def sparse_momentum(
 
     def redistributed(total: jax.Array, room: jax.Array, inputs: RewiringInputs) -> jax.Array:
         # Not a float mean: layers would get other numbers on another mesh.
-        means = _apportion.mean_magnitudes(inputs.gradients, inputs.masks, inputs.packing.rows)
+        means = _apportion.mean_magnitudes(
+            inputs.gradients, inputs.masks, inputs.packing.ranking_ids
+        )
         return _apportion.apportion(total, means, room)
 
     method = _drop_and_grow.drop_and_grow_method(

@@ -10,7 +10,7 @@ import optax
 
 from rigl_optax import _layout, _masks, _numbers, _plan
 from rigl_optax._ranking import _keep_and_grow, _top_k
-from rigl_optax._ranking._packing import Packing, Rows
+from rigl_optax._ranking._packing import Packing, RankingIds
 from rigl_optax._structures import UNSTRUCTURED, Structures
 from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
 from rigl_optax._wrapper import _transform
@@ -186,19 +186,19 @@ def granet(
     prune = _pruning(plan.default.schedule.steps(), power, scope)
 
     def rule(inputs: RewiringInputs) -> Decision:
-        rows = inputs.packing.rows
+        ranking_ids = inputs.packing.ranking_ids
         left = prune(inputs)
         has_parts = any(leaf.structure.has_parts for leaf in inputs.leaves)
-        layers = _layout.layer_rows(inputs.leaves) if has_parts else rows
+        layers = _layout.layer_ids(inputs.leaves) if has_parts else ranking_ids
         active = _top_k.counts(left, layers)
         dropped = _keep_and_grow.drop_counts(active, plan.default.drop_fraction(inputs.count))
         scores = _keep_and_grow.drop_scores(inputs.weights, left)
         growth = _drop_and_grow.grow_by_gradient(inputs)
         if has_parts:
             kept = _top_k.top_k(scores, layers, active - dropped)
-            wanted = _top_k.counts_by_row(left, rows)
+            wanted = _top_k.counts_by_row(left, ranking_ids)
             grown = _keep_and_grow.unless_uninformed(
-                _drop_and_grow.regrown_in_parts(kept, growth, rows, wanted),
+                _drop_and_grow.regrown_in_parts(kept, growth, ranking_ids, wanted),
                 left,
                 _keep_and_grow.signals(kept, growth, layers),
                 dropped,
@@ -207,7 +207,14 @@ def granet(
         else:
             keep = active - dropped
             grown = _keep_and_grow.keep_and_grow_by_signal(
-                left, scores, growth, rows, keep, dropped, dropped=dropped, layers=rows
+                left,
+                scores,
+                growth,
+                ranking_ids,
+                keep,
+                dropped,
+                dropped=dropped,
+                layers=ranking_ids,
             )
         return Decision(grown.masks, uninformed=grown.uninformed)
 
@@ -253,8 +260,10 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
     first, last = steps[0], steps[-1]
 
     def prune(inputs: RewiringInputs) -> Arrays:
-        packing, rows = inputs.packing, inputs.packing.rows
-        final = np.repeat([leaf.zeros for leaf in inputs.leaves], packing.layers).astype(np.int32)
+        packing, ranking_ids = inputs.packing, inputs.packing.ranking_ids
+        final = np.repeat([leaf.zeros for leaf in inputs.leaves], packing.rankings_per_leaf).astype(
+            np.int32
+        )
         sizes = jnp.asarray(packing.sizes())
         zeros_at_start = sizes - inputs.numbers
         to_go = jnp.asarray(final) - zeros_at_start
@@ -266,14 +275,14 @@ def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInpu
         keep = sizes - zeros
         if scope == "global":
             # One ranking of all layers; its number is the sum of theirs.
-            rows, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True, dtype=jnp.int32)
+            ranking_ids, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True, dtype=jnp.int32)
         # What is inactive cannot be kept: traced initial masks, which `init` cannot check, may have
         # more zeros than the schedule.
-        keep = jnp.minimum(keep, _top_k.counts(inputs.masks, rows))
+        keep = jnp.minimum(keep, _top_k.counts(inputs.masks, ranking_ids))
         scores = _keep_and_grow.drop_scores(inputs.weights, inputs.masks)
         if scope == "global":
-            scores = _largest_first(scores, packing.rows)
-        return _top_k.top_k(scores, rows, packing.per_row(keep))
+            scores = _largest_first(scores, packing.ranking_ids)
+        return _top_k.top_k(scores, ranking_ids, packing.per_row(keep))
 
     return prune
 
@@ -287,11 +296,11 @@ def _progress(steps: range, power: float) -> Callable[[int], float]:
     return lambda count: 1 - (min(max(steps[-1] - count, 0), length) / length) ** power
 
 
-def _largest_first(scores: Arrays, rows: Sequence[Rows]) -> Arrays:
+def _largest_first(scores: Arrays, ranking_ids: Sequence[RankingIds]) -> Arrays:
     """Returns scores in which the largest of each layer comes before all others."""
     # 1, or 0 in a layer without an active weight.
-    some = jnp.minimum(_top_k.counts([s >= 0 for s in scores], rows), 1)
-    largest = _top_k.top_k(scores, rows, some)
+    one_each = jnp.minimum(_top_k.counts([s >= 0 for s in scores], ranking_ids), 1)
+    largest = _top_k.top_k(scores, ranking_ids, one_each)
     first = jnp.int32(np.iinfo(np.int32).max)
     return [jnp.where(top, first, s) for top, s in zip(largest, scores, strict=True)]
 
@@ -305,7 +314,7 @@ def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) ->
     """Remembers the numbers of active weights of the first masks, int32 [rankings]."""
     del layout
     packed = packing.pack(masks, False)
-    return InitialMemory([], _top_k.counts(packed, packing.rows))
+    return InitialMemory([], _top_k.counts(packed, packing.ranking_ids))
 
 
 def _check(

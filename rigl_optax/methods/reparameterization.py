@@ -97,14 +97,14 @@ def dynamic_sparse_reparameterization(
         return InitialMemory([], jnp.float32(initial_threshold))
 
     def rule(inputs: RewiringInputs) -> Decision:
-        rows, threshold = inputs.packing.rows, inputs.numbers
+        ranking_ids, threshold = inputs.packing.ranking_ids, inputs.numbers
         above = [
             mask & (jnp.abs(weight) >= threshold)
             for weight, mask in zip(inputs.weights, inputs.masks, strict=True)
         ]
-        active = _top_k.counts(inputs.masks, rows)
+        active = _top_k.counts(inputs.masks, ranking_ids)
         # At least the largest weight of a layer; an empty layer has none to keep.
-        keep = jnp.minimum(jnp.maximum(_top_k.counts(above, rows), 1), active)
+        keep = jnp.minimum(jnp.maximum(_top_k.counts(above, ranking_ids), 1), active)
         total = jnp.sum(active, dtype=jnp.int32)
         dropped = total - jnp.sum(keep, dtype=jnp.int32)
         target = _keep_and_grow.drop_counts(total, plan.default.drop_fraction(inputs.count))
@@ -114,7 +114,7 @@ def dynamic_sparse_reparameterization(
         masks = _keep_and_grow.keep_and_grow(
             _keep_and_grow.drop_scores(inputs.weights, inputs.masks),
             random_scores(inputs),
-            rows,
+            ranking_ids,
             keep,
             grow,
         )

@@ -155,7 +155,7 @@ def _accumulation(
         return None
     if has_overrides:
         raise ValueError(
-            f"accumulate={number}: needs one schedule for all layers; leave out overrides"
+            f"accumulate={number}: needs one schedule for all layers, without overrides"
         )
 
     def remember(count: jax.Array, total: jax.Array, gradient: jax.Array) -> jax.Array:

@@ -275,8 +275,8 @@ def synflow_masks(
     masks = layout.treedef.unflatten([jnp.ones(leaf.shape, bool) for leaf in layout.leaves])
     for k in range(1, iterations + 1):
         kept = _sparse(layout, masks)
-        found = _scores(layout, scope, functools.partial(_call_with, score, kept))
-        masks = _ranked(layout, found, scope, share=k / iterations, within=masks)
+        scores = _scores(layout, scope, functools.partial(_call_with, score, kept))
+        masks = _ranked(layout, scores, scope, share=k / iterations, within=masks)
     return masks
 
 
@@ -371,13 +371,13 @@ def _scores(layout: Layout, scope: Scope, score: Callable[[Any, Leaves], Leaves]
             for x in given
         ]
     try:
-        found = score(jnp.float32, wide)
+        scores = score(jnp.float32, wide)
     except (TypeError, ValueError):
         if not any(x.dtype == jnp.float16 for x in given):
             raise
-        found = score(jnp.float32, given)  # the model accepts float16 only
-    if _are_in_range(layout, found, scope):
-        return found
+        scores = score(jnp.float32, given)  # the model accepts float16 only
+    if _are_in_range(layout, scores, scope):
+        return scores
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         widest = [
             x.astype(jnp.promote_types(x.dtype, jnp.float64)) if _is_inexact(x) else x
@@ -386,17 +386,17 @@ def _scores(layout: Layout, scope: Scope, score: Callable[[Any, Leaves], Leaves]
         try:
             precise = score(jnp.float64, widest)
         except (TypeError, ValueError):  # the model accepts its own precision only
-            return found
+            return scores
         return _scaled(layout, precise, scope)
 
 
 def _largest(layout: Layout, scores: Leaves) -> list[np.ndarray]:
     """Returns the largest magnitude in each layer of each sparse leaf."""
-    found = [
+    magnitudes = [
         jnp.max(jnp.abs(score), axis=tuple(range(int(leaf.stacked), score.ndim)))
         for leaf, score in zip(layout.sparse, scores, strict=True)
     ]
-    return [np.asarray(x).reshape(-1) for x in found]
+    return [np.asarray(x).reshape(-1) for x in magnitudes]
 
 
 def _are_in_range(layout: Layout, scores: Leaves, scope: Scope) -> bool:
@@ -457,7 +457,7 @@ def _ranked(
         if bad:
             raise ValueError(f"{leaf.path!r}: {bad} of {score.size} scores are not finite")
     packing = _layout.packing(layout.sparse)
-    zeros = np.repeat([leaf.zeros for leaf in layout.sparse], packing.layers)
+    zeros = np.repeat([leaf.zeros for leaf in layout.sparse], packing.rankings_per_leaf)
     sizes = packing.sizes().astype(np.int64)
     wanted, of = sizes - zeros, sizes
     if scope == "global":
@@ -498,10 +498,10 @@ def _top(
     groups = [m if m is None else leaf.groups(m) for leaf, m in zip(sparse, allowed, strict=True)]
     integers = [as_integers(s, m) for s, m in zip(pooled, groups, strict=True)]
     packed = packing.pack(integers, _top_k.EXCLUDED)
-    rows = packing.one_ranking() if scope == "global" else packing.rows
-    chosen = packing.unpack(_top_k.top_k(packed, rows, packing.per_row(k)))
-    each = zip(sparse, chosen, scores, strict=True)
-    masks = [_sharding.like(leaf.expand(m), score) for leaf, m, score in each]
+    ranking_ids = packing.one_ranking() if scope == "global" else packing.ranking_ids
+    chosen = packing.unpack(_top_k.top_k(packed, ranking_ids, packing.per_row(k)))
+    triples = zip(sparse, chosen, scores, strict=True)
+    masks = [_sharding.like(leaf.expand(m), score) for leaf, m, score in triples]
     return masks, [
         _Choice(*(x.reshape(-1) for x in _choice(leaf, s, m)))
         for leaf, s, m in zip(sparse, integers, chosen, strict=True)
@@ -526,25 +526,25 @@ def _check_choice(layout: Layout, scope: Scope, choices: Sequence[_Choice]) -> N
     Raises:
       ValueError: If nothing is left of a layer, or a layer was cut with all of its scores equal.
     """
-    gone, blind = [], []
+    emptied, tied = [], []
     for leaf, choice in zip(layout.sparse, choices, strict=True):
         kept, of, low, high = map(np.asarray, choice)
         if (kept == 0).any():
-            gone.append(leaf.path)
+            emptied.append(leaf.path)
         elif ((low == high) & (kept < of)).any():
-            blind.append(leaf.path)
-    if blind:
+            tied.append(leaf.path)
+    if tied:
         raise ValueError(
-            f"the scores of {_paths.listing(blind)} are all equal, so only the order of weights "
+            f"the scores of {_paths.listing(tied)} are all equal, so only the order of weights "
             "would decide which of them stay. Scores are 0 if a layer starts at zero, if the loss "
             "reaches it only through such a layer, or if they underflow. Start the layer at other "
             "values, or keep it dense: `dense` of the distribution"
         )
-    if gone:
+    if emptied:
         raise ValueError(
-            f"scope={scope!r}: nothing is left of {_paths.listing(gone)}, whose scores are below "
-            "all that stay; use scope='layer' or a lower sparsity, or keep these layers dense: "
-            "`dense` of the distribution"
+            f"scope={scope!r}: nothing is left of {_paths.listing(emptied)}, whose scores are "
+            "below all that stay; use scope='layer' or a lower sparsity, or keep these layers "
+            "dense: `dense` of the distribution"
         )
 
 

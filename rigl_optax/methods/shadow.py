@@ -74,7 +74,7 @@ def dnw(
     def rule(inputs: RewiringInputs) -> Decision:
         scores = [_top_k.magnitude_scores(w) for w in inputs.weights]
         number = _top_k.counts_for(inputs.packing, inputs.masks)
-        return Decision(_top_k.top_k(scores, inputs.packing.rows, number))
+        return Decision(_top_k.top_k(scores, inputs.packing.ranking_ids, number))
 
     method = Method(
         _plan.rewiring_plan(begin=begin, end=_last(end), every=every),
@@ -157,13 +157,13 @@ def top_kast(
 
     def backward_layout(layout: _layout.Layout) -> _layout.Layout:
         params = layout.treedef.unflatten(layout.leaves)
-        found = _layout.layout(params, wider, masked=False, structure=structure)
-        _layout.check_same_leaves(layout, found)
-        return found
+        wider_layout = _layout.layout(params, wider, masked=False, structure=structure)
+        _layout.check_same_leaves(layout, wider_layout)
+        return wider_layout
 
     def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> InitialMemory:
         backward = backward_layout(layout)
-        zeros = np.repeat([leaf.zeros for leaf in backward.sparse], packing.layers)
+        zeros = np.repeat([leaf.zeros for leaf in backward.sparse], packing.rankings_per_leaf)
         scores = _random.random_scores(
             seed,
             _random.Purpose.INITIAL_MASK,
@@ -175,10 +175,10 @@ def top_kast(
         first = jnp.int32(np.iinfo(np.int32).max)
         scores = [jnp.where(m, first, s) for m, s in zip(active, scores, strict=True)]
         k = jnp.asarray(packing.sizes() - zeros.astype(np.int32))
-        k = jnp.maximum(k, _top_k.counts(active, packing.rows))
-        marks = packing.unpack(_top_k.top_k(scores, packing.rows, packing.per_row(k)))
+        k = jnp.maximum(k, _top_k.counts(active, packing.ranking_ids))
+        marks = packing.unpack(_top_k.top_k(scores, packing.ranking_ids, packing.per_row(k)))
         sizes = jnp.asarray(packing.sizes(), jnp.float32)
-        return InitialMemory(marks, _top_k.counts(active, packing.rows) / sizes)
+        return InitialMemory(marks, _top_k.counts(active, packing.ranking_ids) / sizes)
 
     def backward(inputs: RewiringInputs) -> Arrays:
         numbers = [leaf.rankings for leaf in inputs.leaves]
@@ -203,7 +203,7 @@ def top_kast(
         scores = [_top_k.magnitude_scores(w) for w in inputs.weights]
         # Both searches rank the same scores, so the backward set contains the forward set.
         masks, marks = (
-            _top_k.top_k(scores, packing.rows, _top_k.counts_for(packing, current))
+            _top_k.top_k(scores, packing.ranking_ids, _top_k.counts_for(packing, current))
             for current in (inputs.masks, inputs.second_masks)
         )
         return Decision(masks, marks)

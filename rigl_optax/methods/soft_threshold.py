@@ -80,7 +80,7 @@ def soft_thresholding(
 
     def start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> InitialMemory:
         del masks
-        pairs = zip(packing.layers, layout.sparse, strict=True)
+        pairs = zip(packing.rankings_per_leaf, layout.sparse, strict=True)
         shapes = [(number,) if leaf.stacked else () for number, leaf in pairs]
         values = [jnp.full(shape, initial_threshold, jnp.float32) for shape in shapes]
         return InitialMemory([], (values, mover.init(values)))
@@ -113,11 +113,14 @@ def soft_thresholding(
         return shown
 
     def rule(inputs: RewiringInputs) -> Decision:
-        # One threshold for each ranking, in the order of `packing.rows`.
+        # One threshold for each ranking, in the order of `packing.ranking_ids`.
         vector = jnp.concatenate([value.reshape(-1) for value in inputs.numbers[0]])
-        each = zip(inputs.weights, inputs.packing.rows, strict=True)
+        each = zip(inputs.weights, inputs.packing.ranking_ids, strict=True)
         return Decision(
-            [jnp.abs(w) > _top_k.spread(jax.nn.sigmoid(vector), w, rows) for w, rows in each]
+            [
+                jnp.abs(w) > _top_k.spread(jax.nn.sigmoid(vector), w, ranking_ids)
+                for w, ranking_ids in each
+            ]
         )
 
     # Masks follow the thresholds at every step, as long as training lasts.

@@ -325,7 +325,7 @@ class Condensed:
         for path, stored in state.opt_state.topologies.items():
             block, groups = stored.block, math.prod(stored.grid)
             size = f"{block.rows}x{block.cols}"
-            lines.append(f"{path}: {stored.blocks:,} of {groups:,} blocks of {size} stored")
+            lines.append(f"{path}: {stored.number:,} of {groups:,} blocks of {size} stored")
         return lines
 
     def delay(self, state: Any) -> int:

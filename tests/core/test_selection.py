@@ -26,7 +26,7 @@ def top_k_masks(scores, ks):
     packing = _packing.packing([s.shape for s in scores], [k.ndim == 1 for k in ks])
     packed = packing.pack(scores, _top_k.EXCLUDED)
     k = jnp.concatenate([x.reshape(-1) for x in ks])
-    return packing.unpack(_top_k.top_k(packed, packing.rows, k))
+    return packing.unpack(_top_k.top_k(packed, packing.ranking_ids, k))
 
 
 @functools.cache

@@ -318,7 +318,7 @@ def test_means_are_near_those_of_floats_and_the_same_packed(monkeypatch):
             packing.pack([jnp.asarray(v) for v in values], 0.0),
             packing.pack([jnp.asarray(m) for m in masks], False),
         )
-        each.append(np.asarray(_apportion.mean_magnitudes(*packed, packing.rows)))
+        each.append(np.asarray(_apportion.mean_magnitudes(*packed, packing.ranking_ids)))
     np.testing.assert_array_equal(*each)
     for mean, v, m in zip(each[0], values, masks, strict=True):
         assert mean == mean_magnitude(v, m)

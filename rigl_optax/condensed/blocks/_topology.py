@@ -58,7 +58,7 @@ class BlockTopology:
         number = math.prod(grid) - _distributions.zeros_in(sparsity, math.prod(grid))
         packing = _packing.packing([grid], [False])
         scores = _random.random_scores(seed, _random.Purpose.INITIAL_MASK, [position], packing)
-        chosen = _top_k.top_k(scores, packing.rows, jnp.asarray([number], jnp.int32))
+        chosen = _top_k.top_k(scores, packing.ranking_ids, jnp.asarray([number], jnp.int32))
         return _from_grid_mask(packing.unpack(chosen)[0], number, shape, structure)
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from rigl_optax._ranking import _packing, _random, _top_k
-from rigl_optax._ranking._packing import Rows
+from rigl_optax._ranking._packing import RankingIds
 from rigl_optax._types import Seed
 from rigl_optax.condensed import _compaction, _devices
 
@@ -117,7 +117,7 @@ def _first_of_best(scores: jax.Array, number: int) -> tuple[jax.Array, jax.Array
     padded = jnp.pad(scores, (0, -length % row), constant_values=_top_k.EXCLUDED)
     padded = padded.reshape(-1, *_packing.ROW)
     k = jnp.minimum(number, _top_k.count_true(padded >= 0))
-    one = Rows(np.zeros((), np.int32), np.zeros((), np.int32))
+    one = RankingIds(np.zeros((), np.int32), np.zeros((), np.int32))
     (chosen,) = _top_k.top_k([padded], [one], k[None])
     at = _compaction.indices(chosen.reshape(-1)[:length], number)
     return at, jnp.arange(number, dtype=jnp.int32) < k
