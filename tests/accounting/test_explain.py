@@ -86,7 +86,7 @@ STRUCTURES = {
 }
 OPTIONS = {
     "top_kast": {"backward_sparsity": rigl_optax.uniform(0.5)},
-    "deepr": {"optimizer.learning_rate": 0.1},
+    "deepr": {"learning_rate": 0.1},
     "str": {"threshold_decay": 0.1},
 }
 # One method of each function, and what its options make of it.
