@@ -3,7 +3,7 @@
 import collections
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -131,6 +131,33 @@ def listing(names: Sequence[str], limit: int = 40) -> str:
     shown = ", ".join(repr(name) for name in list(names)[:limit])
     rest = len(names) - limit
     return shown + (f", and {rest} more" if rest > 0 else "") if names else "none"
+
+
+def pattern_of_each(patterns: Collection[str], paths: Sequence[str], name: str) -> dict[str, str]:
+    """Finds the pattern that matches each path; paths that none matches are left out.
+
+    Args:
+      patterns: Regular expressions, searched in the paths.
+      paths: Of the sparse leaves.
+      name: Of the argument, for errors.
+
+    Raises:
+      ValueError: If a pattern matches no path, or two match one.
+    """
+    regexes = {pattern: compile_pattern(pattern, name) for pattern in patterns}
+    for pattern, regex in regexes.items():
+        if not any(regex.search(path) for path in paths):
+            raise ValueError(
+                f"{name}: {pattern!r} matches no sparse leaf; sparse leaves are {listing(paths)}"
+            )
+    found = {}
+    for path in paths:
+        matching = [pattern for pattern, regex in regexes.items() if regex.search(path)]
+        if len(matching) > 1:
+            raise ValueError(f"{name}: {path!r} is matched by {' and '.join(map(repr, matching))}")
+        if matching:
+            found[path] = matching[0]
+    return found
 
 
 def compile_pattern(pattern: str, what: str) -> re.Pattern[str]:

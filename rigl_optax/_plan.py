@@ -1,5 +1,6 @@
 """When each layer is rewired and how much of it, from one schedule and exceptions to it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,19 +36,19 @@ class RewiringPlan(NamedTuple):
 
     @property
     def schedules(self) -> list[RewiringSchedule]:
-        """The default schedule, then those of the overrides."""
+        """Lists the default schedule, then those of the overrides."""
         return [self.default.schedule, *(plan.schedule for _, plan in self.overrides)]
 
     def rewires_at(self, count: int) -> bool:
-        """As `is_rewiring_step`, of a Python integer and without JAX."""
+        """Tells what `is_rewiring_step` tells, of a Python integer and without JAX."""
         return any(count in schedule.steps() for schedule in self.schedules)
 
     def rewirings_before(self, count: int) -> int:
-        """Number of calls that rewire any layer, among the first `count`."""
+        """Counts the calls that rewire any layer, among the first `count`."""
         return len(self._steps_before(count))
 
     def dense_gradients_before(self, count: int) -> int:
-        """Number of calls, among the first `count`, whose dense gradients decide on growth."""
+        """Counts the calls, among the first `count`, whose dense gradients decide on growth."""
         if self.window == 1:
             return self.rewirings_before(count)
         steps = np.asarray(self._steps_before(count + self.window - 1), np.int64)
@@ -57,19 +58,19 @@ class RewiringPlan(NamedTuple):
         return int(np.maximum(ends - begins, 0).sum())
 
     def of(self, path: str) -> LayerPlan:
-        """The plan of the layer at this path."""
+        """Returns the plan of the layer at this path."""
         index = self._override_of(path)
         return self.default if index < 0 else self.overrides[index][1]
 
     def _steps_before(self, count: int) -> Sequence[int] | np.ndarray:
-        """The counts below `count` at which any layer is rewired, ascending."""
+        """Lists the counts below `count` at which any layer is rewired, ascending."""
         each = [schedule.steps()[: _length(schedule, count)] for schedule in self.schedules]
         if len(each) == 1:
             return each[0]
         return np.unique(np.concatenate([np.arange(s.start, s.stop, s.step) for s in each]))
 
     def is_rewiring_step(self, count: jax.Array) -> jax.Array:
-        """Bool scalar: whether the call with this `count` rewires any layer."""
+        """Tells whether the call with this `count` rewires any layer: a bool scalar."""
         due = self.default.schedule.is_rewiring_step(count)
         for _, plan in self.overrides:
             due = due | plan.schedule.is_rewiring_step(count)
@@ -78,13 +79,13 @@ class RewiringPlan(NamedTuple):
     def fractions(
         self, count: jax.Array, leaves: Sequence[SparseLeaf], packing: Packing
     ) -> jax.Array:
-        """Drop fractions at a rewiring step: a scalar, or float32 [rankings] with overrides."""
+        """Evaluates the drop fractions: a scalar, or float32 [rankings] with overrides."""
         return self.fractions_of(count, leaves, packing.rankings_per_leaf)
 
     def fractions_of(
         self, count: jax.Array, leaves: Sequence[SparseLeaf], numbers: Sequence[int]
     ) -> jax.Array:
-        """As `fractions`, with so many entries for each leaf."""
+        """Evaluates the drop fractions, with so many entries for each leaf."""
         if not self.overrides:
             return self.default.drop_fraction(count)
         plans = [self.default, *(plan for _, plan in self.overrides)]
@@ -103,7 +104,7 @@ class RewiringPlan(NamedTuple):
     def are_due(
         self, count: jax.Array, leaves: Sequence[SparseLeaf], packing: Packing
     ) -> jax.Array | None:
-        """Which layers are rewired, bool [rankings]; None for all, as without overrides."""
+        """Tells which layers are rewired, bool [rankings]; None for all, as without overrides."""
         if not self.overrides:
             return None
         plans = [self.default, *(plan for _, plan in self.overrides)]
@@ -112,32 +113,21 @@ class RewiringPlan(NamedTuple):
 
     def check(self, paths: Sequence[str]) -> None:
         """Raises a ValueError if a pattern matches no sparse leaf, or two match one."""
-        for pattern, _ in self.overrides:
-            if not any(_paths.compile_pattern(pattern, "overrides").search(p) for p in paths):
-                raise ValueError(
-                    f"overrides: {pattern!r} matches no sparse leaf; sparse leaves are "
-                    f"{_paths.listing(paths)}"
-                )
-        for path in paths:
-            matching = [p for p, _ in self.overrides if _paths.compile_pattern(p, "").search(path)]
-            if len(matching) > 1:
-                raise ValueError(f"overrides: {path!r} is matched by {_paths.listing(matching)}")
+        _paths.pattern_of_each([pattern for pattern, _ in self.overrides], paths, "overrides")
 
     def _of_leaves(
         self, each: jax.Array, leaves: Sequence[SparseLeaf], numbers: Sequence[int]
     ) -> jax.Array:
-        """Of an entry for each plan, that of each leaf, so many times."""
+        """Takes for each leaf the entry of its plan, so many times."""
         of_leaf = np.asarray([1 + self._override_of(leaf.path) for leaf in leaves])
         return each[jnp.asarray(np.repeat(of_leaf, numbers))]
 
     def _override_of(self, path: str) -> int:
-        """Which override a leaf has, -1 for none."""
-        found = [
-            i
-            for i, (pattern, _) in enumerate(self.overrides)
-            if _paths.compile_pattern(pattern, "overrides").search(path)
-        ]
-        return found[0] if found else -1
+        """Finds which override a leaf has; -1 for none."""
+        for i, (pattern, _) in enumerate(self.overrides):
+            if re.search(pattern, path):
+                return i
+        return -1
 
 
 def rewiring_plan(
@@ -148,7 +138,7 @@ def rewiring_plan(
     drop_fraction: float | optax.Schedule = 0.0,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> RewiringPlan:
-    """A checked plan.
+    """Makes a plan, for `Method`, and checks it.
 
     Args:
       begin: Count of the first rewiring.
@@ -189,5 +179,5 @@ def _layer_plan(
 
 
 def _length(schedule: RewiringSchedule, count: int) -> int:
-    """How many steps of a schedule lie before `count`."""
+    """Counts the steps of a schedule before `count`."""
     return len(range(schedule.begin, min(schedule.end, count), schedule.every))

@@ -25,17 +25,17 @@ class RewiringSchedule(NamedTuple):
     every: int
 
     def is_rewiring_step(self, count: jax.Array) -> jax.Array:
-        """Bool scalar: whether the call with this `count` (int32 scalar) rewires."""
+        """Tells whether the call with this `count` (int32 scalar) rewires: a bool scalar."""
         inside = (count >= self.begin) & (count < self.end)
         return inside & ((count - self.begin) % self.every == 0)
 
     def steps(self) -> range:
-        """All counts at which the topology is rewired."""
+        """Lists all counts at which the topology is rewired."""
         return range(self.begin, self.end, self.every)
 
 
 def rewiring_schedule(*, begin: int, end: int, every: int) -> RewiringSchedule:
-    """A checked `RewiringSchedule`.
+    """Makes a `RewiringSchedule`, and checks it.
 
     Raises:
       TypeError: If an argument is not an integer.
@@ -60,12 +60,12 @@ def rewiring_schedule(*, begin: int, end: int, every: int) -> RewiringSchedule:
 
 
 def constant_drop_fraction(alpha: float) -> optax.Schedule:
-    """The same drop fraction `alpha` at every rewiring."""
+    """Makes a schedule with the same drop fraction `alpha` at every rewiring."""
     return optax.constant_schedule(_fraction(alpha))
 
 
 def cosine_drop_fraction(alpha: float, end: int, begin: int = 0) -> optax.Schedule:
-    r"""Cosine from `alpha` at `begin` to 0 at `end`, the paper's choice (equation 1).
+    r"""Makes a cosine from `alpha` at `begin` to 0 at `end`, the paper's choice (equation 1).
 
     .. math:: f(t) = \frac{\alpha}{2}
         \left(1 + \cos\frac{\pi (t - begin)}{end - begin}\right)
@@ -96,14 +96,14 @@ def cosine_drop_fraction(alpha: float, end: int, begin: int = 0) -> optax.Schedu
 
 
 def linear_drop_fraction(alpha: float, end: int, begin: int = 0) -> optax.Schedule:
-    """A straight line from `alpha` at `begin` to 0 at `end` (paper, appendix G, k = 1)."""
+    """Makes a line from `alpha` at `begin` to 0 at `end` (paper, appendix G, k = 1)."""
     return inverse_power_drop_fraction(alpha, end, power=1.0, begin=begin)
 
 
 def inverse_power_drop_fraction(
     alpha: float, end: int, power: float = 3.0, begin: int = 0
 ) -> optax.Schedule:
-    r"""Inverse power: `alpha * (1 - (t - begin) / (end - begin)) ** power`.
+    r"""Makes an inverse power: `alpha * (1 - (t - begin) / (end - begin)) ** power`.
 
     The paper's appendix G tries `power` 1 and 3 (its figure calls 3 "exponential").
 
@@ -121,7 +121,7 @@ def inverse_power_drop_fraction(
 def as_drop_fraction(
     drop_fraction: float | optax.Schedule, schedule: RewiringSchedule
 ) -> optax.Schedule:
-    """A float becomes a cosine from it to 0 over `schedule`; a function is taken as it is."""
+    """Makes of a float a cosine from it to 0 over `schedule`; takes a function as it is."""
     if callable(drop_fraction):
         return drop_fraction
     return cosine_drop_fraction(drop_fraction, schedule.end, schedule.begin)

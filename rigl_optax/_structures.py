@@ -501,19 +501,6 @@ def by_path(structure: Structures, paths: Sequence[str]) -> dict[str, Structure]
     """
     if not isinstance(structure, Mapping):
         return dict.fromkeys(paths, structure)
-    structure_of: dict[str, Structure] = dict.fromkeys(paths, UNSTRUCTURED)
-    owner: dict[str, str] = {}
-    for pattern, one in structure.items():
-        matching = [p for p in paths if _paths.compile_pattern(pattern, "structure").search(p)]
-        if not matching:
-            raise ValueError(
-                f"structure: {pattern!r} matches no sparse leaf; sparse leaves are "
-                f"{_paths.listing(paths)}"
-            )
-        for path in matching:
-            if path in owner:
-                raise ValueError(
-                    f"structure: {path!r} is matched by {owner[path]!r} and {pattern!r}"
-                )
-            owner[path], structure_of[path] = pattern, one
-    return structure_of
+    patterns = _paths.pattern_of_each(structure, paths, "structure")
+    named = {path: structure[pattern] for path, pattern in patterns.items()}
+    return dict.fromkeys(paths, UNSTRUCTURED) | named

@@ -16,6 +16,8 @@ from rigl_optax import _masks, _paths, _plan
 from rigl_optax._plan import RewiringPlan
 from rigl_optax._types import PyTree
 from rigl_optax.accounting.flops import Cost
+from rigl_optax.methods import _facts
+from rigl_optax.methods._facts import Facts
 
 
 class StepCost(NamedTuple):
@@ -76,35 +78,26 @@ _DENSE = StepCost(True, True, True)
 _SPARSE = StepCost(False, False, False)
 _DENSE_GRADIENT = StepCost(False, False, True)
 
+
+def _cost(facts: Facts) -> MethodCost:
+    """Returns what the steps of a method cost: at the density of the moment, where it changes."""
+    initial = _DENSE if facts.initial_gradients else None
+    times = facts.initial_gradients or 1.0
+    if facts.transform is None:
+        return MethodCost(_DENSE)
+    if facts.dense_gradients == "rewirings":
+        return MethodCost(_SPARSE, _DENSE_GRADIENT, initial, times)
+    ordinary = {
+        "never": _SPARSE,  # a rewiring needs no gradient; the loop has taken one
+        "every step": _DENSE_GRADIENT,
+        "wider set": StepCost(False, False, False, is_wider=True),
+    }[facts.dense_gradients]
+    return MethodCost(ordinary, None, initial, times)
+
+
 METHODS: dict[str, MethodCost] = {
-    "dense": MethodCost(_DENSE),
-    "small_dense": MethodCost(_DENSE),  # `f_dense` is that of the narrow network
-    "static": MethodCost(_SPARSE),
-    "snip": MethodCost(_SPARSE, initial=_DENSE),
-    # A gradient, and a Hessian-vector product, which costs two more.
-    "grasp": MethodCost(_SPARSE, initial=_DENSE, initial_times=3.0),
-    # A hundred gradients of one example each cost about as much as one of a batch.
-    "synflow": MethodCost(_SPARSE, initial=_DENSE),
-    "lottery": MethodCost(_SPARSE),  # without the run that its masks come from
-    "lottery_rigl": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
-    # Growth is random and needs no gradient, but the training loop computes the sparse one first.
-    "set": MethodCost(_SPARSE),
-    "mest": MethodCost(_SPARSE),  # gradients of active weights decide what is dropped
-    "deepr": MethodCost(_SPARSE),
-    "dsr": MethodCost(_SPARSE),
-    "rigl": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
-    "rigl_itop": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
-    # The average sees a dense gradient at every step.
-    "snfs": MethodCost(_DENSE_GRADIENT),
-    "snfs_redistribute": MethodCost(_DENSE_GRADIENT),
-    # `f_sparse` changes in training, as these prune. `pruning` is the paper's name of `gmp`.
-    "pruning": MethodCost(_SPARSE),
-    "gmp": MethodCost(_SPARSE),
-    "gmp_global": MethodCost(_SPARSE),
-    "granet": MethodCost(_SPARSE, rewiring=_DENSE_GRADIENT),
-    "str": MethodCost(_SPARSE),
-    "dnw": MethodCost(_DENSE_GRADIENT),  # all shadow weights are trained
-    "top_kast": MethodCost(StepCost(False, False, False, is_wider=True)),
+    **{name: _cost(facts) for name, facts in _facts.METHODS.items()},
+    "pruning": MethodCost(_SPARSE),  # the paper's name of `gmp`
 }
 
 

@@ -1,6 +1,5 @@
 """Explains a sparse run before its first step: active weights, rewirings and FLOPs by layer."""
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,45 +17,16 @@ from rigl_optax._wrapper._design import Design, design_of
 from rigl_optax.accounting import _reasons, _warnings, costs, storage
 from rigl_optax.accounting.flops import Cost, count_flops
 from rigl_optax.accounting.report import Explanation, LayerReport
-from rigl_optax.methods import (
-    deep_rewiring,
-    evolutionary,
-    mest,
-    momentum,
-    pruning,
-    reparameterization,
-    rigl,
-    shadow,
-    soft_threshold,
-    static,
-)
+from rigl_optax.methods import _facts
 
 # Number of active weights of each sparse leaf: int64, one entry per layer stacked in the leaf.
 Counts = Mapping[str, np.ndarray]
 
-# The transformation of each key of `costs.METHODS`; None where nothing is sparse.
+# The transformation of each method that can be explained; None where nothing is sparse.
 TRANSFORMATIONS: dict[str, Callable[..., optax.GradientTransformation] | None] = {
-    "dense": None,
-    "static": static.static_sparse,
-    "snip": static.static_sparse,
-    "grasp": static.static_sparse,
-    "synflow": static.static_sparse,
-    "lottery": static.static_sparse,
-    "set": evolutionary.sparse_evolutionary_training,
-    "mest": mest.mest,
-    "deepr": deep_rewiring.deep_rewiring,
-    "snfs": momentum.sparse_momentum,
-    "snfs_redistribute": functools.partial(momentum.sparse_momentum, redistribute=True),
-    "dsr": reparameterization.dynamic_sparse_reparameterization,
-    "rigl": rigl.rigl,
-    "rigl_itop": rigl.rigl,
-    "lottery_rigl": rigl.rigl,
-    "gmp": pruning.gradual_magnitude_pruning,
-    "gmp_global": functools.partial(pruning.gradual_magnitude_pruning, scope="global"),
-    "granet": pruning.granet,
-    "top_kast": shadow.top_kast,
-    "dnw": shadow.dnw,
-    "str": soft_threshold.soft_thresholding,
+    name: facts.transform
+    for name, facts in _facts.METHODS.items()
+    if name != "small_dense"  # a network of another size
 }
 
 

@@ -11,6 +11,8 @@ import rigl_optax
 from rigl_optax import _paths, accounting, condensed
 from rigl_optax._plan import RewiringPlan
 from rigl_optax._wrapper._design import Design, design_of
+from rigl_optax.methods import _facts
+from rigl_optax.methods._facts import Facts
 from rigl_optax.training import config as config_lib
 from rigl_optax.training import optimizers, sparsity
 from rigl_optax.training.config import Config
@@ -20,15 +22,12 @@ Inner: TypeAlias = optax.GradientTransformation
 
 
 class Method(NamedTuple):
-    """A method: how it is built, and what the loop has to know about it.
+    """A method: how it is built from a config, and what the loop has to know about it.
 
     Attributes:
-      transform: The transformation; None for the dense optimizer itself.
+      facts: What is true of it, whatever it trains.
       cost: What its steps cost, against dense ones.
       arguments: `arguments(config)` returns the transformation's keyword arguments.
-      masked: Whether there are masks.
-      grows_by_gradient: Whether growth needs the gradients of inactive weights.
-      keeps_counts: Whether the number of active weights of a layer never changes.
       start: Where the first masks come from, if not from the seed: a name in
         `rigl_optax.training.first_masks`.
       takes_sparsity: Whether the transformation takes the distribution.
@@ -36,16 +35,33 @@ class Method(NamedTuple):
       stored: The transformation that does the same to stored blocks, if there is one.
     """
 
-    transform: Callable[..., Inner] | None
+    facts: Facts
     cost: accounting.MethodCost
     arguments: Callable[[Config], dict[str, Any]] = lambda config: {}
-    masked: bool = True
-    grows_by_gradient: bool = False
-    keeps_counts: bool = True
     start: str | None = None
     takes_sparsity: bool = True
     narrow: bool = False
     stored: Callable[..., condensed.CondensedTransformation] | None = None
+
+    @property
+    def transform(self) -> Callable[..., Inner] | None:
+        """The transformation; None for the dense optimizer itself."""
+        return self.facts.transform
+
+    @property
+    def masked(self) -> bool:
+        """Whether there are masks."""
+        return self.facts.transform is not None
+
+    @property
+    def grows_by_gradient(self) -> bool:
+        """Whether growth needs the gradients of inactive weights."""
+        return self.facts.grows_by_gradient
+
+    @property
+    def keeps_counts(self) -> bool:
+        """Whether the number of active weights of a layer never changes."""
+        return self.facts.keeps_counts
 
 
 def _rewiring(config: Config) -> dict[str, Any]:
@@ -119,96 +135,36 @@ def _soft_thresholding(config: Config) -> dict[str, Any]:
 
 _DECAYS = {0.9: 1.1e-2, 0.95: 1.65e-2, 0.98: 2.8e-2}
 
-_COSTS = accounting.METHODS
 
-METHODS = {
-    "dense": Method(None, _COSTS["dense"], masked=False),
-    "small_dense": Method(None, _COSTS["small_dense"], masked=False, narrow=True),
-    "static": Method(rigl_optax.static_sparse, _COSTS["static"], stored=condensed.static_sparse),
-    "snip": Method(rigl_optax.static_sparse, _COSTS["snip"], start="snip"),
-    "grasp": Method(rigl_optax.static_sparse, _COSTS["grasp"], start="grasp"),
-    "synflow": Method(rigl_optax.static_sparse, _COSTS["synflow"], start="synflow"),
-    "set": Method(
-        rigl_optax.sparse_evolutionary_training,
-        _COSTS["set"],
-        _rewiring,
-        stored=condensed.sparse_evolutionary_training,
-    ),
-    "mest": Method(rigl_optax.mest, _COSTS["mest"], _rewiring),
-    "deepr": Method(rigl_optax.deep_rewiring, _COSTS["deepr"], _deep_rewiring),
-    "snfs": Method(
-        rigl_optax.sparse_momentum,
-        _COSTS["snfs"],
-        _rewiring,
-        grows_by_gradient=True,
-    ),
-    "snfs_redistribute": Method(
-        rigl_optax.sparse_momentum,
-        _COSTS["snfs_redistribute"],
-        lambda config: _rewiring(config) | {"redistribute": True},
-        grows_by_gradient=True,
-        keeps_counts=False,
-    ),
-    "dsr": Method(
-        rigl_optax.dynamic_sparse_reparameterization,
-        _COSTS["dsr"],
-        _rewiring,
-        keeps_counts=False,
-    ),
-    "rigl": Method(
-        rigl_optax.rigl,
-        _COSTS["rigl"],
-        _rewiring,
-        grows_by_gradient=True,
-        stored=condensed.rigl,
-    ),
-    "rigl_itop": Method(
-        rigl_optax.rigl,
-        _COSTS["rigl_itop"],
-        _seldom,
-        grows_by_gradient=True,
-    ),
-    "gmp": Method(
-        rigl_optax.gradual_magnitude_pruning,
-        _COSTS["gmp"],
-        _pruning,
-        keeps_counts=False,
-    ),
-    "gmp_global": Method(
-        rigl_optax.gradual_magnitude_pruning,
-        _COSTS["gmp_global"],
-        lambda config: _pruning(config) | {"scope": "global"},
-        keeps_counts=False,
-    ),
-    "granet": Method(
-        rigl_optax.granet,
-        _COSTS["granet"],
-        _rewiring,
-        grows_by_gradient=True,
-        keeps_counts=False,
-    ),
-    "top_kast": Method(
-        rigl_optax.top_kast,
-        _COSTS["top_kast"],
-        _top_kast,
-    ),
-    "dnw": Method(rigl_optax.dnw, _COSTS["dnw"]),
-    "str": Method(
-        rigl_optax.soft_thresholding,
-        _COSTS["str"],
-        _soft_thresholding,
-        takes_sparsity=False,
-        keeps_counts=False,
-    ),
-    "lottery": Method(rigl_optax.static_sparse, _COSTS["lottery"], start="ticket"),
-    "lottery_rigl": Method(
-        rigl_optax.rigl,
-        _COSTS["lottery_rigl"],
-        _rewiring,
-        grows_by_gradient=True,
-        start="ticket",
-    ),
+def _method(name: str, **keys: Any) -> Method:
+    return Method(_facts.METHODS[name], accounting.METHODS[name], **keys)
+
+
+# What the config has to do with each method; what is not here needs no arguments.
+_FROM_CONFIG: dict[str, dict[str, Any]] = {
+    "small_dense": {"narrow": True},
+    "static": {"stored": condensed.static_sparse},
+    "snip": {"start": "snip"},
+    "grasp": {"start": "grasp"},
+    "synflow": {"start": "synflow"},
+    "set": {"arguments": _rewiring, "stored": condensed.sparse_evolutionary_training},
+    "mest": {"arguments": _rewiring},
+    "deepr": {"arguments": _deep_rewiring},
+    "snfs": {"arguments": _rewiring},
+    "snfs_redistribute": {"arguments": _rewiring},
+    "dsr": {"arguments": _rewiring},
+    "rigl": {"arguments": _rewiring, "stored": condensed.rigl},
+    "rigl_itop": {"arguments": _seldom},
+    "gmp": {"arguments": _pruning},
+    "gmp_global": {"arguments": _pruning},
+    "granet": {"arguments": _rewiring},
+    "top_kast": {"arguments": _top_kast},
+    "str": {"arguments": _soft_thresholding, "takes_sparsity": False},
+    "lottery": {"start": "ticket"},
+    "lottery_rigl": {"arguments": _rewiring, "start": "ticket"},
 }
+
+METHODS = {name: _method(name, **_FROM_CONFIG.get(name, {})) for name in _facts.METHODS}
 
 
 def find(config: Config) -> Method:

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import rigl_optax
+from rigl_optax.methods import _facts
 from rigl_optax.training import config as config_lib
 from rigl_optax.training import methods
 from tests.training.conftest import SMALL
@@ -104,3 +105,11 @@ def test_the_table_has_every_method_that_trains_with_masks():
 @pytest.mark.parametrize("name", sorted(rows()))
 def test_what_the_table_says_is_so(name):
     assert measure(name) == rows()[name]
+
+
+@pytest.mark.parametrize("name", sorted(rows()))
+def test_the_facts_of_a_method_are_those_of_the_table(name):
+    facts = _facts.METHODS[name]
+    layers, gradients, _ = rows()[name]
+    assert facts.keeps_counts == (layers == "yes")
+    assert facts.dense_gradients == gradients
