@@ -53,6 +53,7 @@ _STYLES = {
     "synflow": Style("SynFlow", FIXED),
     "lottery": Style("ticket", FIXED),
     "set": Style("SET", REWIRED, "#009E73", "-."),
+    "mest": Style("MEST", REWIRED),
     "deepr": Style("DeepR", REWIRED),
     "dsr": Style("DSR", REWIRED),
     "rigl": Style("RigL", REWIRED, "#0072B2", "-"),
