@@ -37,15 +37,16 @@ def scale_by_adam(
     r"""Rescales updates as `optax.scale_by_adam`, with bias correction by the age of each weight.
 
     A weight that grows at step t starts with moments at rest. Optax corrects their bias by the
-    count of the whole run, :math:`1 - \beta_2^t`, which is nearly 1 by then, so that the second
+    count of the whole run, $1 - \beta_2^t$, which is nearly 1 by then, so that the second
     moment is far too small: for about a hundred steps the weight moves by several times the
     learning rate. Here the correction starts again with the weight, and its first steps are
     scaled down: with its age a,
 
-    .. math::
-        u = \min(1, a / \mathrm{warmup}) \,
-            \frac{\hat\mu}{\sqrt{\hat\nu + \epsilon_0} + \epsilon}, \qquad
-        \hat\mu = \frac{\mu}{1 - \beta_1^a}, \quad \hat\nu = \frac{\nu}{1 - \beta_2^a}
+    $$
+    u = \min(1, a / \mathrm{warmup}) \,
+        \frac{\hat\mu}{\sqrt{\hat\nu + \epsilon_0} + \epsilon}, \qquad
+    \hat\mu = \frac{\mu}{1 - \beta_1^a}, \quad \hat\nu = \frac{\nu}{1 - \beta_2^a}
+    $$
 
     Weights that have been active since the first call, and all weights of dense layers, have an
     age equal to the count: for them this is `optax.scale_by_adam` bit for bit, without a warm-up.
@@ -68,7 +69,7 @@ def scale_by_adam(
     Raises:
       ValueError: If `b1` or `b2` is outside [0, 1), or `warmup` is not an integer from 0 to 32,767.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> inner = optax.chain(rigl_optax.scale_by_adam(), optax.scale_by_learning_rate(1e-3))
       >>> tx = rigl_optax.rigl(inner, 0.9, end=1_000)
@@ -153,7 +154,7 @@ def adamw(
     Returns:
       A transformation, to be wrapped by a method: `rigl(adamw(1e-3), 0.9, end=1_000)`.
 
-    Example:
+    Examples:
       >>> import rigl_optax
       >>> tx = rigl_optax.rigl(rigl_optax.adamw(1e-3, b2=0.95), 0.9, end=1_000)
     """

@@ -24,7 +24,7 @@ class KernelAxes(NamedTuple):
       inputs: Axes of the inputs.
       outputs: Axes of the outputs, the units.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> from rigl_optax import ConstantFanIn, KernelAxes
       >>> half = rigl_optax.uniform(0.5, axes=lambda path, leaf: KernelAxes((1,), (0,)))

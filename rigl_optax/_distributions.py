@@ -103,7 +103,7 @@ class DenseLayers:
     Args:
       because: `{pattern: reason}`; patterns are regular expressions searched in the path.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> dense = DenseLayers({"^stem/": "the first convolution"})
       >>> params = {"stem": {"kernel": jnp.ones((3, 3, 3, 8))}, "fc": {"kernel": jnp.ones((8, 10))}}
@@ -317,7 +317,7 @@ def uniform(
     Raises:
       ValueError: If a sparsity is outside [0, 1) or a pattern is malformed.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> conv, fc = jnp.ones((3, 3, 4, 8)), jnp.ones((8, 10))
       >>> params = {"conv1": {"kernel": conv}, "fc": {"kernel": fc}}
@@ -391,7 +391,7 @@ def erk(
       ValueError: If a sparsity is outside [0, 1) or a pattern is malformed; when called,
         if the target cannot be reached.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> params = {"a": {"kernel": jnp.ones((64, 32))}, "b": {"kernel": jnp.ones((32, 8))}}
       >>> {path: round(s, 3) for path, s in erk(0.8)(params).items()}

@@ -24,16 +24,19 @@ def sparse_aware_init(
     r"""Rescales freshly initialised weights to the fan-in that the masks leave.
 
     Use it once, before training, if the network has no normalisation layers: a plain initialiser
-    gives weights of variance :math:`c / n` for n inputs, and the outputs of a sparse unit with
-    only :math:`n_i` inputs come out too small. Here
+    gives weights of variance $c / n$ for n inputs, and the outputs of a sparse unit with
+    only $n_i$ inputs come out too small. Here
 
-    .. math::
-        \theta_{ji} &\leftarrow m_{ji} \theta_{ji} \sqrt{n / n_i} && \text{(unit)} \\
-        \theta &\leftarrow m \odot \theta / \sqrt{\text{density of the layer}}
-            && \text{(layer)}
+    $$
+    \begin{aligned}
+    \theta_{ji} &\leftarrow m_{ji} \theta_{ji} \sqrt{n / n_i} && \text{(unit)} \\
+    \theta &\leftarrow m \odot \theta / \sqrt{\text{density of the layer}}
+        && \text{(layer)}
+    \end{aligned}
+    $$
 
-    which has the variance :math:`c / n_i` that the model's own initialiser would give to a unit
-    with :math:`n_i` inputs.
+    which has the variance $c / n_i$ that the model's own initialiser would give to a unit
+    with $n_i$ inputs.
 
     Args:
       params: Weights as the model initialises them, not yet masked.
@@ -50,7 +53,7 @@ def sparse_aware_init(
     Raises:
       ValueError: If a leaf has no mask of its shape, or the mode is unknown.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, rigl_optax
       >>> masks = {"kernel": jnp.array([[True, True], [False, True]])}
       >>> init = sparse_aware_init({"kernel": jnp.ones((2, 2))}, masks)["kernel"]
@@ -58,8 +61,8 @@ def sparse_aware_init(
       [[1.414, 1.0], [0.0, 1.0]]
 
     References:
-      Evci et al., `Gradient flow in sparse neural networks and how lottery tickets win
-      <https://arxiv.org/abs/2010.03533>`_, 2022.
+      Evci et al., [Gradient flow in sparse neural networks and how lottery tickets
+      win](https://arxiv.org/abs/2010.03533), 2022.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode={mode!r}: must be one of {', '.join(get_args(Mode))}")

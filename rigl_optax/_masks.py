@@ -262,7 +262,7 @@ def get_masks(opt_state: PyTree, params: PyTree | None = None) -> PyTree:
       ValueError: If there is no such state, two states cover the same leaf, or masks do not fit
         `params`.
 
-    Example:
+    Examples:
       >>> import optax, rigl_optax
       >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}
       >>> tx = rigl_optax.rigl(optax.sgd(0.1), sparsity=0.5, end=1_000)
@@ -362,7 +362,7 @@ def apply_masks(params: PyTree, opt_state: PyTree) -> PyTree:
     Raises:
       ValueError: If there are no masks, or they belong to other parameters.
 
-    Example:
+    Examples:
       >>> import optax, rigl_optax
       >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}
       >>> tx = rigl_optax.rigl(optax.sgd(0.1), sparsity=0.5, end=1_000)
@@ -392,7 +392,7 @@ def check(params: PyTree, opt_state: PyTree) -> None:
         Also if there are no masks, or they belong to other parameters.
       TypeError: If params or masks are traced.
 
-    Example:
+    Examples:
       >>> import optax, rigl_optax
       >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}
       >>> opt_state = rigl_optax.rigl(optax.sgd(0.1), sparsity=0.5, end=1_000).init(params)

@@ -67,8 +67,10 @@ def constant_drop_fraction(alpha: float) -> optax.Schedule:
 def cosine_drop_fraction(alpha: float, end: int, begin: int = 0) -> optax.Schedule:
     r"""Makes a cosine from `alpha` at `begin` to 0 at `end`, the paper's choice (equation 1).
 
-    .. math:: f(t) = \frac{\alpha}{2}
+    $$
+    f(t) = \frac{\alpha}{2}
         \left(1 + \cos\frac{\pi (t - begin)}{end - begin}\right)
+    $$
 
     Unlike in the reference code, the curve starts at `begin`, so that it ends at `end`.
 
@@ -83,7 +85,7 @@ def cosine_drop_fraction(alpha: float, end: int, begin: int = 0) -> optax.Schedu
     Raises:
       ValueError: If `alpha` is outside [0, 1] or `end <= begin`.
 
-    Example:
+    Examples:
       >>> schedule = cosine_drop_fraction(0.3, end=25_000)
       >>> round(float(schedule(12_500)), 6)
       0.15

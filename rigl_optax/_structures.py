@@ -98,8 +98,9 @@ class Block:
     of a convolution has all taps of its channels. A block is scored by its mean magnitude
     (`l1`), its root mean square (`l2`), or its largest magnitude (`max`):
 
-    .. math::
-        \frac1n \sum_i |x_i|, \qquad \sqrt{\frac1n \sum_i x_i^2}, \qquad \max_i |x_i|
+    $$
+    \frac1n \sum_i |x_i|, \qquad \sqrt{\frac1n \sum_i x_i^2}, \qquad \max_i |x_i|
+    $$
 
     A layer has `floor(s * groups)` inactive blocks, and this number never changes. The number of
     active weights does not change either, unless `pad` makes some blocks smaller: then g active
@@ -112,7 +113,7 @@ class Block:
       pad: Whether a layer that `rows` and `cols` do not divide gets smaller blocks at its far
         edges, which count as any other block. If False, `init` raises for such a layer.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.rigl(optax.sgd(0.1), 0.75, end=100, structure=rigl_optax.Block(2, 4))
       >>> mask = tx.init({"kernel": jnp.ones((4, 8))}).masks["kernel"]
@@ -256,9 +257,10 @@ class ConstantFanIn:
     method would have it active next if there were no structure: it is kept, or it is among the
     weights that would grow in the whole layer. A unit with
 
-    .. math::
-        |\{\text{salient weights of it}\}| < \text{min\_salient} \cdot k, \qquad
-        k = \lfloor \text{active weights of the layer} / \text{units} \rfloor
+    $$
+    |\{\text{salient weights of it}\}| < \text{min\_salient} \cdot k, \qquad
+    k = \lfloor \text{active weights of the layer} / \text{units} \rfloor
+    $$
 
     or with no salient weight loses all its weights, and the other units get them: with N active
     weights in the layer and m units that stay, each has `floor(N / m)`, and the `N mod m` units
@@ -273,15 +275,15 @@ class ConstantFanIn:
         a network are units too: give its last layer another structure by its pattern, or keep it
         dense.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.static_sparse(optax.sgd(0.1), 0.5, structure=rigl_optax.ConstantFanIn())
       >>> tx.init({"kernel": jnp.ones((6, 4))}).masks["kernel"].sum(0).tolist()
       [3, 3, 3, 3]
 
     References:
-      Lasby et al., `Dynamic sparse training with structured sparsity
-      <https://arxiv.org/abs/2305.02299>`_, 2024 (SRigL).
+      Lasby et al., [Dynamic sparse training with structured
+      sparsity](https://arxiv.org/abs/2305.02299), 2024 (SRigL).
     """
 
     min_salient: float = 0.0
@@ -365,7 +367,7 @@ class NM:
       n: Number of active weights among m consecutive inputs.
       m: Number of consecutive inputs; divides the inputs of every layer.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> half = rigl_optax.uniform(0.5)
       >>> tx = rigl_optax.static_sparse(optax.sgd(0.1), half, structure=rigl_optax.NM(2, 4))

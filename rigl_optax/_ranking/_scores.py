@@ -23,7 +23,7 @@ def add_scores(x: jax.Array, y: jax.Array) -> jax.Array:
     Returns:
       int32: `magnitude_scores` of the sum; -1 where one of them is.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, rigl_optax
       >>> x, y = (rigl_optax.magnitude_scores(jnp.array(v)) for v in ([0.5, -3.0], [0.25, 0.5]))
       >>> rigl_optax.add_scores(x, y) == rigl_optax.magnitude_scores(jnp.array([0.75, 3.5]))

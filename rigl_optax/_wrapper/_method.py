@@ -145,7 +145,7 @@ class Method(NamedTuple):
         than the active ones; None otherwise.
       moves_between_layers: Whether training decides how many weights of each layer are active.
 
-    Example:
+    Examples:
       New random masks at every rewiring:
 
       >>> import optax, rigl_optax

@@ -20,7 +20,7 @@ class Grown(NamedTuple):
     r"""What new weights start from; the default is the paper's: 0, and an optimizer at rest.
 
     Attributes:
-      value: `zeros`; `normal`, :math:`N(0, 1)`; `uniform` in (-1, 1); `initial`, a random
+      value: `zeros`; `normal`, $N(0, 1)$; `uniform` in (-1, 1); `initial`, a random
         permutation of the layer's weights at init; `gradient` or `gradient_sign`, of the
         dense gradient (or of what the method remembers of it). The reference code calls them
         `zeros`, `random_normal`, `random_uniform`, `initial_dist`, `grad_scale`, `grad_sign`.

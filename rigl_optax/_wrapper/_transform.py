@@ -50,7 +50,7 @@ def sparse_transform(
     Raises:
       TypeError, ValueError: As `rigl` does.
 
-    Example:
+    Examples:
       A network whose masks never change:
 
       >>> import jax.numpy as jnp, optax, rigl_optax

@@ -28,7 +28,7 @@ def pack(mask: jax.Array) -> jax.Array:
     Returns:
       uint8 array of shape `shape_of(mask.shape)`.
 
-    Example:
+    Examples:
       >>> pack(jnp.array([True, False, True])).tolist()
       [5]
     """

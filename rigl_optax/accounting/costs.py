@@ -196,7 +196,7 @@ def flops_at_sparsity(cost: Cost, sparsity: Mapping[str, float]) -> float:
     Raises:
       ValueError: If `sparsity` names a path that `cost` does not have.
 
-    Example:
+    Examples:
       >>> cost = Cost({"a/kernel": 200, "b/kernel": 100}, (), 0, ())
       >>> flops_at_sparsity(cost, {"a/kernel": 0.75})
       150.0
@@ -285,7 +285,7 @@ def cumulative_cost(
       ValueError: If the method is not known, `end` or `f_wider` is missing, or the schedule is
         malformed.
 
-    Example:
+    Examples:
       >>> spent = cumulative_cost("rigl", 100.0, 10.0, end=1000, every=100)
       >>> spent(1), spent(100), spent(1000), spent(2000)
       (120.0, 3090.0, 30900.0, 60900.0)
@@ -357,7 +357,7 @@ def published_cost(
     Raises:
       ValueError: If the method is not known or `every < 1`.
 
-    Example:
+    Examples:
       >>> round(published_cost("rigl", 1.0, 0.4153) / published_cost("dense", 1.0, 0.4153), 3)
       0.417
     """

@@ -85,7 +85,7 @@ def explain(
       ValueError: As the method does, on a bad schedule, distribution or structure; if the method
         has no such argument, or needs one that is not given.
 
-    Example:
+    Examples:
       >>> params = {"Dense_0": {"kernel": jnp.ones((64, 32)), "bias": jnp.zeros(32)}}
       >>> forward = lambda p, x: x @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"]
       >>> example = jax.ShapeDtypeStruct((1, 64), "float32")

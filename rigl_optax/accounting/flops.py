@@ -81,7 +81,7 @@ def count_flops(fn: Callable[..., Any], params: PyTree, *args: PyTree) -> Cost:
     Raises:
       ValueError: If two parameter leaves have the same path.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> params = {"kernel": jnp.ones((784, 300)), "bias": jnp.ones(300)}
       >>> layer = lambda params, x: jax.nn.relu(x @ params["kernel"] + params["bias"])

@@ -29,7 +29,7 @@ def small_dense_width(
     Raises:
       ValueError: If even the narrowest network (multiplier `tolerance`) is larger.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> kernel = lambda w: {"kernel": jax.ShapeDtypeStruct((100, round(100 * w)), jnp.float32)}
       >>> width = small_dense_width(kernel, 4 * 100 * 25)

@@ -99,7 +99,7 @@ def leaf_bytes(
     Raises:
       ValueError: If `active` is not between 0 and the number of weights.
 
-    Example:
+    Examples:
       >>> leaf_bytes((100, 50), "float32", 500)
       StorageBytes(dense=20000, masks=625, values_and_bitmask=2625, csr=4404, condensed=4000)
     """
@@ -140,7 +140,7 @@ def storage_bytes(
     Raises:
       ValueError: If `sparsity` names a path that params do not have.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.ones((100, 50)), "bias": jnp.ones(50)}
       >>> storage_bytes(params, {"kernel": 0.9}).values_and_bitmask
       2825

@@ -43,7 +43,7 @@ def churn(before: PyTree, after: PyTree) -> PerLayer:
     Raises:
       ValueError: If the masks are not those of the same parameters.
 
-    Example:
+    Examples:
       >>> old, new = {"w": jnp.array([True, True, False])}, {"w": jnp.array([True, False, True])}
       >>> float(churn(old, new).total)
       0.5
@@ -107,8 +107,8 @@ def coverage(explored: PyTree, masks: PyTree) -> PerLayer:
       ValueError: If the masks are not those of the same parameters.
 
     References:
-      Liu et al., `Do We Actually Need Dense Over-Parameterization?
-      <https://arxiv.org/abs/2102.02887>`_, 2021.
+      Liu et al., [Do We Actually Need Dense
+      Over-Parameterization?](https://arxiv.org/abs/2102.02887), 2021.
     """
     named, now = _pair(explored, masks)
     return _fractions({path: _counts.coverage(mask) for path, mask in named.items()}, now)

@@ -77,7 +77,7 @@ def dead_units(
     Raises:
       ValueError: If a pattern of `stacked` matches no leaf.
 
-    Example:
+    Examples:
       >>> mask = jnp.array([[True, False], [False, False], [True, False]])
       >>> dead = dead_units({"kernel": mask})["kernel"]
       >>> int(dead.inputs), int(dead.outputs)

@@ -42,7 +42,7 @@ def choose(shape: tuple[int, ...], sparsity: float) -> Choice:
     Returns:
       A `Choice`.
 
-    Example:
+    Examples:
       >>> from rigl_optax.condensed import choose
       >>> choose((2048, 2048), 0.95).ratio > 2, choose((32, 10), 0.9).block
       (True, None)

@@ -21,7 +21,7 @@ def indices(mask: jax.Array, number: int) -> jax.Array:
     Returns:
       int32 [number], ascending. If there are fewer, arbitrary indices follow.
 
-    Example:
+    Examples:
       >>> indices(jnp.array([False, True, True, False, True]), 3).tolist()
       [1, 2, 4]
     """

@@ -48,7 +48,7 @@ def condense(
       ValueError: If masks do not belong to params, or are not made of whole blocks; if a layer has
         another structure or layout, or single weights in a kernel that has not two axes.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, numpy as np, rigl_optax
       >>> from rigl_optax.condensed import condense, densify
       >>> params = {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}
@@ -86,7 +86,7 @@ def condense_csr(
       ValueError: If masks do not belong to params; if a leaf that is not a kernel (in, out) has a
         mask that is not full.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, numpy as np
       >>> from rigl_optax.condensed import bind, condense_csr
       >>> params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}

@@ -65,7 +65,7 @@ def random_topology(
       ValueError: If the sparsity is outside [0, 1), or the block does not divide the shape; for
         single weights, if the kernel has not two axes, or too many entries.
 
-    Example:
+    Examples:
       >>> import rigl_optax
       >>> from rigl_optax.condensed import random_topology
       >>> random_topology((64, 32), 0.75, rigl_optax.Block(16, 16)).values_shape
@@ -88,7 +88,9 @@ def random_values(
 ) -> jax.Array:
     r"""Draws normal initial values for stored weights; zeros beyond the edge of a padded layer.
 
-    .. math:: \theta \sim N(0, 1 / n), \qquad n = \text{density} \cdot \text{inputs}
+    $$
+    \theta \sim N(0, 1 / n), \qquad n = \text{density} \cdot \text{inputs}
+    $$
 
     Args:
       key: For `jax.random`. Do not derive it from the seed of a topology: streams of one key are
@@ -101,7 +103,7 @@ def random_values(
     Returns:
       Values of shape `topology.values_shape`.
 
-    Example:
+    Examples:
       >>> import jax, rigl_optax
       >>> from rigl_optax.condensed import random_topology, random_values
       >>> topology = random_topology((64, 64), 0.75, rigl_optax.Block(16, 16))

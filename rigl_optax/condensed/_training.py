@@ -90,11 +90,14 @@ def rigl(
     optimizer sees the stored values. At a rewiring, in each layer with n blocks, or n single
     weights,
 
-    .. math::
-        k &= \mathrm{int32}(n \cdot f(t)) \\
-        K &= \text{the } n - k \text{ blocks of largest } \mathrm{pool}(\theta) \\
-        G &= \text{the } k \text{ places outside } K
-             \text{ of largest } \mathrm{pool}(\nabla_\theta L)
+    $$
+    \begin{aligned}
+    k &= \mathrm{int32}(n \cdot f(t)) \\
+    K &= \text{the } n - k \text{ blocks of largest } \mathrm{pool}(\theta) \\
+    G &= \text{the } k \text{ places outside } K
+         \text{ of largest } \mathrm{pool}(\nabla_\theta L)
+    \end{aligned}
+    $$
 
     where places are blocks or single weights too. The stored values and the optimizer's state
     keep to their blocks in the new order; new blocks start at 0 with a state at rest. Topologies
@@ -118,7 +121,7 @@ def rigl(
     Raises:
       TypeError, ValueError: As in `rigl_optax.rigl`; at `init`, if topologies do not fit weights.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> from rigl_optax import condensed
       >>> topologies = {"w": condensed.random_topology((8, 8), 0.5, rigl_optax.Block(2, 2))}
@@ -136,8 +139,8 @@ def rigl(
       (1, (8, 2, 2))
 
     References:
-      Evci et al., `Rigging the Lottery: Making All Tickets Winners
-      <https://arxiv.org/abs/1911.11134>`_, 2020, algorithm 1.
+      Evci et al., [Rigging the Lottery: Making All Tickets
+      Winners](https://arxiv.org/abs/1911.11134), 2020, algorithm 1.
     """
     method = _drop_and_grow.drop_and_grow_method(
         _drop_and_grow.grow_by_gradient,
@@ -212,7 +215,7 @@ def static_sparse(inner: optax.GradientTransformation) -> CondensedTransformatio
     Returns:
       A `CondensedTransformation`, whose `rewire` raises: no step is a rewiring step.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> from rigl_optax import condensed
       >>> topologies = {"w": condensed.random_topology((8, 8), 0.5, rigl_optax.Block(2, 2))}

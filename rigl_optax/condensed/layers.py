@@ -77,7 +77,7 @@ class SparseLinear(_Condensed):
       seed: Of the random blocks; give each layer another one.
       rngs: Random keys for the initial values (stream `params`).
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp, rigl_optax
       >>> from rigl_optax.condensed.layers import SparseLinear
@@ -135,7 +135,7 @@ def condense(
     Raises:
       ValueError: If params are not those of the model, or masks not those of params.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp, numpy as np
       >>> from rigl_optax.condensed import layers
@@ -197,7 +197,7 @@ class SparseConv(_Condensed):
       seed: Of the random blocks: another for each layer.
       rngs: Random keys for the initial values (stream `params`).
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp, rigl_optax
       >>> from rigl_optax.condensed.layers import SparseConv
@@ -322,7 +322,7 @@ class SparseGRU(_Recurrent):
       seed: Of the random blocks; give each layer another one.
       rngs: Random keys for the initial values (stream `params`).
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp, rigl_optax
       >>> from rigl_optax.condensed.layers import SparseGRU, topologies
@@ -354,7 +354,7 @@ class SparseLSTM(_Recurrent):
       seed: As in `SparseGRU`.
       rngs: As in `SparseGRU`.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp, rigl_optax
       >>> from rigl_optax.condensed.layers import SparseLSTM

@@ -192,7 +192,7 @@ def batch_indices(examples: int, batch_size: int, *, seed: int, step: int) -> np
     Returns:
       int64 (batch_size,), indices into the split.
 
-    Example:
+    Examples:
       >>> epoch = [batch_indices(10, 5, seed=0, step=step) for step in (2, 3)]
       >>> sorted(np.concatenate(epoch).tolist())
       [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]

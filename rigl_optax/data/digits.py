@@ -27,7 +27,7 @@ def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
     Raises:
       ValueError: If `data_dir` is not empty.
 
-    Example:
+    Examples:
       >>> data = load()
       >>> data.train.images.shape, data.validation.images.shape, data.test.images.shape
       ((1000, 8, 8), (297, 8, 8), (500, 8, 8))

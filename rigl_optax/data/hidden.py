@@ -11,7 +11,7 @@ def is_hidden(name: str) -> bool:
 def is_visible(path: pathlib.Path, root: pathlib.Path) -> bool:
     """Returns whether no component of a path below `root` is hidden; `root` itself may be.
 
-    Example:
+    Examples:
       >>> root = pathlib.Path("/home/me/.cache")
       >>> [is_visible(root / name, root) for name in ("a/b.txt", ".git/config", "a/._b.txt")]
       [True, False, False]

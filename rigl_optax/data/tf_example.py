@@ -13,7 +13,7 @@ def image_and_label(record: bytes) -> tuple[bytes, int]:
     Raises:
       ValueError: If the record is no example, or has not exactly one `image` and one `label`.
 
-    Example:
+    Examples:
       >>> image_and_label(serialize({"image": b"a photo", "label": 7}))
       (b'a photo', 7)
     """

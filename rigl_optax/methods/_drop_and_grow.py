@@ -80,11 +80,14 @@ def drop_and_grow(
     Use it to write a method of your own (docs/write_a_method.md). At a rewiring, in each layer with
     n active weights,
 
-    .. math::
-        k &= \mathrm{int32}(n \cdot f(t)) \\
-        K &= \text{the } n - k \text{ active weights of largest keep score} \\
-        G &= \text{the } k \text{ positions outside } K \text{ of largest grow score} \\
-        \text{active} &\leftarrow K \cup G
+    $$
+    \begin{aligned}
+    k &= \mathrm{int32}(n \cdot f(t)) \\
+    K &= \text{the } n - k \text{ active weights of largest keep score} \\
+    G &= \text{the } k \text{ positions outside } K \text{ of largest grow score} \\
+    \text{active} &\leftarrow K \cup G
+    \end{aligned}
+    $$
 
     Both are functions of `RewiringInputs` to lists of int32 arrays, laid out as `inputs.weights`.
     Scores are 0 or above; -1 means never. `magnitude_scores` makes them of floats, and
@@ -121,7 +124,7 @@ def drop_and_grow(
       TypeError: At the first `update`, if scores are not int32 arrays laid out as the weights.
       ValueError: As `rigl` does.
 
-    Example:
+    Examples:
       RigL:
 
       >>> import optax, rigl_optax

@@ -33,14 +33,17 @@ def deep_rewiring(
     Use it if dense gradients cannot be had and masks should change at every step; at very high
     sparsity it was ahead of `sparse_evolutionary_training` here (docs/results.md).
 
-    Every connection has a sign s that never changes, :math:`\theta = s w` with
-    :math:`w \ge 0`. For active connections, with learning rate :math:`\eta`,
+    Every connection has a sign s that never changes, $\theta = s w$ with
+    $w \ge 0$. For active connections, with learning rate $\eta$,
 
-    .. math::
-        w &\leftarrow s \, (\theta + \mathrm{inner}(\nabla_\theta L)) - \eta \alpha
-            + \sqrt{2 \eta T} \, \nu, \qquad \nu \sim N(0, 1) \\
-        w \le 0 &\Rightarrow \text{dormant; as many dormant ones, uniformly at random,
-            become active at } 0
+    $$
+    \begin{aligned}
+    w &\leftarrow s \, (\theta + \mathrm{inner}(\nabla_\theta L)) - \eta \alpha
+        + \sqrt{2 \eta T} \, \nu, \qquad \nu \sim N(0, 1) \\
+    w \le 0 &\Rightarrow \text{dormant; as many dormant ones, uniformly at random,
+        become active at } 0
+    \end{aligned}
+    $$
 
     The number of active connections of a layer never changes. A connection that becomes active
     starts with an optimizer state at rest.
@@ -48,8 +51,8 @@ def deep_rewiring(
     Args:
       inner: As in `rigl`; the paper's is plain SGD.
       sparsity: As in `rigl`.
-      learning_rate: :math:`\eta` of the penalty and the noise; give the learning rate of `inner`.
-      l1: :math:`\alpha`, the weight of the L1 penalty.
+      learning_rate: $\eta$ of the penalty and the noise; give the learning rate of `inner`.
+      l1: $\alpha$, the weight of the L1 penalty.
       temperature: T, the temperature of the noise; 0 for no noise.
       end: No rewiring at `count >= end`; None to rewire until training stops. After `end`,
         connections that reach 0 stay at 0 until their gradient brings them back.
@@ -65,15 +68,15 @@ def deep_rewiring(
     Raises:
       ValueError: As `rigl` does; if `l1` or `temperature` is below 0.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.deep_rewiring(optax.sgd(0.1), 0.9, learning_rate=0.1, temperature=1e-5)
       >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
       10
 
     References:
-      Bellec et al., `Deep rewiring: training very sparse deep networks
-      <https://arxiv.org/abs/1711.05136>`_, 2018, algorithm 1.
+      Bellec et al., [Deep rewiring: training very sparse deep
+      networks](https://arxiv.org/abs/1711.05136), 2018, algorithm 1.
     """
     l1, temperature = _numbers.real("l1", l1), _numbers.real("temperature", temperature)
     for name, value in (("l1", l1), ("temperature", temperature)):

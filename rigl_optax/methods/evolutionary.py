@@ -29,10 +29,13 @@ def sparse_evolutionary_training(
 
     Use it if dense gradients cannot be had, or cost too much; `rigl` grows by them.
 
-    .. math::
-        k &= \mathrm{int32}(n \cdot f(t)) \\
-        K &= \text{the } n - k \text{ active weights of largest } |\theta| \\
-        G &= k \text{ positions outside } K \text{, uniformly at random}
+    $$
+    \begin{aligned}
+    k &= \mathrm{int32}(n \cdot f(t)) \\
+    K &= \text{the } n - k \text{ active weights of largest } |\theta| \\
+    G &= k \text{ positions outside } K \text{, uniformly at random}
+    \end{aligned}
+    $$
 
     As in all methods here a rewiring replaces the gradient step; for SET the RigL reference code
     does both in one step.
@@ -59,16 +62,16 @@ def sparse_evolutionary_training(
     Raises:
       ValueError: As `rigl` does.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.sparse_evolutionary_training(optax.adam(1e-3), 0.9, end=1_000)
       >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
       10
 
     References:
-      Mocanu et al., `Scalable training of artificial neural networks with adaptive sparse
-      connectivity inspired by network science <https://arxiv.org/abs/1707.04780>`_, 2018;
-      as a baseline, Evci et al. 2020, section 4.
+      Mocanu et al., [Scalable training of artificial neural networks with adaptive sparse
+      connectivity inspired by network science](https://arxiv.org/abs/1707.04780), 2018; as a
+      baseline, Evci et al. 2020, section 4.
     """
     method = _drop_and_grow.drop_and_grow_method(
         _drop_and_grow.grow_at_random(seed),

@@ -11,7 +11,9 @@ from rigl_optax._xla import _blend
 def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:
     r"""Applies the masks from the end of a run to weights from its beginning.
 
-    .. math:: \theta \leftarrow m_T \odot \theta_k
+    $$
+    \theta \leftarrow m_T \odot \theta_k
+    $$
 
     Use it to test whether the masks alone explain a result. Training twice as long is better than
     a second run from the masks of the first (RigL paper, appendix E).
@@ -31,15 +33,15 @@ def lottery_ticket(params: PyTree, masks: PyTree) -> PyTree:
     Raises:
       ValueError: If paths or shapes differ.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, rigl_optax
       >>> masks = {"kernel": jnp.array([True, False])}
       >>> lottery_ticket({"kernel": jnp.array([3.0, 4.0])}, masks)["kernel"].tolist()
       [3.0, 0.0]
 
     References:
-      Frankle and Carbin, `The lottery ticket hypothesis <https://arxiv.org/abs/1803.03635>`_,
-      2019; Evci et al. 2020, appendix E.
+      Frankle and Carbin, [The lottery ticket hypothesis](https://arxiv.org/abs/1803.03635), 2019;
+      Evci et al. 2020, appendix E.
     """
     named = _paths.flatten_with_paths(params)
     mask_of = _masks.of_params(masks, [path for path, _ in named], [leaf for _, leaf in named])

@@ -32,11 +32,14 @@ def mest(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Memory-economic sparse training (MEST): as SET, but a weight that still learns stays.
 
-    .. math::
-        k &= \mathrm{int32}(n \cdot f(t)) \\
-        K &= \text{the } n - k \text{ active weights of largest }
-            |\theta| + \lambda |\nabla_\theta L| \\
-        G &= k \text{ positions outside } K \text{, uniformly at random}
+    $$
+    \begin{aligned}
+    k &= \mathrm{int32}(n \cdot f(t)) \\
+    K &= \text{the } n - k \text{ active weights of largest }
+        |\theta| + \lambda |\nabla_\theta L| \\
+    G &= k \text{ positions outside } K \text{, uniformly at random}
+    \end{aligned}
+    $$
 
     A small weight with a large gradient is about to change, and is kept. Only gradients of active
     weights matter, so that no step needs a dense gradient. This is the paper's elastic mutation
@@ -49,7 +52,7 @@ def mest(
       every: As in `rigl`.
       begin: As in `rigl`.
       drop_fraction: As in `rigl`; the paper lowers it in steps.
-      gradient_weight: :math:`\lambda`, at least 0; 0 is SET.
+      gradient_weight: $\lambda$, at least 0; 0 is SET.
       overrides: As in `rigl`.
       gradient_step: As in `rigl`.
       min_fan_in: As in `rigl`.
@@ -64,15 +67,15 @@ def mest(
     Raises:
       ValueError: As `rigl` does; if `gradient_weight` is not a finite number of at least 0.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.mest(optax.sgd(0.1, momentum=0.9), 0.9, end=1_000)
       >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
       10
 
     References:
-      Yuan et al., `MEST: Accurate and fast memory-economic sparse training framework on the edge
-      <https://arxiv.org/abs/2110.14032>`_, 2021, section 3.
+      Yuan et al., [MEST: Accurate and fast memory-economic sparse training framework on the
+      edge](https://arxiv.org/abs/2110.14032), 2021, section 3.
     """
     weight = _numbers.real("gradient_weight", gradient_weight)
     if not 0 <= weight < float("inf"):

@@ -37,25 +37,29 @@ def sparse_momentum(
     Use it if a dense gradient at every step is affordable, and single gradients are too noisy to
     grow by; `rigl(accumulate=n)` averages a few of them at less cost.
 
-    .. math::
-        M_t &= \mu M_{t-1} + (1 - \mu) \nabla_\theta L_t, \qquad M_{-1} = 0 \\
-        K &= \text{the } n - k \text{ active weights of largest } |\theta|,
-            \quad k = \mathrm{int32}(n \cdot f(t)) \\
-        G &= \text{the } g \text{ positions outside } K \text{ of largest } |M_t|
+    $$
+    \begin{aligned}
+    M_t &= \mu M_{t-1} + (1 - \mu) \nabla_\theta L_t, \qquad M_{-1} = 0 \\
+    K &= \text{the } n - k \text{ active weights of largest } |\theta|,
+        \quad k = \mathrm{int32}(n \cdot f(t)) \\
+    G &= \text{the } g \text{ positions outside } K \text{ of largest } |M_t|
+    \end{aligned}
+    $$
 
     Without redistribution each layer grows as many as it drops, `g = k`, as in the RigL
     paper's code. With redistribution, the dropped weights of all layers are split between the
-    layers in proportion to the mean of :math:`|M_t|` over their active weights, as far as there is
+    layers in proportion to the mean of $|M_t|$ over their active weights, as far as there is
     room:
 
-    .. math::
-        g_l \approx \frac{m_l}{\sum_j m_j} \sum_j k_j, \qquad
-        m_l = \frac{1}{n_l} \sum_{i \text{ active in } l} |M_{t,i}|
+    $$
+    g_l \approx \frac{m_l}{\sum_j m_j} \sum_j k_j, \qquad
+    m_l = \frac{1}{n_l} \sum_{i \text{ active in } l} |M_{t,i}|
+    $$
 
     rounded so that the total number of active weights never changes. A layer keeps at least one
     weight, and with `min_fan_in` as many as its units need; layers that are not due by `overrides`
     neither give nor get weights. The means are sums of integers (16 bits, relative to a layer's
-    largest), so they are the same on any number of devices. The average :math:`M_t` leaves out
+    largest), so they are the same on any number of devices. The average $M_t$ leaves out
     gradients that are not finite.
 
     Args:
@@ -83,16 +87,16 @@ def sparse_momentum(
     Raises:
       ValueError: As `rigl` does; if `momentum` is outside [0, 1).
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.sparse_momentum(optax.sgd(0.1), 0.9, end=1_000, redistribute=True)
       >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
       10
 
     References:
-      Dettmers and Zettlemoyer, `Sparse networks from scratch: faster training without losing
-      performance <https://arxiv.org/abs/1907.04840>`_, 2019; as a baseline, Evci et al. 2020,
-      section 4.
+      Dettmers and Zettlemoyer, [Sparse networks from scratch: faster training without losing
+      performance](https://arxiv.org/abs/1907.04840), 2019; as a baseline, Evci et al. 2020, section
+      4.
     """
     momentum = _numbers.real("momentum", momentum)
     if not 0 <= momentum < 1:

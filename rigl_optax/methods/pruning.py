@@ -41,16 +41,19 @@ def gradual_magnitude_pruning(
     Use it if the network has to be sparse at the end only: it is a strong baseline, at the cost of
     a mostly dense training. `granet` starts sparser and costs less.
 
-    With :math:`z^0_l` zeros in layer l at the start and :math:`z^f_l` in the end, at the
-    rewirings :math:`t_0 = begin, ..., t_1`, the last one before `end`,
+    With $z^0_l$ zeros in layer l at the start and $z^f_l$ in the end, at the
+    rewirings $t_0 = begin, ..., t_1$, the last one before `end`,
 
-    .. math::
-        z_l(t) &= z^0_l + \left\lfloor (z^f_l - z^0_l)
-            \left(1 - \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^p\right) \right\rfloor \\
-        \text{active} &\leftarrow \text{the } N_l - z_l(t)
-            \text{ active weights of largest } |\theta|
+    $$
+    \begin{aligned}
+    z_l(t) &= z^0_l + \left\lfloor (z^f_l - z^0_l)
+        \left(1 - \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^p\right) \right\rfloor \\
+    \text{active} &\leftarrow \text{the } N_l - z_l(t)
+        \text{ active weights of largest } |\theta|
+    \end{aligned}
+    $$
 
-    in each layer. With `scope="global"` the :math:`\sum_l (N_l - z_l(t))` largest weights of all
+    in each layer. With `scope="global"` the $\sum_l (N_l - z_l(t))$ largest weights of all
     layers together stay active, and the largest of each layer in any case, so no layer is ever
     emptied. A pruned weight is 0 and stays so. The last rewiring reaches the final numbers exactly.
 
@@ -67,7 +70,7 @@ def gradual_magnitude_pruning(
         distribution. If it is above 0, the masks at the start are random.
       gradient_step: As in `rigl`; True is closest to the reference code.
       structure: As in `rigl`.
-      initial_masks: Masks to start from, for a warm start; their zeros are :math:`z^0_l`.
+      initial_masks: Masks to start from, for a warm start; their zeros are $z^0_l$.
       seed: As in `rigl`.
 
     Returns:
@@ -78,14 +81,14 @@ def gradual_magnitude_pruning(
       ValueError: As `rigl` does; if the initial sparsity is above the final one, in a layer or,
         with `scope="global"`, in all layers together.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.gradual_magnitude_pruning(optax.sgd(0.1), 0.9, end=1_000)
       >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
       100
 
     References:
-      Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_, 2017.
+      Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878), 2017.
     """
     plan = _plan.rewiring_plan(begin=begin, end=end, every=every)
     prune = _pruning(plan.default.schedule.steps(), power, scope)
@@ -136,16 +139,19 @@ def granet(
     (docs/results.md) at less cost than `gradual_magnitude_pruning`. `rigl` is at the final sparsity
     from the first step.
 
-    A rewiring first prunes as `gradual_magnitude_pruning` does; then, with :math:`n_l` weights left
+    A rewiring first prunes as `gradual_magnitude_pruning` does; then, with $n_l$ weights left
     in layer l,
 
-    .. math::
-        K_l &= \text{the } n_l - k_l \text{ of largest } |\theta| \text{ that are left},
-            \quad k_l = \mathrm{int32}(n_l \cdot f(t)) \\
-        G_l &= \text{the } k_l \text{ positions outside } K_l
-            \text{ of largest } |\nabla_\theta L|
+    $$
+    \begin{aligned}
+    K_l &= \text{the } n_l - k_l \text{ of largest } |\theta| \text{ that are left},
+        \quad k_l = \mathrm{int32}(n_l \cdot f(t)) \\
+    G_l &= \text{the } k_l \text{ positions outside } K_l
+        \text{ of largest } |\nabla_\theta L|
+    \end{aligned}
+    $$
 
-    A weight that was just pruned may grow again. With `NM` and `ConstantFanIn`, :math:`K_l` is
+    A weight that was just pruned may grow again. With `NM` and `ConstantFanIn`, $K_l$ is
     chosen in the whole layer, and each part of it grows as many as it lost. Training starts dense
     with `initial_sparsity=0`; 0.5 is the paper's sparse-to-sparse variant.
 
@@ -171,15 +177,15 @@ def granet(
     Raises:
       ValueError: As `gradual_magnitude_pruning` does.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.granet(optax.sgd(0.1), 0.9, end=1_000)
       >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
       50
 
     References:
-      Liu et al., `Sparse training via boosting pruning plasticity with neuroregeneration
-      <https://arxiv.org/abs/2106.10404>`_, 2021.
+      Liu et al., [Sparse training via boosting pruning plasticity with
+      neuroregeneration](https://arxiv.org/abs/2106.10404), 2021.
     """
     plan = _plan.rewiring_plan(begin=begin, end=end, every=every, drop_fraction=drop_fraction)
     grown.check()

@@ -35,16 +35,19 @@ def dynamic_sparse_reparameterization(
     Use it if the number of weights of each layer may change in training and dense gradients cannot
     be had; `sparse_evolutionary_training` keeps the number of each layer.
 
-    With :math:`n_l` active weights in layer l and a threshold H, at a rewiring
+    With $n_l$ active weights in layer l and a threshold H, at a rewiring
 
-    .. math::
-        K_l &= \{i \text{ active in } l : |\theta_i| \ge H\}
-            \text{, at least the largest one} \\
-        D &= \sum_l (n_l - |K_l|), \qquad T = \mathrm{int32}(f(t) \sum_l n_l) \\
-        H &\leftarrow 2H \text{ if } D < (1 - \delta) T, \quad
-             H / 2 \text{ if } D > (1 + \delta) T \\
-        g_l &\approx D \, |K_l| / \sum_j |K_j| \text{ positions outside } K_l
-            \text{ grow, uniformly at random}
+    $$
+    \begin{aligned}
+    K_l &= \{i \text{ active in } l : |\theta_i| \ge H\}
+        \text{, at least the largest one} \\
+    D &= \sum_l (n_l - |K_l|), \qquad T = \mathrm{int32}(f(t) \sum_l n_l) \\
+    H &\leftarrow 2H \text{ if } D < (1 - \delta) T, \quad
+         H / 2 \text{ if } D > (1 + \delta) T \\
+    g_l &\approx D \, |K_l| / \sum_j |K_j| \text{ positions outside } K_l
+        \text{ grow, uniformly at random}
+    \end{aligned}
+    $$
 
     The total number of active weights never changes; the number of each layer does, and the FLOPs
     with it. The threshold is adapted so that it drops about T weights. A layer keeps at least its
@@ -58,7 +61,7 @@ def dynamic_sparse_reparameterization(
       begin: As in `rigl`.
       drop_fraction: As in `rigl`, of all active weights together; the threshold aims at it.
       initial_threshold: H at the start, in units of the weights.
-      tolerance: :math:`\delta`, how far the drop may be from T, in [0, 1).
+      tolerance: $\delta$, how far the drop may be from T, in [0, 1).
       gradient_step: As in `rigl`.
       grown: As in `rigl`.
       structure: As in `rigl`.
@@ -72,15 +75,15 @@ def dynamic_sparse_reparameterization(
       ValueError: As `rigl` does; if `initial_threshold` is not above 0, or `tolerance` is outside
         [0, 1).
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.dynamic_sparse_reparameterization(optax.sgd(0.1), 0.9, end=1_000)
       >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
       10
 
     References:
-      Mostafa and Wang, `Parameter efficient training of deep convolutional neural networks by
-      dynamic sparse reparameterization <https://arxiv.org/abs/1902.05967>`_, 2019.
+      Mostafa and Wang, [Parameter efficient training of deep convolutional neural networks by
+      dynamic sparse reparameterization](https://arxiv.org/abs/1902.05967), 2019.
     """
     initial_threshold = _numbers.real("initial_threshold", initial_threshold)
     tolerance = _numbers.real("tolerance", tolerance)

@@ -42,12 +42,15 @@ def rigl(
     `count = begin, begin + every, ...` while `count < end`, a rewiring replaces the
     gradient step. In each layer, with n active weights,
 
-    .. math::
-        k &= \mathrm{int32}(n \cdot f(t)) \\
-        K &= \text{the } n - k \text{ active weights of largest } |\theta| \\
-        G &= \text{the } k \text{ positions outside } K
-             \text{ of largest } |\nabla_\theta L| \\
-        \text{active} &\leftarrow K \cup G
+    $$
+    \begin{aligned}
+    k &= \mathrm{int32}(n \cdot f(t)) \\
+    K &= \text{the } n - k \text{ active weights of largest } |\theta| \\
+    G &= \text{the } k \text{ positions outside } K
+         \text{ of largest } |\nabla_\theta L| \\
+    \text{active} &\leftarrow K \cup G
+    \end{aligned}
+    $$
 
     where the gradient is dense: with respect to all weights, at their sparse values. New weights
     start at 0, and their optimizer state starts at rest. A dropped weight may grow again in the
@@ -100,7 +103,7 @@ def rigl(
         outside [0, 1], or `accumulate` is outside [1, every]; at `init`, if a pattern matches
         nothing, nothing is left to sparsify, or initial masks do not fit.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, optax, rigl_optax
       >>> params = {"Dense_0": {"kernel": jnp.ones((8, 16)), "bias": jnp.zeros(16)}}
       >>> tx = rigl_optax.rigl(optax.sgd(0.1, momentum=0.9), sparsity=0.75, end=1_000)
@@ -113,8 +116,8 @@ def rigl(
       (23, 1)
 
     References:
-      Evci et al., `Rigging the Lottery: Making All Tickets Winners
-      <https://arxiv.org/abs/1911.11134>`_, 2020, algorithm 1.
+      Evci et al., [Rigging the Lottery: Making All Tickets
+      Winners](https://arxiv.org/abs/1911.11134), 2020, algorithm 1.
     """
     method = _drop_and_grow.drop_and_grow_method(
         _drop_and_grow.grow_by_gradient,

@@ -49,8 +49,10 @@ def magnitude_masks(
     Use it to start from pretrained weights: a random mask loses what they have learned. For fresh
     weights use random masks (the default of methods), or scores of a loss (`snip_masks`).
 
-    .. math:: \text{active} = \text{the } N_l - \lfloor s_l N_l \rfloor
+    $$
+    \text{active} = \text{the } N_l - \lfloor s_l N_l \rfloor
         \text{ weights of largest } |\theta| \text{ of layer } l
+    $$
 
     With `scope="global"` as many weights in all, the largest of all layers together.
 
@@ -68,7 +70,7 @@ def magnitude_masks(
       ValueError: As distributions do; if weights are not finite; if the scope is unknown; if all
         scores of a layer that is to lose weights are equal; if `global` leaves nothing of a layer.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, rigl_optax
       >>> masks = magnitude_masks({"kernel": jnp.arange(12.0).reshape(3, 4)}, 0.75)
       >>> masks["kernel"].sum(1).tolist()
@@ -92,7 +94,9 @@ def snip_masks(
     Use it for static masks if one batch of data is at hand before training. On Fashion-MNIST it was
     below a random mask of the same distribution (docs/results.md).
 
-    .. math:: \text{score} = |\theta \odot \nabla_\theta L|
+    $$
+    \text{score} = |\theta \odot \nabla_\theta L|
+    $$
 
     with the gradient averaged over the batches. The RigL paper's code keeps the share of each layer
     by the distribution, as the default here; SNIP's own ranking is `scope="global"`. Parameters in
@@ -114,7 +118,7 @@ def snip_masks(
     Raises:
       ValueError: As `magnitude_masks` does; if there is no batch, or scores are not finite.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, rigl_optax
       >>> params = {"kernel": jnp.ones((4, 2))}
       >>> loss = lambda p, x: jnp.mean((x @ p["kernel"]) ** 2)
@@ -123,8 +127,8 @@ def snip_masks(
       [0, 0, 2, 2]
 
     References:
-      Lee et al., `SNIP: single-shot network pruning based on connection sensitivity
-      <https://arxiv.org/abs/1810.02340>`_, 2019; Evci et al. 2020, section 4 (and its
+      Lee et al., [SNIP: single-shot network pruning based on connection
+      sensitivity](https://arxiv.org/abs/1810.02340), 2019; Evci et al. 2020, section 4 (and its
       erratum: ranking by the gradient alone is worse than random).
     """
     layout = _layout_of(params, sparsity, scope, structure)
@@ -152,10 +156,12 @@ def grasp_masks(
     with `scope="global"` may cut layers off. On Fashion-MNIST it was below a random mask of the
     same distribution (docs/results.md).
 
-    .. math:: \text{score} = \theta \odot H g, \qquad g = \nabla_\theta L
+    $$
+    \text{score} = \theta \odot H g, \qquad g = \nabla_\theta L
+    $$
 
     with the Hessian H of the loss; the largest scores are kept (the paper removes the largest
-    of :math:`-\theta \odot H g`). g and Hg are averaged over the batches. The paper ranks all
+    of $-\theta \odot H g$). g and Hg are averaged over the batches. The paper ranks all
     layers together, `scope="global"`.
 
     Args:
@@ -174,7 +180,7 @@ def grasp_masks(
     Raises:
       ValueError: As `snip_masks` does.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, rigl_optax
       >>> params = {"kernel": jnp.ones((4, 2))}
       >>> loss = lambda p, x: jnp.mean((x @ p["kernel"]) ** 2)
@@ -183,8 +189,8 @@ def grasp_masks(
       [0, 0, 2, 2]
 
     References:
-      Wang, Zhang and Grosse, `Picking winning tickets before training by preserving gradient
-      flow <https://arxiv.org/abs/2002.07376>`_, 2020.
+      Wang, Zhang and Grosse, [Picking winning tickets before training by preserving gradient
+      flow](https://arxiv.org/abs/2002.07376), 2020.
     """
     layout = _layout_of(params, sparsity, scope, structure)
 
@@ -217,11 +223,12 @@ def synflow_masks(
     Use it for static masks if there is no data before training, or if no layer may be emptied; of
     the masks chosen before training it was the best here (docs/results.md).
 
-    .. math::
-        \text{score} = |\theta \odot \nabla_\theta R|, \qquad
-        R = \sum \mathrm{apply}(|\theta|, \mathbb{1})
+    $$
+    \text{score} = |\theta \odot \nabla_\theta R|, \qquad
+    R = \sum \mathrm{apply}(|\theta|, \mathbb{1})
+    $$
 
-    At iteration k of n the density is :math:`\rho^{k/n}`, and a removed weight stays removed, so
+    At iteration k of n the density is $\rho^{k/n}$, and a removed weight stays removed, so
     no layer is ever emptied. With positive weights and inputs a ReLU network is linear. Give an
     `apply` without normalisation, or saliency is not conserved between layers. R is a product over
     the layers; if it leaves the range of float32, as in deep networks, it is computed in float64.
@@ -243,7 +250,7 @@ def synflow_masks(
       ValueError: As `magnitude_masks` does; if `iterations` is below 1, or scores are not
         finite.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, rigl_optax
       >>> params = {"kernel": jnp.arange(1.0, 9.0).reshape(4, 2)}
       >>> masks = synflow_masks(params, 0.5, lambda p, x: x @ p["kernel"], (1, 4), iterations=3)
@@ -251,8 +258,8 @@ def synflow_masks(
       [0, 0, 2, 2]
 
     References:
-      Tanaka et al., `Pruning neural networks without any data by iteratively conserving
-      synaptic flow <https://arxiv.org/abs/2006.05467>`_, 2020.
+      Tanaka et al., [Pruning neural networks without any data by iteratively conserving synaptic
+      flow](https://arxiv.org/abs/2006.05467), 2020.
     """
     iterations = _numbers.integer("iterations", iterations, least=1)
     layout = _layout_of(params, sparsity, scope, structure)

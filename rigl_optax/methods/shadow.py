@@ -31,14 +31,17 @@ def dnw(
     (docs/results.md), at the memory and the backward pass of a dense network. `top_kast` needs
     fewer gradients.
 
-    With shadow weights :math:`w` and the weights :math:`\theta` of the forward pass,
+    With shadow weights $w$ and the weights $\theta$ of the forward pass,
 
-    .. math::
-        w_{t+1} &= w_t + \mathrm{inner}(\nabla_\theta L(\theta_t)) \\
-        \theta_{t+1} &= w_{t+1} \odot [\,|w_{t+1}| \text{ among the } n_l
-            \text{ largest of its layer}\,]
+    $$
+    \begin{aligned}
+    w_{t+1} &= w_t + \mathrm{inner}(\nabla_\theta L(\theta_t)) \\
+    \theta_{t+1} &= w_{t+1} \odot [\,|w_{t+1}| \text{ among the } n_l
+        \text{ largest of its layer}\,]
+    \end{aligned}
+    $$
 
-    The gradient with respect to :math:`\theta` moves all shadow weights, so gradient, optimizer
+    The gradient with respect to $\theta$ moves all shadow weights, so gradient, optimizer
     state and shadow are dense at every step. The masks before the first step are random, or given.
 
     Args:
@@ -58,7 +61,7 @@ def dnw(
     Raises:
       ValueError: As `rigl` does.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> params = {"kernel": jnp.arange(1.0, 9.0).reshape(4, 2)}
       >>> tx = rigl_optax.dnw(optax.sgd(0.1), 0.5)
@@ -67,8 +70,8 @@ def dnw(
       [0, 0, 2, 2]
 
     References:
-      Wortsman, Farhadi and Rastegari, `Discovering neural wirings
-      <https://arxiv.org/abs/1906.00586>`_, 2019.
+      Wortsman, Farhadi and Rastegari, [Discovering neural
+      wirings](https://arxiv.org/abs/1906.00586), 2019.
     """
 
     def rule(inputs: RewiringInputs) -> Decision:
@@ -104,15 +107,18 @@ def top_kast(
     Use it if neither the forward nor the backward pass may be dense: gradients are needed in the
     backward set only. It is less accurate than `dnw`, which needs all gradients.
 
-    With shadow weights w, the :math:`n_l` largest of each layer form the forward set A, and the
-    :math:`m_l \ge n_l` largest the backward set B; D is the density of A in the layer.
+    With shadow weights w, the $n_l$ largest of each layer form the forward set A, and the
+    $m_l \ge n_l$ largest the backward set B; D is the density of A in the layer.
 
-    .. math::
-        g_i &= \begin{cases}
-            \nabla_{\theta_i} L + \lambda w_i & i \in A \\
-            \nabla_{\theta_i} L + \lambda w_i / D & i \in B \setminus A \\
-            0 & \text{else} \end{cases} \\
-        w_{t+1} &= w_t + \mathrm{inner}(g), \qquad \theta = w \odot [i \in A]
+    $$
+    \begin{aligned}
+    g_i &= \begin{cases}
+        \nabla_{\theta_i} L + \lambda w_i & i \in A \\
+        \nabla_{\theta_i} L + \lambda w_i / D & i \in B \setminus A \\
+        0 & \text{else} \end{cases} \\
+    w_{t+1} &= w_t + \mathrm{inner}(g), \qquad \theta = w \odot [i \in A]
+    \end{aligned}
+    $$
 
     Both sets are renewed every `every` steps, after the gradient step. Weights in B but not in A
     decay faster.
@@ -125,7 +131,7 @@ def top_kast(
       end: The sets stay as they are at `count >= end`; None to renew them until training stops.
       every: Steps between renewals; the paper sees no loss at 100.
       begin: Count of the first renewal.
-      exploration: :math:`\lambda`, of a penalty :math:`\lambda w^2 / 2` in the loss.
+      exploration: $\lambda$, of a penalty $\lambda w^2 / 2$ in the loss.
       structure: As in `rigl`.
       initial_masks: The forward set at the start, as in `rigl`.
       seed: As in `rigl`.
@@ -137,7 +143,7 @@ def top_kast(
       ValueError: As `rigl` does; if `backward_sparsity` is above `sparsity`, or
         `exploration` below 0.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.top_kast(optax.sgd(0.1), 0.9, backward_sparsity=0.5)
       >>> state = tx.init({"kernel": jnp.ones((10, 10))})
@@ -145,8 +151,8 @@ def top_kast(
       (10, 50)
 
     References:
-      Jayakumar et al., `Top-KAST: Top-K always sparse training
-      <https://arxiv.org/abs/2106.03517>`_, 2020.
+      Jayakumar et al., [Top-KAST: Top-K always sparse training](https://arxiv.org/abs/2106.03517),
+      2020.
     """
     exploration = _numbers.real("exploration", exploration)
     if not exploration >= 0:

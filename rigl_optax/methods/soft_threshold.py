@@ -28,16 +28,19 @@ def soft_thresholding(
     Use it if the network itself should choose the sparsity of each layer, and the overall sparsity
     need not be known before training; all other methods reach a given one.
 
-    With shadow weights w and a number :math:`s_l` for each layer,
+    With shadow weights w and a number $s_l$ for each layer,
 
-    .. math::
-        \theta &= \mathrm{sign}(w) \max(|w| - \sigma(s_l), 0) \\
-        \frac{\partial L}{\partial w} &= [\theta \ne 0] \nabla_\theta L, \qquad
-        \frac{\partial L}{\partial s_l} = -\sigma'(s_l) \sum_{i \in l}
-            [\theta_i \ne 0] \, \mathrm{sign}(w_i) \nabla_{\theta_i} L + \lambda s_l
+    $$
+    \begin{aligned}
+    \theta &= \mathrm{sign}(w) \max(|w| - \sigma(s_l), 0) \\
+    \frac{\partial L}{\partial w} &= [\theta \ne 0] \nabla_\theta L, \qquad
+    \frac{\partial L}{\partial s_l} = -\sigma'(s_l) \sum_{i \in l}
+        [\theta_i \ne 0] \, \mathrm{sign}(w_i) \nabla_{\theta_i} L + \lambda s_l
+    \end{aligned}
+    $$
 
-    The decay :math:`\lambda` pulls :math:`s_l` up to 0, and the threshold with it to 1/2; the
-    loss pushes back. The final sparsity depends on :math:`\lambda`, the initial threshold, the
+    The decay $\lambda$ pulls $s_l$ up to 0, and the threshold with it to 1/2; the
+    loss pushes back. The final sparsity depends on $\lambda$, the initial threshold, the
     weight decay and the number of steps. At first only weights below the initial threshold are
     inactive.
 
@@ -46,21 +49,21 @@ def soft_thresholding(
         the threshold too.
       layers: A distribution whose `dense` and `stacked` say which leaves are sparse, and whose
         sparsities those of the random masks at the start; `uniform(0.0)` if not given.
-      threshold_decay: :math:`\lambda` (the paper uses its weight decay).
-      initial_threshold: :math:`s_l` at the start; the threshold is its sigmoid: -6 gives 0.0025.
-      thresholds: The optimizer of :math:`s_l`; `inner` if not given, with a state of its own.
+      threshold_decay: $\lambda$ (the paper uses its weight decay).
+      initial_threshold: $s_l$ at the start; the threshold is its sigmoid: -6 gives 0.0025.
+      thresholds: The optimizer of $s_l$; `inner` if not given, with a state of its own.
       seed: As in `rigl`.
 
     Returns:
       A transformation whose state is a `SparseState` with `shadow`; `memory.numbers` holds
-      :math:`s_l`, float32 of shape () or (layers,) for each sparse leaf, and the state of its
+      $s_l$, float32 of shape () or (layers,) for each sparse leaf, and the state of its
       optimizer. Its gradients are sums of floats, so the thresholds, and then the masks, may differ
       on another number of devices.
 
     Raises:
       ValueError: As `rigl` does; if `threshold_decay` is below 0.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> params = {"kernel": jnp.array([[0.1, -0.9], [0.7, -0.2]])}
       >>> tx = rigl_optax.soft_thresholding(
@@ -71,8 +74,8 @@ def soft_thresholding(
       [0.0, -0.4, 0.2, 0.0]
 
     References:
-      Kusupati et al., `Soft threshold weight reparameterization for learnable sparsity
-      <https://arxiv.org/abs/2002.03231>`_, 2020.
+      Kusupati et al., [Soft threshold weight reparameterization for learnable
+      sparsity](https://arxiv.org/abs/2002.03231), 2020.
     """
     if not threshold_decay >= 0:
         raise ValueError(f"threshold_decay={threshold_decay}: must be at least 0")

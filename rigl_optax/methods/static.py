@@ -21,7 +21,9 @@ def static_sparse(
     Use it as the control for every dynamic method (the paper's "Static"), and to train with masks
     that were chosen before: `snip_masks` and its relatives, `lottery_ticket`.
 
-    .. math:: \theta_{t+1} = m \odot (\theta_t + \mathrm{inner}(m \odot \nabla L))
+    $$
+    \theta_{t+1} = m \odot (\theta_t + \mathrm{inner}(m \odot \nabla L))
+    $$
 
     Args:
       inner: Any Optax optimizer.
@@ -36,15 +38,15 @@ def static_sparse(
     Raises:
       ValueError: As `rigl` does for sparsity and masks.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
       >>> tx = rigl_optax.static_sparse(optax.sgd(0.1), 0.9)
       >>> int(rigl_optax.get_masks(tx.init({"kernel": jnp.ones((10, 10))}))["kernel"].sum())
       10
 
     References:
-      Evci et al., `Rigging the Lottery: Making All Tickets Winners
-      <https://arxiv.org/abs/1911.11134>`_, 2020, section 4.
+      Evci et al., [Rigging the Lottery: Making All Tickets
+      Winners](https://arxiv.org/abs/1911.11134), 2020, section 4.
     """
     method = Method(None, lambda inputs: Decision(inputs.masks))
     return _transform.sparse_transform(

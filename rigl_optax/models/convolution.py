@@ -95,7 +95,7 @@ def scaled(width: float, units: int) -> int:
 def make_divisible(value: float, divisor: int = 8) -> int:
     """Rounds to the nearest multiple of `divisor`, but not below 90 % of `value` or `divisor`.
 
-    Example:
+    Examples:
       >>> [make_divisible(v) for v in (32, 15.04, 11.2, 3)]
       [32, 16, 16, 8]
     """

@@ -33,7 +33,7 @@ def depthwise(
     Returns:
       [batch, height, width, channels].
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> images, kernel = jnp.ones((2, 6, 6, 8)), jnp.ones((3, 3, 1, 8))
       >>> y = depthwise(images, kernel, (1, 1), ((1, 1), (1, 1)))

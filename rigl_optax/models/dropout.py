@@ -22,7 +22,7 @@ class Dropout(nnx.Module):
     Raises:
       ValueError: If the rate is not in [0, 1).
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
       >>> dropout = Dropout(0.5, rngs=nnx.Rngs(0))

@@ -123,7 +123,7 @@ def refused(model: nnx.Module, kernels: Collection[str]) -> dict[str, str]:
     Returns:
       `{path: reason}` of those that cannot be.
 
-    Example:
+    Examples:
       >>> model = nnx.eval_shape(lambda: nnx.List([Linear(4, 4, rngs=nnx.Rngs(0))]))
       >>> refused(model, ["0/kernel", "0/bias"])
       {'0/bias': 'its layer takes arrays alone'}

@@ -30,7 +30,7 @@ class LeNet(nnx.Module):
     Raises:
       ValueError: If a width is below 1.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
       >>> model = LeNet((28, 28), rngs=nnx.Rngs(0))

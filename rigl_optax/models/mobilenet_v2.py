@@ -73,7 +73,7 @@ class MobileNetV2(nnx.Module):
       dtype: Dtype of activations; None: float32.
       rngs: Random keys (stream `params`).
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
       >>> def logits(images):

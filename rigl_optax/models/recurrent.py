@@ -178,7 +178,7 @@ class RecurrentLM(nnx.Module):
     Raises:
       ValueError: If there is no such cell, a width is below 1, or the widths do not allow tying.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
       >>> model = RecurrentLM("gru", (64,), rngs=nnx.Rngs(0))
@@ -277,7 +277,7 @@ class StreamingLM(RecurrentLM):
       lanes: Number of sequences in a batch.
       **keys: As in `RecurrentLM`.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
       >>> model = StreamingLM("lstm", (64,), lanes=2, rngs=nnx.Rngs(0))

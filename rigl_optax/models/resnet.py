@@ -95,7 +95,7 @@ class ResNet(nnx.Module):
     Raises:
       ValueError: If there is no such depth.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
       >>> model = ResNet((64, 64, 3), 10, 0.25, depth=18, rngs=nnx.Rngs(0))

@@ -172,7 +172,7 @@ class GPT(nnx.Module):
       ValueError: If a number is below 1, twice the heads do not divide `embedding`, or a name
         does not exist.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
       >>> model = GPT(embedding=32, depth=2, heads=4, rngs=nnx.Rngs(0))
@@ -180,9 +180,9 @@ class GPT(nnx.Module):
       (2, 10, 256)
 
     References:
-      Radford et al., "Language models are unsupervised multitask learners", 2019 (GPT-2);
-      Su et al., `RoFormer <https://arxiv.org/abs/2104.09864>`_, 2021 (rotary positions);
-      Shazeer, `GLU variants improve transformer <https://arxiv.org/abs/2002.05202>`_, 2020.
+      Radford et al., "Language models are unsupervised multitask learners", 2019 (GPT-2); Su et
+      al., [RoFormer](https://arxiv.org/abs/2104.09864), 2021 (rotary positions); Shazeer, [GLU
+      variants improve transformer](https://arxiv.org/abs/2002.05202), 2020.
     """
 
     def __init__(
@@ -279,7 +279,7 @@ class ViT(nnx.Module):
     Raises:
       ValueError: If `patch` does not divide the image, or as in `GPT`.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
       >>> model = ViT((28, 28), 10, patch=7, embedding=32, depth=2, heads=4, rngs=nnx.Rngs(0))
@@ -287,7 +287,7 @@ class ViT(nnx.Module):
       (8, 10)
 
     References:
-      Dosovitskiy et al., `An image is worth 16x16 words <https://arxiv.org/abs/2010.11929>`_, 2021.
+      Dosovitskiy et al., [An image is worth 16x16 words](https://arxiv.org/abs/2010.11929), 2021.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ class VGG(nnx.Module):
     Raises:
       ValueError: If there is no such depth, or an image has fewer than 16 pixels a side.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
       >>> model = VGG((32, 32, 3), 10, 0.25, depth=11, rngs=nnx.Rngs(0))

@@ -67,7 +67,7 @@ class WideResNet(nnx.Module):
     Raises:
       ValueError: If there is no such depth, or k is below 1.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp
       >>> model = WideResNet((32, 32, 3), 10, depth=10, k=1, rngs=nnx.Rngs(0))

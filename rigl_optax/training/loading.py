@@ -41,7 +41,7 @@ def load(
       ValueError: If there is no run, or no such checkpoint, or it cannot be read; it lists those
         there are.
 
-    Example:
+    Examples:
       Evaluates the best checkpoint of a run on the test split::
 
         from rigl_optax import training

@@ -15,7 +15,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
       labels: Integers (...,).
       label_smoothing: That part.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> round(float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]), 0.1)[0]), 4)
       1.3863

@@ -133,7 +133,7 @@ class Placement(NamedTuple):
 def partition(shape: tuple[int, ...], ways: int) -> PartitionSpec:
     """Cuts the largest axis that `ways` divides, the first of equals; if there is none, no axis.
 
-    Example:
+    Examples:
       >>> [tuple(partition(shape, 4)) for shape in [(64, 300), (3, 3, 64, 64), (10,)]]
       [(None, 'params'), (None, None, 'params', None), ()]
     """

@@ -31,7 +31,9 @@ class BlockSparse(Kernel):
     respect to `probe`, zeros of the shape of the grid that change nothing, is *defined* to be
     the score of each block of the dense gradient,
 
-    .. math:: \mathrm{score}_{io} = \mathrm{pool}(x_i^\top \, \partial L / \partial y_o)
+    $$
+    \mathrm{score}_{io} = \mathrm{pool}(x_i^\top \, \partial L / \partial y_o)
+    $$
 
     which is computed for one row or column of blocks at a time and pooled at once. Growth needs it,
     on rewiring steps alone; a program that does not ask for this gradient does not compute it.
@@ -43,7 +45,7 @@ class BlockSparse(Kernel):
       topology: A `BlockTopology`: where the blocks are.
       probe: float32 zeros, of the shape of the grid; None to leave it out.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, rigl_optax
       >>> from rigl_optax.condensed import BlockSparse, random_topology
       >>> topology = random_topology((8, 6), 0.5, rigl_optax.Block(4, 3))

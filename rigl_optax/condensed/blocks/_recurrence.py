@@ -26,9 +26,12 @@ def gru(
 ) -> tuple[jax.Array, jax.Array]:
     r"""Runs a GRU over a sequence; the one of Flax and cuDNN.
 
-    .. math::
-        r &= \sigma(x_r + h U_r), \qquad u = \sigma(x_u + h U_u) \\
-        n &= \tanh(x_n + r \odot (h U_n)), \qquad h \leftarrow (1 - u) \odot n + u \odot h
+    $$
+    \begin{aligned}
+    r &= \sigma(x_r + h U_r), \qquad u = \sigma(x_u + h U_u) \\
+    n &= \tanh(x_n + r \odot (h U_n)), \qquad h \leftarrow (1 - u) \odot n + u \odot h
+    \end{aligned}
+    $$
 
     Args:
       x: Projected inputs of the gates reset, update and candidate, (time, lanes, units) each.
@@ -43,7 +46,7 @@ def gru(
     Raises:
       ValueError: If there are not three gates, or the kernels do not fit them.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, rigl_optax
       >>> from rigl_optax import condensed
       >>> topology = condensed.random_topology((32, 96), 0.5, rigl_optax.Block(8, 8))
@@ -63,10 +66,13 @@ def lstm(
 ) -> tuple[jax.Array, jax.Array]:
     r"""Runs an LSTM without peepholes over a sequence.
 
-    .. math::
-        i &= \sigma(x_i + h U_i), \quad f = \sigma(x_f + h U_f), \quad
-        g = \tanh(x_g + h U_g), \quad o = \sigma(x_o + h U_o) \\
-        c &\leftarrow f \odot c + i \odot g, \qquad h \leftarrow o \odot \tanh(c)
+    $$
+    \begin{aligned}
+    i &= \sigma(x_i + h U_i), \quad f = \sigma(x_f + h U_f), \quad
+    g = \tanh(x_g + h U_g), \quad o = \sigma(x_o + h U_o) \\
+    c &\leftarrow f \odot c + i \odot g, \qquad h \leftarrow o \odot \tanh(c)
+    \end{aligned}
+    $$
 
     Args:
       x: Projected inputs of the gates input, forget, cell and output, (time, lanes, units) each.

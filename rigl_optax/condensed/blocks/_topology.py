@@ -165,7 +165,7 @@ class BlockTopology:
 def as_blocks(kernel: jax.Array | BlockSparse) -> BlockSparse:
     """Turns a dense kernel into a single block of its own size; returns a `BlockSparse` as it is.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> as_blocks(jnp.ones((8, 6))).values.shape
       (1, 8, 6)

@@ -94,7 +94,7 @@ class CSR(Kernel):
       probe: Zeros, or None to leave them out.
       is_portable: Whether products do without the CPU's own (`portable`).
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, numpy as np
       >>> from rigl_optax.condensed import CSR, csr_topology
       >>> topology = csr_topology(np.eye(4, 3, dtype=bool))
