@@ -156,11 +156,10 @@ def test_after_a_skipped_step_both_forms_rewire_at_the_same_steps(tmp_path, monk
     config = config_lib.changed(LENET, {"faults.on_nonfinite": "skip", "steps": 60})
     ends = {}
     for each in (config, runs.masked(config)):
-        is_condensed = each.method.condensed
-        workdir = tmp_path / str(is_condensed)
+        workdir = tmp_path / str(each.method.condensed)
         result, _ = runs.train(each, workdir)
         assert any("1 steps up to" in warning for warning in result["warnings"])
-        ends[is_condensed] = runs.final(each, workdir)
+        ends[each] = runs.final(each, workdir)
     runs.assert_same_masks(*ends.values())
     runs.assert_close(*ends.values(), rtol=1e-4, atol=1e-5)
     assert [int(end.opt_state.count) for end in ends.values()] == [59, 59]
