@@ -166,7 +166,7 @@ def explain_design(
         method=method,
         layers=layers,
         rewirings=design.plan.rewirings_before(steps) if design.plan and first.sparse else 0,
-        replaced=_replaced(design, start, end, fractions),
+        replaced=_replaced(design, first, start, end, fractions),
         steps=steps,
         flops_dense=f_dense,
         flops_sparse=f_sparse,
@@ -353,7 +353,11 @@ def _drop_fractions(design: Design, layout: _layout.Layout, steps: int) -> dict[
 
 
 def _replaced(
-    design: Design, start: _ActiveCounts, end: _ActiveCounts, fractions: Mapping[str, np.ndarray]
+    design: Design,
+    layout: _layout.Layout,
+    start: _ActiveCounts,
+    end: _ActiveCounts,
+    fractions: Mapping[str, np.ndarray],
 ) -> int | None:
     """Counts the weights that all rewirings replace, rounded as the transformation rounds.
 
@@ -365,6 +369,7 @@ def _replaced(
         return 0
     assert design.plan is not None
     total = 0
+    in_layer = {leaf.path: math.prod(leaf.grid[leaf.stacked :]) for leaf in layout.sparse}
     for path, groups in start.groups.items():
         progress = np.zeros(len(fractions[path]))
         if design.method.progress is not None:
@@ -373,7 +378,9 @@ def _replaced(
         change = (end.groups[path] - groups)[:, None] * progress[None, :]
         active = groups[:, None] + np.floor(change)  # (stacked layers, rewirings)
         counts = active.astype(np.float32) * fractions[path][None, :].astype(np.float32)
-        moved = np.minimum(counts.astype(np.int64), active.astype(np.int64)).sum(1)
+        # In a layer that is full, or almost, what is dropped grows again.
+        most = np.minimum(active, in_layer[path] - active).astype(np.int64)
+        moved = np.minimum(counts.astype(np.int64), most).sum(1)
         group_size = start.weights[path] / np.maximum(groups, 1)  # mean
         total += int((moved * group_size).sum())
     return total

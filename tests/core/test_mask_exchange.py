@@ -162,7 +162,7 @@ def test_check_finds_what_comes_after(after):
         grads = jax.tree.map(lambda p, i=i: jnp.cos(p + i), params)
         updates, state = update(grads, state, params, value=1.0)
         params = optax.apply_updates(params, updates)
-    with pytest.raises(ValueError, match=r"'kernel' \(\d+ of 12\).*behind the sparse one"):
+    with pytest.raises(ValueError, match=r"'kernel' \(\d+ of 12\).*after the sparse one"):
         rigl_optax.check(params, state)
     rigl_optax.check(rigl_optax.apply_masks(params, state), state)
 
