@@ -240,7 +240,7 @@ def test_what_it_goes_on_with_is_a_function_of_the_seed(config, trained):
         ({"model.lanes": 3}, "lanes"),
         ({"model.heads": 3}, "config.model.heads: .*for 'gru' embedding, "),
         ({"model.dtype": "bfloat16"}, "recurrent models are for 'float32' alone"),
-        ({"data.augment": "pad_crop"}, "recurrent models are for 'none' alone"),
+        ({"data.augment": "pad_crop"}, "texts are for 'none' alone"),
         ({"optimizer.name": "scale"}, "must be an optimizer of optax or optax.contrib"),
         (
             {"method.distribution": {"name": "uniform", "power": 2.0}},
