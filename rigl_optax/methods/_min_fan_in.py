@@ -21,7 +21,7 @@ _FIRST = np.iinfo(np.int32).max  # before every score
 
 
 def check(layout: Layout, min_fan_in: int) -> None:
-    """Raises a ValueError if a layer has not enough inputs, or active weights, for it."""
+    """Raises a ValueError if a layer has too few inputs, or active weights, for `min_fan_in`."""
     for leaf in layout.sparse:
         if leaf.structure.has_parts:
             raise ValueError(
@@ -43,7 +43,7 @@ def check(layout: Layout, min_fan_in: int) -> None:
 
 
 def least(leaves: Sequence[SparseLeaf], packing: Packing, min_fan_in: int) -> np.ndarray:
-    """Active groups that each layer needs for it, and at least one; int32 [rankings]."""
+    """Counts the active groups that each layer needs, at least one; int32 [rankings]."""
     each = [max(1, min_fan_in * _units(leaf)) for leaf in leaves]
     return np.repeat(np.asarray(each, np.int32), packing.layers)
 
@@ -51,7 +51,7 @@ def least(leaves: Sequence[SparseLeaf], packing: Packing, min_fan_in: int) -> np
 def protected(
     scores: Arrays, leaves: Sequence[SparseLeaf], packing: Packing, min_fan_in: int
 ) -> Arrays:
-    """Scores in which the best inputs of every unit come before everything else.
+    """Raises the scores of the best inputs of every unit above all others.
 
     Args:
       scores: int32 arrays as `packing` has them; -1 for inactive weights.
@@ -68,7 +68,7 @@ def protected(
 def preferred(
     scores: Arrays, leaves: Sequence[SparseLeaf], packing: Packing, min_fan_in: int
 ) -> Callable[[Arrays], Arrays]:
-    """From what is kept to growth scores in which what a unit lacks comes first.
+    """Makes `prefer(kept) -> grow scores` in which what a unit lacks comes first.
 
     Args:
       scores: int32 growth scores as `packing` has them.
@@ -77,7 +77,7 @@ def preferred(
       min_fan_in: How many inputs a unit should have.
 
     Returns:
-      A function for `_topology.keep_and_grow(prefer=...)`.
+      The `prefer` of `_keep_and_grow.keep_and_grow`.
     """
 
     def prefer(kept: Arrays) -> Arrays:
@@ -100,9 +100,9 @@ def _raised(
     packing: Packing,
     how_many: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Arrays:
-    """Scores in which some of the best of each unit come first.
+    """Raises the scores of some of the best inputs of each unit above all others.
 
-    `how_many` says of each how many, given how many have a score, and how many inputs there are.
+    `how_many(open inputs, all inputs)` says of how many, for each unit; open ones have a score.
     """
     # Units come first, behind the layers: an axis that is cut stays cut, and nothing is gathered.
     front = [leaf.stacked + len(leaf.unit_axes) for leaf in leaves]
@@ -124,12 +124,12 @@ def _raised(
 
 
 def _units(leaf: SparseLeaf) -> int:
-    """Number of units of one layer; under a structure, of columns of groups."""
+    """Counts the units of one layer; under a structure, the columns of groups."""
     return _axes.size(leaf.grid, leaf.unit_axes) if leaf.grid[leaf.stacked :] else 1
 
 
 def _unit_rows(shapes: Sequence[tuple[int, ...]]) -> list[Rows]:
-    """For leading axes of these shapes, a ranking for each unit."""
+    """Makes a ranking for each unit; the leading axes, of these shapes, count units."""
     ends = np.cumsum([math.prod(shape) for shape in shapes])
     ids = [
         np.arange(end - math.prod(shape), end, dtype=np.int32).reshape(shape)
