@@ -1,4 +1,4 @@
-"""What a method hands out: an Optax transformation that also says what it is going to do."""
+"""An Optax transformation that also says what it is going to do."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ class Design(NamedTuple):
 
     @property
     def plan(self) -> RewiringPlan | None:
-        """When it rewires; None for never. The only answer there is."""
+        """Returns when it rewires; None for never. Nothing else decides that."""
         return self.method.plan
 
 
@@ -57,12 +57,12 @@ class SparseTransformation(optax.GradientTransformationExtraArgs):
 
     @classmethod
     def of(cls, init: Any, update: Any, design: Design) -> "SparseTransformation":
-        """The transformation with these two functions."""
+        """Makes a transformation of these two functions."""
         made = cls(init, update)
         made.design = design
         return made
 
 
 def design_of(tx: Any) -> Design | None:
-    """The design of a transformation; None if it has none, as a plain optimizer."""
+    """Returns the design of a transformation; None if it has none, as a plain optimizer."""
     return getattr(tx, "design", None)

@@ -18,14 +18,14 @@ from rigl_optax._xla import _blend
 
 
 def is_narrow(leaves: Iterable[Any]) -> bool:
-    """Whether any of these arrays has floats with a smaller range than float32's."""
+    """Tells whether any of these arrays has floats with a smaller range than float32's."""
     dtypes = {jnp.result_type(leaf) for leaf in leaves}
     floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
     return any(jnp.finfo(dtype).minexp > -100 for dtype in floats)
 
 
 def with_zero_quotients(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
-    """`function(*args)`, in which 0 / 0 is 0, and 0 times infinity between arrays."""
+    """Calls `function(*args)`, with 0 / 0 as 0, and 0 times infinity between arrays."""
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     leaves = jax.core.eval_jaxpr(_mended(closed.jaxpr), closed.consts, *jax.tree.leaves(args))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
@@ -51,7 +51,7 @@ def _mended_equation(equation: Any) -> Any:
 
 
 def _mended_value(value: Any) -> Any:
-    """A parameter of an equation: a program in it is mended too."""
+    """Mends the programs in a parameter of an equation."""
     if isinstance(value, core.ClosedJaxpr):
         return value.replace(jaxpr=_mended(value.jaxpr))
     if isinstance(value, core.Jaxpr):

@@ -1,4 +1,4 @@
-"""What a weight that has just grown starts from: its value, and its optimizer state."""
+"""Where newborn weights start: their values, and their optimizer state."""
 
 import functools
 from collections.abc import Callable
@@ -54,14 +54,14 @@ class Grown(NamedTuple):
 
     @property
     def state(self) -> GrownState | None:
-        """For `Method.grown_state`."""
+        """Returns `Method.grown_state`."""
         from_mean = self.optimizer_state == "mean_second_moment"
         if not self.gradient_scale and not from_mean:
             return None
         return GrownState(self.gradient_scale, from_mean)
 
     def values(self, seed: Seed) -> Callable[[RewiringInputs, Arrays], Arrays] | None:
-        """For `Method.grown_values`."""
+        """Makes `Method.grown_values`."""
         return None if self.value == "zeros" else functools.partial(_values, self, seed)
 
 
@@ -69,7 +69,7 @@ AT_REST = Grown()
 
 
 def _values(grown: Grown, seed: Seed, inputs: RewiringInputs, initial: Arrays) -> Arrays:
-    """Values for all entries, as `inputs.packing` lays them out."""
+    """Computes values for all entries, laid out as the inputs."""
     divisor = jnp.float32(grown.divisor)
     if grown.value == "gradient":
         return [g / divisor for g in inputs.gradients]
@@ -89,7 +89,7 @@ def _values(grown: Grown, seed: Seed, inputs: RewiringInputs, initial: Arrays) -
 
 
 def _shuffled(leaf: jax.Array, scores: jax.Array, layers: int) -> jax.Array:
-    """The entries of each layer in the order of their scores."""
+    """Puts the entries of each layer in the order of their scores."""
     # Weights change places between devices: this one option gathers them (docs/scale.md).
     leaf, scores = _sharding.whole(leaf), _sharding.whole(scores)
     order = jnp.argsort(scores.reshape(layers, -1), axis=1)
