@@ -138,7 +138,7 @@ def test_a_workdir_of_another_config_is_refused_listing_the_keys(tmp_path, small
     checkpoints.claim(tmp_path, small)
     checkpoints.claim(tmp_path, config_lib.changed(small, {"log.every": 5}))
     other = config_lib.changed(small, {"method.sparsity": 0.5, "optimizer.learning_rate": 1.0})
-    with pytest.raises(ValueError, match=r"learning_rate: 0\.1 -> 1\.0; sparsity: 0\.8 -> 0\.5"):
+    with pytest.raises(ValueError, match=r"method.sparsity: 0\.8 -> 0\.5; .*rate: 0\.1 -> 1"):
         checkpoints.claim(tmp_path, other)
 
 
@@ -171,7 +171,7 @@ def test_a_checkpoint_of_another_config_is_refused_listing_the_keys(tmp_path, st
     with checkpoints.open_checkpoints(tmp_path, 2) as saved:
         checkpoints.save(saved, at_step(state, 1), small, steps_per_second=12.5)
         saved.wait()
-        with pytest.raises(ValueError, match=r"checkpoint 1 .*seed: 0 -> 3; sparsity: 0\.8 -> 0"):
+        with pytest.raises(ValueError, match=r"checkpoint 1 .*sparsity: 0\.8 -> 0\.5; seed: 0 "):
             checkpoints.restore_newest(saved, state, print, other)
         with pytest.raises(ValueError, match="seed: 0 -> 3"):
             checkpoints.check_newest(saved, other)

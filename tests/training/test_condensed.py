@@ -156,7 +156,7 @@ def test_after_a_skipped_step_both_forms_rewire_at_the_same_steps(tmp_path, monk
     config = config_lib.changed(LENET, {"faults.on_nonfinite": "skip", "steps": 60})
     ends = {}
     for each in (config, runs.masked(config)):
-        workdir = tmp_path / str(each.condensed)
+        workdir = tmp_path / str(each.method.condensed)
         result, _ = runs.train(each, workdir)
         assert any("1 steps up to" in warning for warning in result["warnings"])
         ends[each] = runs.final(each, workdir)

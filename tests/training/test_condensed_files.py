@@ -1,6 +1,5 @@
 """What a condensed run leaves behind: checkpoints, exports, pages, masks for others."""
 
-import json
 import pathlib
 import re
 import shutil
@@ -95,19 +94,6 @@ def test_a_run_of_the_other_form_is_refused_by_the_name_of_the_key(finished, tmp
             (workdir / checkpoints.CONFIG_FILE).unlink()
         with pytest.raises(ValueError, match=f"condensed: {was} -> {not was}"):
             runs.train(other, workdir)
-
-
-def test_a_run_from_before_there_was_the_key_is_a_masked_one(tmp_path):
-    config = config_lib.changed(runs.masked(LENET), {"steps": 10})
-    runs.train(config, tmp_path)
-    path = tmp_path / checkpoints.CONFIG_FILE
-    saved = json.loads(path.read_text())
-    del saved["method"]["condensed"]
-    path.write_text(json.dumps(saved))
-    assert "resumed at step 10" in runs.train(config, tmp_path)[1]
-    path.write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match="condensed: False -> True"):
-        runs.train(config_lib.changed(config, {"method.condensed": True}), tmp_path)
 
 
 # ------------------------------------------------------------------------ for people and others

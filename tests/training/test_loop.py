@@ -224,7 +224,7 @@ def test_a_checkpoint_knows_its_config_itself(finished, tmp_path, config_file):
     if config_file == "replaced":
         checkpoints.claim(tmp_path, other)
     before = sorted(path.name for path in tmp_path.iterdir())
-    told = r"checkpoint 60 is of a run .*momentum: 0\.9 -> 0\.5; sparsity: 0\.8 -> 0\.7"
+    told = r"checkpoint 60 is of a run .*sparsity: 0\.8 -> 0\.7; .*momentum: 0\.9 -> 0\.5"
     with pytest.raises(ValueError, match=told):
         train(other, tmp_path)
     # It is as it was, so that the right config can go on.

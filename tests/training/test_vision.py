@@ -271,7 +271,7 @@ def test_hidden_widths_and_options_fit_the_model(vision, small):
             {"model.name": "resnet18", "model.depth": 50},
             "config.model.depth: .*for 'resnet18' none more",
         ),
-        ({"model.name": "resnet19"}, "models are lenet, resnet18, resnet34"),
+        ({"model.name": "resnet19"}, "must be one of lenet, resnet18, resnet34"),
     ):
         with pytest.raises(ValueError, match=told):
             setup.prepare(config_lib.changed(vision, keys))
