@@ -24,7 +24,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 # A module's tests share what it compiles and trains: they stay together, the slow modules first.
-SPREAD := -n $(WORKERS) --dist=loadfile --no-loadscope-reorder
+SPREAD := -n $(WORKERS) --dist=loadfile --no-loadscope-reorder --durations=15
 
 # Where programs of several devices or policies are to give the same bits (tests/conftest.py).
 EXACT := tests/training/test_hosts.py tests/training/test_recovery.py tests/methods/test_sharded.py
