@@ -12,7 +12,7 @@ def is_visible(path: pathlib.Path, root: pathlib.Path) -> bool:
     """Returns whether no component of a path below `root` is hidden; `root` itself may be.
 
     Examples:
-      >>> root = pathlib.Path("/home/me/.cache")
+      >>> root = pathlib.Path("/data/.cache")
       >>> [is_visible(root / name, root) for name in ("a/b.txt", ".git/config", "a/._b.txt")]
       [True, False, False]
     """
