@@ -24,7 +24,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 # A module's tests share what it compiles and trains: they stay together, the slow modules first.
-SPREAD := -n $(WORKERS) --dist=loadfile --no-loadscope-reorder --durations=15
+# A process that crashes ends the run: pytest-xdist 3.8 may wait for ever for one in its place.
+SPREAD := -n $(WORKERS) --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=15
 
 # Where programs of several devices or policies are to give the same bits (tests/conftest.py).
 EXACT := tests/training/test_hosts.py tests/training/test_recovery.py tests/methods/test_sharded.py

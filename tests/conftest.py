@@ -51,6 +51,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """A module's programs are let go: each holds memory mappings, and Linux allows 65,530."""
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
+
+
 def pytest_unconfigure() -> None:
     """The process that made the cache removes it, after its workers."""
     compiled = os.environ["JAX_COMPILATION_CACHE_DIR"]
