@@ -31,6 +31,8 @@ from rigl_optax._initialization import sparse_aware_init as sparse_aware_init
 from rigl_optax._masks import apply_masks as apply_masks
 from rigl_optax._masks import check as check
 from rigl_optax._masks import get_masks as get_masks
+from rigl_optax._mupar import mupar_factors as mupar_factors
+from rigl_optax._mupar import scale_by_factors as scale_by_factors
 from rigl_optax._plan import RewiringPlan as RewiringPlan
 from rigl_optax._plan import rewiring_plan as rewiring_plan
 from rigl_optax._ranking._scores import add_scores as add_scores
@@ -134,9 +136,11 @@ __all__ = [
     "magnitude_masks",
     "magnitude_scores",
     "mest",
+    "mupar_factors",
     "rewiring_plan",
     "rigl",
     "scale_by_adam",
+    "scale_by_factors",
     "small_dense_width",
     "snip_masks",
     "soft_thresholding",

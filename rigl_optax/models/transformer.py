@@ -31,6 +31,19 @@ def dense_layers(distribution: str) -> dict[str, str]:
     }
 
 
+class Linear(layers.Linear):
+    """A linear map of all positions as one matrix.
+
+    The gradient of the kernel then sums over one axis: over two, batch and time, XLA's backend for
+    CPUs takes twice as long.
+    """
+
+    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Maps [..., in_features] to [..., out_features]."""
+        y = super().__call__(x.reshape(-1, x.shape[-1]), out_sharding)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused kernel for queries, keys and values.
 
@@ -408,10 +421,10 @@ def _checked(width: int, depth: int, heads: int, hidden: int, mlp: str) -> int:
 
 def _linear(
     n_in: int, n_out: int, init: float | None, dtype: Any, rngs: nnx.Rngs, bias: bool = False
-) -> layers.Linear:
+) -> Linear:
     """A linear map; normal kernels of this standard deviation, Lecun-normal ones of None."""
     kernel = nnx.initializers.lecun_normal() if init is None else nnx.initializers.normal(init)
-    return layers.Linear(n_in, n_out, use_bias=bias, kernel_init=kernel, dtype=dtype, rngs=rngs)
+    return Linear(n_in, n_out, use_bias=bias, kernel_init=kernel, dtype=dtype, rngs=rngs)
 
 
 def _norm(width: int, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:

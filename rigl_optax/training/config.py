@@ -189,6 +189,10 @@ class Optimizer:
       warmup: The fraction of the training steps in which the rate rises linearly from 0.
       decay_at: For `step`, else empty: fractions of the training steps, ascending.
       decay_factor: Multiplies the rate at each of them.
+      base_width: For `gpt` and `vit`, sparse muPar: the width of the residual stream for which the
+        rate was chosen. With f = base_width / (width * density), the density of a layer when the
+        run starts, the rate of the kernels of attention and MLP is multiplied by f, and their
+        initial values by sqrt(f). One rate then serves all widths and sparsities. 0 for neither.
       gradient_clip: The largest global norm of the gradient that the optimizer sees; 0 for any.
       weight_decay: Passed to optimizers that have it (`adamw`: decoupled); for others an L2 term,
         (weight_decay / 2) * |w|^2, whose gradient is added for the optimizer alone.
@@ -203,6 +207,7 @@ class Optimizer:
     warmup: float = _key(0.0, "[0, 1)")
     decay_at: tuple[float, ...] = _key((), "(0, 1)")
     decay_factor: float = _key(1.0, "(0, inf)")
+    base_width: int = _key(0, "[0, inf)")
     gradient_clip: float = _key(0.0, "[0, inf)")
     weight_decay: float = _key(0.0, "[0, inf)")
     weight_decay_on: str = _key("kernels", one_of=("kernels", "kernels_but_depthwise", "all"))

@@ -181,13 +181,14 @@ def find(config: Config) -> Method:
 
 
 def build(
-    config: Config, initial_masks: PyTree | None = None
+    config: Config, initial_masks: PyTree | None = None, factors: PyTree | None = None
 ) -> optax.GradientTransformation | condensed.CondensedTransformation:
     """Makes the optimizer of a run, wrapped by the method.
 
     Args:
       config: Of the run.
       initial_masks: For methods whose first masks are not drawn from the seed.
+      factors: Numbers that multiply the learning rate of each leaf, as in `optimizers.build`.
 
     Returns:
       What trains masked parameters, or with `config.method.condensed` stored blocks.
@@ -196,7 +197,7 @@ def build(
       ValueError: If the method has no such option, the optimizer does not exist, or `condensed`
         does not go with another key.
     """
-    inner = optimizers.build(config)
+    inner = optimizers.build(config, factors)
     method, layers = find(config), sparsity.distribution(config)
     if config.method.condensed:
         return _condensed(config, inner)

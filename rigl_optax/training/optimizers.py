@@ -18,12 +18,16 @@ PyTree = Any
 _MASKS = ("mask", "weight_decay_mask")
 
 
-def build(config: Config) -> optax.GradientTransformation:
+def build(config: Config, factors: PyTree | None = None) -> optax.GradientTransformation:
     """Makes the optimizer that a method is wrapped around.
 
     Weight decay sits inside the wrapper, so that the growth score is the gradient of the loss
     without it (paper, section 3; TF reference). So does the clipping: its norm is that of the
     gradient of the active weights.
+
+    Args:
+      config: Of the run.
+      factors: From `mupar.factors`: a tree like params of numbers that multiply the rate.
 
     Raises:
       ValueError: If there is no such optimizer, or it has no such argument.
@@ -57,7 +61,8 @@ def build(config: Config) -> optax.GradientTransformation:
         found = make(learning_rate(config), **arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f"config.optimizer: {section.name} with {arguments}: {error}") from None
-    return optax.chain(*before, found)
+    after = [] if factors is None else [rigl_optax.scale_by_factors(factors)]
+    return optax.chain(*before, found, *after)
 
 
 def find(name: str) -> Callable[..., optax.GradientTransformation]:

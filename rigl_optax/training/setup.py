@@ -15,7 +15,7 @@ from flax import nnx
 
 from rigl_optax import _paths, condensed
 from rigl_optax.models import layers
-from rigl_optax.training import checkpoints, first_masks, mesh, methods, state, tasks
+from rigl_optax.training import checkpoints, first_masks, mesh, methods, mupar, state, tasks
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
 from rigl_optax.training.representation import Condensed, Masked, Representation
@@ -108,13 +108,16 @@ def _assembled(config: Config, task: tasks.Task, *, with_masks: bool) -> Run:
     def model_of(width: float) -> nnx.Module:
         return task.model(config, width)
 
-    make_model = functools.partial(model_of, first_masks.width(config, model_of))
-    model = nnx.eval_shape(make_model)
+    make_plain = functools.partial(model_of, first_masks.width(config, model_of))
+    model = nnx.eval_shape(make_plain)
     shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     _check_dense_layers(config, shapes)
     if config.method.condensed:
         _check_condensed(config, model, shapes)
-    method, unmasked = methods.find(config), methods.build(config)
+    method = methods.find(config)
+    factors = mupar.factors(config, shapes)
+    make_model = functools.partial(mupar.initialised, make_plain, factors)
+    unmasked = methods.build(config, factors=factors)
     rewirings = Rewirings.of(config, method, methods.plan_of(unmasked))
     representation: Representation = Masked(has_masks=method.masked)
     if config.method.condensed:
@@ -137,8 +140,8 @@ def _assembled(config: Config, task: tasks.Task, *, with_masks: bool) -> Run:
         if method.start is None:
             return unmasked
         if method.start == "ticket":
-            return methods.build(config, _ticket(config))
-        return methods.build(config, first_masks.salient(config, make_model, task))
+            return methods.build(config, _ticket(config), factors)
+        return methods.build(config, first_masks.salient(config, make_model, task), factors)
 
     @functools.cache
     def maker() -> Callable[[], state.TrainState]:
