@@ -5,6 +5,8 @@
 # make compare every method at 90, 95, 98 % on Fashion-MNIST; runs with a record are not repeated
 # make compare-text  methods at 75, 90 % on a recurrent language model (two hours); likewise
 # make compare-text-quick (ten minutes, one seed, a fifth of the steps)
+# make compare-gpt   methods at 80, 90 % on a GPT, at equal steps and FLOPs; likewise; -quick: ten minutes
+# make study-gpt     the GPT's best rates by sparsity; Adam at a rewiring (an hour)
 # make compare-vision  dense, static, RigL at 90, 95 % of a WRN on Fashion-MNIST (an hour); likewise
 # make compare-structures  blocks and constant fan-in against single weights, with seconds; likewise
 # make bench   what sparse training costs, against plain Optax in the same run
@@ -33,10 +35,11 @@ EXACT := tests/training/test_hosts.py tests/training/test_recovery.py tests/meth
 NEWEST := catalogue rewiring sharding trees users reproducible no_gather mask_memory selection errors blend
 
 TEXT_METHODS := --methods=dense,small_dense,static,set,snfs,rigl,gmp --sparsities=.75,.9
+GPT_METHODS := --methods=dense,small_dense,static,set,rigl,gmp,granet
 
 .PHONY: train test test-fast test-core lint bench soak fuzz compare compare-fashion-mnist docs pages lock clean
 .PHONY: compare-text compare-text-quick bench-recurrent compare-vision bench-vision bench-input
-.PHONY: compare-structures bench-condensed bigger-than-dense
+.PHONY: compare-structures bench-condensed bigger-than-dense compare-gpt compare-gpt-quick study-gpt
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits
@@ -58,6 +61,22 @@ compare-text: $(VENV)/.train
 compare-text-quick: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/tdavid_gru.py $(TEXT_METHODS) --seeds=1 \
 	  --workdir=runs/tdavid_gru_quick --config.steps=200 --config.eval.every=100
+
+# 57 runs: those at equal steps take about 5 minutes each on 2 quiet cores, the others less.
+compare-gpt: $(VENV)/.train
+	$(BIN)/python scripts/compare.py --config=configs/tdavid_gpt.py $(GPT_METHODS) \
+	  --sparsities=.8,.9 --seeds=3 --workdir=runs/tdavid_gpt --records=results/tdavid_gpt \
+	  --equal_flops --config.checkpoint.every=0
+
+compare-gpt-quick: $(VENV)/.train
+	$(BIN)/python scripts/compare.py --config=configs/tdavid_gpt.py $(GPT_METHODS) \
+	  --sparsities=.9 --seeds=1 --workdir=runs/tdavid_gpt_quick --config.checkpoint.every=0 \
+	  --config.steps=300 --config.method.every=30 --config.eval.every=300
+
+# The best Adam rate by sparsity, and the spikes after rewirings by what newborn weights start from.
+study-gpt: $(VENV)/.train
+	$(BIN)/python -m benchmarks.transformer_rates --figure=docs/images/gpt_rates.png
+	$(BIN)/python -m benchmarks.newborn_weights --figure=docs/images/newborn_weights.png
 
 # 15 runs of about 150 s on 2 quiet cores.
 compare-vision: $(VENV)/.train

@@ -49,6 +49,9 @@ _STRUCTURES = flags.DEFINE_multi_string(
 _RECORDS = flags.DEFINE_string("records", None, "Folder for a small JSON of each finished run.")
 _TRAIN = flags.DEFINE_bool("train", True, "Train what is missing; or show what is there.")
 _CURVES = flags.DEFINE_bool("curves", True, "Draw learning curves and input connections.")
+_EQUAL_FLOPS = flags.DEFINE_bool(
+    "equal_flops", False, "Also train what costs more than RigL for fewer steps, at its FLOPs."
+)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each, from the config's seed on.", lower_bound=1)
 
 
@@ -69,6 +72,8 @@ def main(argv: list[str]) -> None:
     compared = comparison.arms(
         names, sparsities, _structures(_STRUCTURES.value) or [base.method.structure]
     )
+    if _EQUAL_FLOPS.value:
+        compared += comparison.at_equal_flops(base, compared)
     records_dir = None if _RECORDS.value is None else pathlib.Path(_RECORDS.value)
     try:
         results = comparison.run_all(

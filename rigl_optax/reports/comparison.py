@@ -8,11 +8,21 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from rigl_optax.training import checkpoints, files, loop, methods, recovery, score, sparsity
+from rigl_optax.training import (
+    checkpoints,
+    costs,
+    files,
+    loop,
+    methods,
+    recovery,
+    score,
+    sparsity,
+)
 from rigl_optax.training import config as config_lib
 
 LOG_FILE = "log.txt"
 FAILED_FILE = "failed.json"
+YARDSTICK = "rigl"  # the method whose training FLOPs others get to spend
 TICKETS = "rigl"  # the method whose final masks are lottery tickets
 
 
@@ -23,23 +33,27 @@ class Arm(NamedTuple):
       method: Its name in a config.
       sparsity: None for a method that has none.
       structure: As `config.method.structure`.
+      steps: Of an arm that trains for fewer steps than the config, see `at_equal_flops`; or None.
     """
 
     method: str
     sparsity: float | None
     structure: config_lib.Structure = config_lib.Structure()
+    steps: int | None = None
 
     @property
     def folder(self) -> str:
         """The name of its folder in the workdir."""
         parts = [self.method, "" if self.sparsity is None else str(self.sparsity)]
         parts += re.findall(r"\w+", sparsity.describe(self.structure))
+        parts += [] if self.steps is None else [f"steps{self.steps}"]
         return "-".join(filter(None, parts))
 
     @property
     def label(self) -> str:
-        """The name of the method and its structure, for people."""
-        return f"{self.method} {sparsity.describe(self.structure)}".rstrip()
+        """The name of the method, its structure and steps of its own, for people."""
+        name = f"{self.method} {sparsity.describe(self.structure)}".rstrip()
+        return name if self.steps is None else f"{name}, {self.steps:,} steps"
 
 
 # The part of a run's result that a record keeps.
@@ -86,23 +100,67 @@ def arms(
     ]
 
 
+def at_equal_flops(base: config_lib.Config, compared: Sequence[Arm]) -> list[Arm]:
+    """Lists arms that are trained for fewer steps, so that they spend the training FLOPs of RigL.
+
+    There is one for each arm whose training costs at least 10 % more than RigL's at the same
+    sparsity and structure, and for the dense network one at each sparsity.
+
+    Args:
+      base: The config; method, sparsity and structure are replaced.
+      compared: From `arms`.
+
+    Raises:
+      ValueError: If RigL is not compared, or a method starts from the masks of another run.
+    """
+    yardsticks = [arm for arm in compared if arm.method == YARDSTICK]
+    if not yardsticks:
+        raise ValueError(f"methods to compare at equal FLOPs: {YARDSTICK} must be one of them")
+    found = []
+    for yardstick in yardsticks:
+        part, structure = yardstick.sparsity, yardstick.structure
+        budget = costs.planned(_config(base, yardstick))
+        for name in dict.fromkeys(a.method for a in compared if a.sparsity in (None, part)):
+            arm = Arm(name, part, structure)
+            if costs.planned(_config(base, arm)) > 1.1 * budget:
+                found.append(arm._replace(steps=_affordable(base, arm, budget)))
+    return found
+
+
+def _affordable(base: config_lib.Config, arm: Arm, budget: float) -> int:
+    """Returns for how many steps an arm trains with so many FLOPs."""
+    steps = base.steps
+    for _ in range(8):  # the cost of a step depends on their number, but little
+        spent = costs.planned(_config(base, arm._replace(steps=steps)))
+        if (fewer := max(1, round(steps * budget / spent))) == steps:
+            break
+        steps = fewer
+    return steps
+
+
+def _config(base: config_lib.Config, arm: Arm) -> config_lib.Config:
+    """Returns the config of an arm."""
+    changes: dict[str, Any] = {"method.name": arm.method, "method.condensed": False}
+    if arm.steps is not None:
+        changes["steps"] = arm.steps
+    if arm.sparsity is None or not methods.METHODS[arm.method].masked:
+        changes["method.structure"] = config_lib.Structure()
+    else:
+        changes["method.structure"] = arm.structure
+    if arm.sparsity is not None:
+        changes["method.sparsity"] = arm.sparsity
+    config = config_lib.changed(base, changes)
+    is_stored = base.method.condensed and methods.can_be_stored(config)
+    return config_lib.changed(config, {"method.condensed": is_stored})
+
+
 def runs(
     base: config_lib.Config, compared: Sequence[Arm], seeds: int, workdir: pathlib.Path
 ) -> Iterator[tuple[Arm, config_lib.Config, pathlib.Path]]:
     """Yields arm, config and folder of each run, seed by seed: an early stop leaves all equal."""
     for seed in range(seeds):
         for arm in compared:
-            config = config_lib.changed(base, {"method.name": arm.method, "seed": base.seed + seed})
-            if arm.sparsity is not None:
-                changes = {"method.sparsity": arm.sparsity, "method.structure": arm.structure}
-                config = config_lib.changed(config, changes | {"method.condensed": False})
-                is_stored = base.method.condensed and methods.can_be_stored(config)
-                config = config_lib.changed(config, {"method.condensed": is_stored})
-            else:
-                config = config_lib.changed(
-                    config,
-                    {"method.structure": config_lib.Structure(), "method.condensed": False},
-                )
+            config = config_lib.changed(_config(base, arm), {"seed": base.seed + seed})
             if methods.find(config).start == "ticket":
                 ticket = (
                     workdir

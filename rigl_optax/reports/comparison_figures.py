@@ -16,10 +16,10 @@ from rigl_optax.training import config as config_lib
 def curves(results: Results) -> dict[float, list[figures.Curve]]:
     """Collects validation curves: `{sparsity: curves}`.
 
-    Arms without a sparsity are at each. Arms in `without_curves` are left out, and so are
-    sparsities at which nothing is left.
+    Arms without a sparsity are at each. Arms in `without_curves` or with fewer steps are left out,
+    and so are sparsities at which nothing is left.
     """
-    left_out = without_curves(results)
+    left_out = [*without_curves(results), *(arm for arm in results if arm.steps is not None)]
     panels: dict[float, list[figures.Curve]] = {}
     for part in sorted({arm.sparsity for arm in results if arm.sparsity is not None}):
         chosen = {a: r for a, r in results.items() if r and a not in left_out}

@@ -23,12 +23,14 @@ def summary(
     dense network. `std` is None for one seed, which has no spread. `failed` lists the seeds that
     ended without a result, if any. `difference` is the test score minus that of the baseline at
     the same sparsity and structure with the same seed: one number for each seed that both have.
+    Training FLOPs of an arm with fewer steps are relative to dense training for all steps, too.
 
     Args:
       results: From `comparison.run_all`; an arm without any result is left out.
       failed: From `comparison.failures`.
     """
     records = []
+    steps = _steps(results)
     for arm, found in results.items():
         if not found:
             continue
@@ -38,6 +40,7 @@ def summary(
             "method": arm.method,
             **({"structure": shape} if (shape := sparsity.describe(arm.structure)) else {}),
             "sparsity": arm.sparsity,
+            **({"steps": arm.steps} if arm.steps is not None else {}),
             f"test_{judged.key}": values,
             "mean": statistics.mean(values),
             "std": _spread(values),
@@ -50,10 +53,12 @@ def summary(
         for kind in ("training", "inference"):
             costs = [result["flops"] for result in found]
             record[f"{kind}_flops"] = statistics.mean(c[kind] / c[f"{kind}_dense"] for c in costs)
+        if arm.steps is not None and steps is not None:
+            record["training_flops"] *= arm.steps / steps
         coverage = [result["coverage"] for result in found if result.get("coverage") is not None]
         if coverage:
             record["coverage"] = statistics.mean(coverage)
-        baseline = results.get(arm._replace(method=BASELINE))
+        baseline = results.get(Arm(BASELINE, arm.sparsity, arm.structure))
         if baseline and arm.method != BASELINE:
             others = {b["config"]["seed"]: judged.value(b["test"]) for b in baseline}
             pairs = zip(found, values, strict=True)
@@ -87,7 +92,8 @@ def table(records: Sequence[dict[str, Any]], title: str) -> Table:
             ahead = f"{sum(judged.better(d) > 0 for d in difference)}/{len(difference)}"
         grid.add_row(
             "" if record["sparsity"] is None else f"{record['sparsity']:g}",
-            f"{record['method']} {record.get('structure', '')}".rstrip(),
+            f"{record['method']} {record.get('structure', '')}".rstrip()
+            + (f", {record['steps']:,} steps" if "steps" in record else ""),
             judged.number(record["mean"]) + _plus_minus(judged, record["std"]),
             str(len(record[f"test_{judged.key}"]))
             + (f" ({len(record['failed'])} failed)" if "failed" in record else ""),
@@ -99,6 +105,14 @@ def table(records: Sequence[dict[str, Any]], title: str) -> Table:
             f"{record['coverage']:.2f}" if "coverage" in record else "",
         )
     return grid
+
+
+def _steps(results: Results) -> int | None:
+    """Returns the steps of the arms without a number of their own; None if there are none."""
+    for arm, found in results.items():
+        if found and arm.steps is None and "steps" in found[0]["config"]:
+            return int(found[0]["config"]["steps"])
+    return None
 
 
 def _spread(values: Sequence[float]) -> float | None:

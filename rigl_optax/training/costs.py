@@ -57,6 +57,27 @@ def explain(run: Run) -> accounting.Explanation | None:
     )
 
 
+def planned(config: Config) -> float:
+    """Returns the FLOPs of a whole training run, as far as they are known before it.
+
+    Args:
+      config: Of the run.
+
+    Raises:
+      ValueError: If the masks come from another run.
+    """
+    run = setup.prepare(config)
+    if run.method.start == "ticket":
+        raise ValueError(f"config.method.name={config.method.name!r}: starts from another run")
+    example = run.task.example(config)
+    dense = float(accounting.count_flops(_forward(run), run.shapes, *example).total)
+    step = accounting.METHODS["dense"].ordinary.flops(dense, dense)
+    explained = explain(run)
+    ratio = 1.0 if explained is None else explained.training_ratio
+    assert ratio is not None  # the model is given
+    return ratio * step * config.batch_size * config.steps
+
+
 class TrainingFlops:
     """Counts training FLOPs as they are spent, at the masks of the moment.
 

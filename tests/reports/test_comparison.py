@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from rigl_optax.reports import comparison, comparison_figures, figures, summary
 from rigl_optax.training import config as config_lib
-from rigl_optax.training import files, loop, recovery, score, signals
+from rigl_optax.training import costs, files, loop, recovery, score, signals
 
 Arm = comparison.Arm
 
@@ -64,6 +65,41 @@ def test_differences_are_paired_by_seed_and_sparsity():
     Console(file=out, width=120).print(summary.table(list(records.values()), "title"))
     for text in ("+0.50 ± 2.12", "1/2", "0.100 x"):
         assert text in out.getvalue()
+
+
+def test_what_costs_more_than_rigl_trains_for_fewer_steps_at_equal_flops(small):
+    compared = comparison.arms(["dense", "small_dense", "static", "rigl", "gmp"], [0.8])
+    found = comparison.at_equal_flops(small, compared)
+    assert [(arm.method, arm.sparsity) for arm in found] == [("dense", 0.8), ("gmp", 0.8)]
+    budget = costs.planned(config_lib.changed(small, {"method.name": "rigl"}))
+    for _, config, folder in comparison.runs(small, found, 1, pathlib.Path("w")):
+        step = costs.planned(config) / config.steps
+        assert config.steps < small.steps and folder.parent.name.endswith(f"steps{config.steps}")
+        assert abs(costs.planned(config) - budget) < 2 * step
+    with pytest.raises(ValueError, match="rigl must be one of them"):
+        comparison.at_equal_flops(small, compared[:3])
+
+
+def test_flops_of_shorter_runs_are_relative_to_those_of_all_steps():
+    def run(steps, accuracy):
+        found = result(accuracy, flops=1.0)
+        return found | {"config": {"seed": 0, "steps": steps}}
+
+    results = {
+        Arm("static", 0.9): [run(100, 0.8)],
+        Arm("dense", 0.9, steps=25): [run(25, 0.7)],
+    }
+    shorter = summary.summary(results)[1]
+    assert shorter["training_flops"] == 0.25 and shorter["inference_flops"] == 1.0
+    assert shorter["difference"] == pytest.approx([-10])
+    out = io.StringIO()
+    Console(file=out, width=120).print(summary.table(summary.summary(results), "title"))
+    assert "dense, 25 steps" in out.getvalue()
+    curve = {"curve": [{"step": 25, "loss": 1.0, "accuracy": 0.7}]}
+    drawn = comparison_figures.curves(
+        {arm: [r | curve for r in each] for arm, each in results.items()}
+    )
+    assert [curve.method for curve in drawn[0.9]] == ["static"]
 
 
 def test_one_seed_has_no_spread(tmp_path):
