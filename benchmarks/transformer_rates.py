@@ -1,6 +1,6 @@
 """Finds the best Adam rate of a small GPT at several sparsities, standard and scaled (muPar).
 
-    python benchmarks/transformer_rates.py [--seeds 2] [--steps 600] [--figure FILE.png]
+    python -m benchmarks.transformer_rates [--seeds 2] [--steps 600] [--figure FILE.png]
 
 Scaled: the rate of each sparse layer times f = 16 / (width * density), its initial values times
 sqrt(f). Static masks, ERK, AdamW with a warm-up and a cosine. A run is in bits per byte of the same

@@ -27,7 +27,7 @@ def get_config() -> config_dict.ConfigDict:
             "method": {"name": "rigl", "sparsity": 0.9},
             "optimizer": {
                 "name": "adamw_by_age",
-                "learning_rate": 1e-2,
+                "learning_rate": 2e-2,
                 "base_width": 16,
                 "warmup": 0.05,
                 "b2": 0.95,
