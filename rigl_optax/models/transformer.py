@@ -20,12 +20,12 @@ _INIT = 0.02  # standard deviation of kernels and embeddings, as in GPT-2
 
 
 def dense_layers(distribution: str) -> dict[str, str]:
-    """Returns patterns of the kernels that stay dense, and why."""
+    """Returns patterns of the kernels that stay dense, and why.
+
+    Embeddings, positions and class tokens are no kernels: they stay dense by their names.
+    """
     del distribution
     return {
-        r"embedding": "an embedding: each of its rows is read by few examples",
-        r"positions": "a position embedding",
-        r"class_token": "the class token",
         r"^patches/kernel": "the patch embedding, the first layer",
         r"^head/kernel": "the last layer",
     }
