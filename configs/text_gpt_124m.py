@@ -4,8 +4,10 @@
         --config.data.dir=/data/openwebtext --workdir=runs/gpt_124m
 
 `data.dir` holds `train.bin` and `val.bin`, as nanoGPT's prepare.py writes them. Any folder of text,
-read as bytes: --config.data.name=text --config.model.vocabulary=256. Widths, rates and batches of
-0.5 million tokens are those of nanoGPT's recipe for GPT-2. Not run: no accelerator was there.
+read as bytes: --config.data.name=text --config.model.vocabulary=256. With --config.model.scan=True
+the 12 blocks are one loop over stacked parameters: the program is that of one block. Widths, rates
+and batches of 0.5 million tokens are those of nanoGPT's recipe for GPT-2. Not run: no accelerator
+was there.
 """
 
 from ml_collections import config_dict

@@ -19,8 +19,10 @@ MAX_LEAF_SIZE = 2**31 - 1
 
 
 _KERNELS = ("kernel", "w", "weight")  # the names of Flax, Haiku and Equinox
-_POSITIONS = re.compile(r"pos(ition)?s?_?emb", re.IGNORECASE)
-_ATTENTION_BIAS = re.compile(r"pos(ition)?s?_?bias", re.IGNORECASE)
+_EMBEDDING = re.compile(r"embed|^wte$|^wpe$", re.IGNORECASE)  # the last two are GPT-2's
+_POSITIONS = re.compile(r"pos(ition)?s?_?emb|^pos(ition)?s?$", re.IGNORECASE)
+_ATTENTION_BIAS = re.compile(r"pos(ition)?s?_?bias|relative_attention_bias", re.IGNORECASE)
+_TOKEN = re.compile(r"cls|\w+_tokens?")
 _LAYER_SCALE = re.compile(r"layer_?scale", re.IGNORECASE)
 _NORM = re.compile(r"norm|^ln(\d|_|$)", re.IGNORECASE)
 
@@ -50,7 +52,7 @@ def _no_kernel(path: str, leaf: Any) -> str | None:
         return f"named {name}"
     if name == "b" and sum(size > 1 for size in leaf.shape) < 2:
         return "a bias, named b"  # Haiku's may have axes of length 1 to broadcast
-    if any("embed" in component.lower() for component in components):
+    if any(_EMBEDDING.search(component) for component in components):
         return "an embedding"
     if any(_POSITIONS.search(component) for component in components):
         return "a position embedding"
@@ -58,9 +60,9 @@ def _no_kernel(path: str, leaf: Any) -> str | None:
         return "a bias of positions"
     if any(_LAYER_SCALE.search(component) for component in components):
         return "a scale of layers"
-    if name in ("cls", "cls_token", "class_token"):
-        return "a class token"
-    if name in ("weight", "gamma", "beta") and _NORM.search(parent):
+    if _TOKEN.fullmatch(name):
+        return "a learned token"
+    if name in ("gamma", "beta") or (name == "weight" and _NORM.search(parent)):
         return "of a normalisation"
     return None
 
@@ -73,9 +75,11 @@ def default_dense(path: str, leaf: Any) -> bool:
 
     - it is named `bias`, `scale` or `offset`, or its name ends in `_bias` or `_scale`; or it is
       Haiku's `b` and has only one axis longer than 1;
-    - a part of its path contains `embed`, `pos_emb`, `pos_bias` or `layer_scale`;
-    - it is a class token: `cls`, `cls_token` or `class_token`;
-    - it is `weight`, `gamma` or `beta` of a module whose name contains `norm` or begins with `ln`.
+    - a part of its path contains `embed`, `pos_emb`, `pos_bias`, `relative_attention_bias` or
+      `layer_scale`, or is `positions`, `wte` or `wpe`;
+    - it is a learned token: `cls`, or its name ends in `_token` or `_tokens`;
+    - it is named `gamma` or `beta`, or it is the `weight` of a module whose name contains `norm` or
+      begins with `ln`.
 
     A depthwise kernel stays dense too: a leaf named `kernel`, `w` or `weight` with four axes, a
     window larger than 1x1 and one input channel. The stem of a network for grey images looks the
@@ -98,7 +102,7 @@ class DenseLayers:
     Use it if you know the model and want to name its dense layers, rather than have
     `default_dense` guess depthwise kernels from their shapes. It also keeps dense what cannot be a
     kernel: leaves that are not floating or have fewer than two dimensions, and leaves that
-    `default_dense` knows by name alone (biases, scales, embeddings, class tokens).
+    `default_dense` knows by name alone (biases, scales, embeddings, learned tokens).
 
     Args:
       because: `{pattern: reason}`; patterns are regular expressions searched in the path.

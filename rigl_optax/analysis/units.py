@@ -15,6 +15,7 @@ import numpy as np
 from rigl_optax import _axes, _distributions, _paths
 from rigl_optax._axes import KernelAxes
 from rigl_optax._types import PyTree
+from rigl_optax._xla import _sharding
 
 
 class DeadUnits(NamedTuple):
@@ -56,6 +57,93 @@ def fan_out(mask: jax.Array, axes: KernelAxes | None = None) -> jax.Array:
       int32 array (inputs,), or of all axes that `axes` names as inputs.
     """
     return _summed(mask, _axes.or_last(axes, mask.ndim).inputs)
+
+
+@functools.partial(jax.jit, static_argnames="heads")
+def dead_heads(values: jax.Array, out: jax.Array, *, heads: int) -> jax.Array:
+    """Finds the heads of attention whose output does not depend on the input.
+
+    Use it to see whether sparsity cuts heads off. A head is dead if none of its features has both
+    an active weight into its value and one out of it: whatever it attends to, nothing passes. A
+    head without queries or keys is not: it still passes on an average (`averaging_heads`).
+
+    Args:
+      values: Number of active weights into each feature of the values, head by head: (heads *
+        head_dim,), or (heads, head_dim), as from `fan_in`.
+      out: Number of active weights out of each feature, as from `fan_out`; same shape.
+      heads: Number of heads.
+
+    Returns:
+      Bool array (heads,).
+
+    Raises:
+      ValueError: If `heads` does not divide the features.
+
+    Examples:
+      >>> dead_heads(jnp.array([2, 0, 1, 1]), jnp.array([0, 3, 1, 0]), heads=2).tolist()
+      [True, False]
+    """
+    return ~jnp.any(_by_head(values, heads) & _by_head(out, heads), axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("heads", "rotary"))
+def averaging_heads(
+    queries: jax.Array, keys: jax.Array, *, heads: int, rotary: bool = False
+) -> jax.Array:
+    """Finds the heads of attention whose scores are the same for all positions, whatever the input.
+
+    Such a head takes the mean of the values. A score is a sum of products of a query's feature and
+    the key's, so it is always 0 if no feature has active weights into both. That holds without
+    biases: one of the queries makes scores depend on the keys alone.
+
+    Args:
+      queries: Number of active weights into each feature of the queries, as `values` in
+        `dead_heads`.
+      keys: The same for the keys.
+      heads: Number of heads.
+      rotary: Whether features are rotated in pairs, i and i + head_dim / 2: then a score has
+        products within the pair, too.
+
+    Returns:
+      Bool array (heads,).
+
+    Raises:
+      ValueError: If `heads` does not divide the features.
+
+    Examples:
+      >>> queries, keys = jnp.array([2, 0, 1, 1]), jnp.array([0, 3, 1, 0])
+      >>> averaging_heads(queries, keys, heads=2).tolist()
+      [True, False]
+      >>> averaging_heads(queries, keys, heads=2, rotary=True).tolist()
+      [False, False]
+    """
+    q, k = _by_head(queries, heads), _by_head(keys, heads)
+    if rotary:
+        q, k = (jnp.any(x.reshape(heads, 2, -1), axis=1) for x in (q, k))
+    return ~jnp.any(q & k, axis=1)
+
+
+@jax.jit
+def dead_hidden_units(into: Sequence[jax.Array], out: jax.Array) -> jax.Array:
+    """Finds the hidden units of an MLP that have no inputs or are not read.
+
+    Use it where a unit is read through one kernel and written through another, or through several,
+    as with gates: a gated unit without an input to its gate is 0, as one without inputs.
+
+    Args:
+      into: Number of active weights into each unit, as from `fan_in`: a vector for each kernel,
+        whose results are multiplied.
+      out: Number of active weights out of each unit, as from `fan_out`.
+
+    Returns:
+      Bool array (units,).
+
+    Examples:
+      >>> dead_hidden_units([jnp.array([0, 2, 1])], jnp.array([1, 1, 0])).tolist()
+      [True, False, True]
+    """
+    each = [_sharding.whole(x) == 0 for x in (*into, out)]
+    return functools.reduce(jnp.logical_or, each)
 
 
 def dead_units(
@@ -106,6 +194,13 @@ def _dead_units(
         path: DeadUnits(dead(path, is_stack, axes.inputs), dead(path, is_stack, axes.outputs))
         for path, is_stack, axes in layouts
     }
+
+
+def _by_head(counts: jax.Array, heads: int) -> jax.Array:
+    """Tells of each feature of each head whether it has connections: bool (heads, head_dim)."""
+    if heads < 1 or counts.size % heads:
+        raise ValueError(f"heads={heads}: must divide the {counts.size} features of the heads")
+    return _sharding.whole(counts).reshape(heads, -1) > 0
 
 
 def _summed(mask: jax.Array, but: tuple[int, ...]) -> jax.Array:

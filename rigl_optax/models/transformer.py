@@ -5,7 +5,7 @@ width of the MLP, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -16,16 +16,17 @@ from rigl_optax.models import layers
 
 Mlp = Literal["gelu", "swiglu"]
 Positions = Literal["rotary", "learned"]
+STACKED = r"^blocks/"  # with `scan=True`: the first axis of these parameters counts the blocks
 _INIT = 0.02  # standard deviation of kernels and embeddings, as in GPT-2
 
 
 def dense_layers(distribution: str) -> dict[str, str]:
-    """Returns patterns of the kernels that stay dense, and why."""
+    """Returns patterns of the kernels that stay dense, and why.
+
+    Embeddings, positions and class tokens are no kernels: they stay dense by their names.
+    """
     del distribution
     return {
-        r"embedding": "an embedding: each of its rows is read by few examples",
-        r"positions": "a position embedding",
-        r"class_token": "the class token",
         r"^patches/kernel": "the patch embedding, the first layer",
         r"^head/kernel": "the last layer",
     }
@@ -178,6 +179,8 @@ class GPT(nnx.Module):
         multiple of 32 (`swiglu`).
       positions: `rotary`, or a `learned` embedding.
       tied: Whether the logits are products with the embedding.
+      scan: Whether the blocks are one loop (`nnx.scan`) over parameters with a leading axis of
+        blocks: compiled once whatever the depth. A distribution then needs `stacked=(STACKED,)`.
       dtype: Of the computation; float32 if not given. Parameters are float32.
       rngs: Random keys (stream `params`).
 
@@ -211,6 +214,7 @@ class GPT(nnx.Module):
         hidden: int = 0,
         positions: Positions = "rotary",
         tied: bool = False,
+        scan: bool = False,
         dtype: Any = None,
         rngs: nnx.Rngs,
     ) -> None:
@@ -231,8 +235,8 @@ class GPT(nnx.Module):
         self.positions = (
             nnx.Param(embed(rngs.params(), (context, embedding), jnp.float32)) if learned else None
         )
-        self.blocks = nnx.List(
-            Block(
+        self.blocks = _blocks(
+            lambda: Block(
                 embedding,
                 heads,
                 hidden,
@@ -242,8 +246,9 @@ class GPT(nnx.Module):
                 depth=depth,
                 dtype=dtype,
                 rngs=rngs,
-            )
-            for _ in range(depth)
+            ),
+            depth,
+            scan,
         )
         self.norm = _norm(embedding, dtype, rngs)
         self.head = None if tied else _linear(embedding, vocabulary, _INIT, dtype, rngs)
@@ -263,9 +268,7 @@ class GPT(nnx.Module):
         x_BxTxD = self.embedding(tokens_BxT.astype(jnp.int32))
         if self.positions is not None:
             x_BxTxD = x_BxTxD + self.positions[:time].astype(x_BxTxD.dtype)
-        for block in self.blocks:
-            x_BxTxD = block(x_BxTxD)
-        x_BxTxD = self.norm(x_BxTxD)
+        x_BxTxD = self.norm(_through(self.blocks, x_BxTxD))
         logits_BxTxV = self.embedding.attend(x_BxTxD) if self.head is None else self.head(x_BxTxD)
         return logits_BxTxV.astype(jnp.float32)
 
@@ -286,6 +289,7 @@ class ViT(nnx.Module):
       heads: Number of heads.
       mlp: `gelu` or `swiglu`.
       pooled: Whether the head reads the mean of all patches; else a class token.
+      scan: As in `GPT`.
       dtype: Of the computation; float32 if not given. Parameters are float32.
       rngs: Random keys (stream `params`).
 
@@ -315,6 +319,7 @@ class ViT(nnx.Module):
         heads: int = 6,
         mlp: Mlp = "gelu",
         pooled: bool = False,
+        scan: bool = False,
         dtype: Any = None,
         rngs: nnx.Rngs,
     ) -> None:
@@ -332,8 +337,8 @@ class ViT(nnx.Module):
         embed = nnx.initializers.normal(_INIT)
         self.positions = nnx.Param(embed(rngs.params(), (time, embedding), jnp.float32))
         self.class_token = None if pooled else nnx.Param(jnp.zeros((1, embedding)))
-        self.blocks = nnx.List(
-            Block(
+        self.blocks = _blocks(
+            lambda: Block(
                 embedding,
                 heads,
                 hidden,
@@ -343,8 +348,9 @@ class ViT(nnx.Module):
                 depth=depth,
                 dtype=dtype,
                 rngs=rngs,
-            )
-            for _ in range(depth)
+            ),
+            depth,
+            scan,
         )
         self.norm = _norm(embedding, dtype, rngs)
         self.head = _linear(embedding, classes, None, dtype, rngs, bias=True)
@@ -357,11 +363,29 @@ class ViT(nnx.Module):
             token = jnp.broadcast_to(self.class_token[...].astype(x_BxTxD.dtype), (batch, 1, width))
             x_BxTxD = jnp.concatenate([token, x_BxTxD], axis=1)
         x_BxTxD = x_BxTxD + self.positions[...].astype(x_BxTxD.dtype)
-        for block in self.blocks:
-            x_BxTxD = block(x_BxTxD)
-        x_BxTxD = self.norm(x_BxTxD)
+        x_BxTxD = self.norm(_through(self.blocks, x_BxTxD))
         x_BxD = x_BxTxD.mean(axis=1) if self.pooled else x_BxTxD[:, 0]
         return self.head(x_BxD).astype(jnp.float32)
+
+
+def _blocks(make: Callable[[], Block], depth: int, scan: bool) -> nnx.List | Block:
+    """Makes the blocks one after the other; with `scan` one block of all their parameters."""
+    blocks = [make() for _ in range(depth)]
+    if not scan:
+        return nnx.List(blocks)
+    states = [nnx.state(block) for block in blocks]
+    stacked = jax.tree.map(lambda *each: jnp.stack(each), *states)
+    return nnx.merge(nnx.graphdef(blocks[0]), stacked)
+
+
+def _through(blocks: nnx.List | Block, x_BxTxD: jax.Array) -> jax.Array:
+    """Calls the blocks one after the other."""
+    if isinstance(blocks, Block):
+        loop = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        return loop(x_BxTxD, blocks)
+    for block in blocks:
+        x_BxTxD = block(x_BxTxD)
+    return x_BxTxD
 
 
 def scaled(embedding: int, width: float, heads: int) -> int:

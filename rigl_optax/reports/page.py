@@ -3,7 +3,9 @@
 import html
 import math
 import pathlib
-from collections.abc import Sequence
+import re
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rigl_optax.reports import page_figures
@@ -83,6 +85,7 @@ def render(workdir: pathlib.Path, which: str = loading.NEWEST) -> str:
             *map(_figure, page_figures.training(records)),
             "<h2>Layers</h2>",
             _layers(explained, records),
+            _parts(records),
             "<h2>Topology</h2>",
             *map(_figure, page_figures.topology(records)),
             *map(_figure, page_figures.masks(workdir, config, which)),
@@ -153,12 +156,12 @@ def _layers(explained: dict[str, Any], records: list[Record]) -> str:
     """Tabulates each layer: its explanation, and the measures of the last rewiring."""
     if not explained:
         return '<p class="note">This run has kept no explanation of its layers.</p>'
-    last = next((r for r in reversed(records) if r["kind"] == "rewiring"), {})
-    measures = [
-        ("coverage", "coverage", "{:.1%}"),
-        ("overlap", "overlap", "{:.1%}"),
-        ("dead_inputs", "dead inputs", "{:.0f}"),
-        ("dead_outputs", "dead outputs", "{:.0f}"),
+    last = _last_rewiring(records)
+    measures: list[tuple[str, str, str, Callable[[Sequence[float]], float]]] = [
+        ("coverage", "coverage", "{:.1%}", statistics.mean),
+        ("overlap", "overlap", "{:.1%}", statistics.mean),
+        ("dead_inputs", "dead inputs", "{:.0f}", sum),
+        ("dead_outputs", "dead outputs", "{:.0f}", sum),
     ]
     prunes = explained["active_at_end"] != explained["active"]
     active = "active at the end" if prunes else "active"
@@ -170,12 +173,37 @@ def _layers(explained: dict[str, Any], records: list[Record]) -> str:
         row.append("dense" if left == size or not size else f"{1 - left / size:.4f}")
         row += [f"{left:,}", f"{size:,}", f"{layer['flops_share'] or 0:.1%}"]
         if last:
-            values = [(last.get(f"{name}/{path}"), form) for name, _, form in measures]
-            row += ["" if value is None else form.format(value) for value, form in values]
+            for name, _, form, combine in measures:
+                # A leaf may be a stack of layers, of one size and sparsity: path/0, path/1, ...
+                key = re.compile(rf"{name}/{re.escape(path)}(/\d+)?")
+                values = [value for other, value in last.items() if key.fullmatch(other)]
+                row.append(form.format(combine(values)) if values else "")
         rows.append(row)
     if last:
-        header += [name for _, name, _ in measures]
+        header += [name for _, name, _, _ in measures]
     return _table(header, rows, texts=3)
+
+
+def _parts(records: list[Record]) -> str:
+    """Tabulates what the last rewiring has left of each attention and MLP; nothing if none is."""
+    last = _last_rewiring(records)
+    measures = ("dead_heads", "averaging_heads", "dead_units")
+    paths = dict.fromkeys(
+        path for name, _, path in (key.partition("/") for key in last) if name in measures
+    )
+    if not paths:
+        return ""
+    rows = []
+    for path in paths:
+        values = [last.get(f"{name}/{path}") for name in measures]
+        rows.append([path, *("" if value is None else f"{value:.0f}" for value in values)])
+    header = ["attention or MLP", *(name.replace("_", " ") for name in measures)]
+    return _table(header, rows, texts=1)
+
+
+def _last_rewiring(records: list[Record]) -> Record:
+    """Returns the record of the last rewiring; an empty one if there is none."""
+    return next((r for r in reversed(records) if r["kind"] == "rewiring"), {})
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:

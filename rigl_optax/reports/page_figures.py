@@ -8,10 +8,32 @@ import numpy as np
 from rigl_optax import _paths
 from rigl_optax.reports import charts, pixels
 from rigl_optax.reports.charts import Line, Record
-from rigl_optax.training import checkpoints, loading, methods, setup
+from rigl_optax.training import checkpoints, loading, methods, setup, stacks
 from rigl_optax.training.config import Config
 
 SHOWN_LAYERS = len(charts.COLOURS)  # readers could not tell more of them apart
+
+_PARTS = (  # of transformers
+    (
+        "dead_heads",
+        "Dead heads",
+        "dead heads",
+        "Heads of attention none of whose features has active weights both into its value and out "
+        "of it: nothing passes.",
+    ),
+    (
+        "averaging_heads",
+        "Averaging heads",
+        "averaging heads",
+        "Heads whose queries and keys have no feature in common: they take the mean of the values.",
+    ),
+    (
+        "dead_units",
+        "Dead hidden units",
+        "dead units of an MLP",
+        "Hidden units of an MLP without inputs (or inputs of their gate), or that are not read.",
+    ),
+)
 
 
 class Figure(NamedTuple):
@@ -88,6 +110,11 @@ def topology(records: list[Record]) -> list[Figure]:
             _most("dead_outputs", rewirings),
             "Output units of a layer with no active weight into them: they are constant.",
         ),
+        *(
+            curves(name.replace("_", "-"), title, unit, _most(name, rewirings), note)
+            for name, title, unit, note in _PARTS
+            if any(key.startswith(f"{name}/") for key in rewirings[-1])
+        ),
     ]
 
 
@@ -148,6 +175,8 @@ def masks(workdir: pathlib.Path, config: Config, which: str = loading.NEWEST) ->
 
 
 def _masks(run: setup.Run, state: Any) -> dict[str, np.ndarray]:
-    """Returns the masks of single weights by path, on the host."""
-    found = run.representation.weight_masks(state)
-    return {path: np.asarray(mask) for path, mask in _paths.flatten_with_paths(found)}
+    """Returns the masks of single weights by path, on the host; of a stack of layers the first."""
+    masks = _paths.flatten_with_paths(run.representation.weight_masks(state))
+    stacked = stacks.paths(run)
+    first = [(f"{path}/0", mask[0]) if path in stacked else (path, mask) for path, mask in masks]
+    return {path: np.asarray(mask) for path, mask in first}

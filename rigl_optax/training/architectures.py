@@ -106,6 +106,11 @@ def dense_layers(config: Config) -> DensePredicate:
     return rigl_optax.DenseLayers(found.dense(config.method.distribution.name))
 
 
+def stacked(config: Config) -> tuple[str, ...]:
+    """Returns patterns of the parameters whose first axis counts layers, for `stacked=`."""
+    return (transformer.STACKED,) if config.model.options.get("scan") else ()
+
+
 def model_options(
     config: Config, model: Callable[..., nnx.Module], fixed: dict[str, Any] | None = None
 ) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Makes training records, and warns of what can go silently wrong with sparse training."""
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from rigl_optax import Block, Unstructured, _axes, _paths, analysis
+from rigl_optax import Block, Unstructured, _paths, analysis
 from rigl_optax._structures import by_path
-from rigl_optax.training import optimizers, sparsity
+from rigl_optax.training import optimizers, parts, sparsity, stacks
 from rigl_optax.training.config import Config
 from rigl_optax.training.representation import Entries
 from rigl_optax.training.setup import Run
@@ -25,17 +26,31 @@ class Start(NamedTuple):
       groups: `{path: active groups}`: weights, or blocks.
       dead: `{path: output units that read nothing}` of layers with units.
       units: `{path: output units}` of these layers.
+      dead_heads: `{path: dead heads}` of attentions.
+      heads: `{path: heads}` of these attentions.
+      parts: Attentions and MLPs of the model.
     """
 
     groups: dict[str, int]
     dead: dict[str, int]
     units: dict[str, int]
+    dead_heads: dict[str, int]
+    heads: dict[str, int]
+    parts: tuple[parts.Part, ...]
 
 
 def start_of(run: Run, initial: TrainState) -> Start:
     """Counts what a run is compared with, in its initial state."""
-    dead = dead_units(run, initial)
-    return Start(active_groups(run, initial), dead, _units(run, initial, dead))
+    groups, dead = active_groups(run, initial), dead_units(run, initial)
+    found = parts.find(run) if run.rewirings.happen else ()
+    return Start(
+        groups,
+        dead,
+        _units(run, initial),
+        dead_heads(run, found, initial),
+        parts.heads(found),
+        found,
+    )
 
 
 def training_record(
@@ -76,6 +91,7 @@ def training_record(
     values |= run.rewirings.drop_fractions(int(step), list(active))
     if run.rewirings.happen:
         warnings |= _dead(run.config, start, dead_units(run, state))
+        warnings |= _lost_heads(start, dead_heads(run, start.parts, state))
     groups = active_groups(run, state)
     return values, warnings | _warnings(
         run, int(step), seen, rewirings, healed, int(sums.unseeing), groups, start.groups
@@ -148,23 +164,37 @@ def dead_units(run: Run, state: TrainState) -> dict[str, int]:
     """Counts the output units that no active weight leads to, by path of layers with units."""
     if not run.method.masked:
         return {}
-    masks = run.representation.masks(state)
-    named = {path: m for path, m in _paths.flatten_with_paths(masks) if m.ndim >= 2}
-    counts = jax.device_get(_dead_outputs(named, run.representation.entries(state)))
-    return {path: int(counts[path]) for path in named}
+    stacked = stacks.paths(run)
+    named = _layers_with_units(run, state, stacked)
+    counts = jax.device_get(_dead_outputs(stacked, named, run.representation.entries(state)))
+    return {path: int(n) for path, n in stacks.by_layer(counts).items()}
 
 
-def _units(run: Run, state: TrainState, paths: Collection[str]) -> dict[str, int]:
+def dead_heads(run: Run, found: tuple[parts.Part, ...], state: TrainState) -> dict[str, int]:
+    """Counts the dead heads of attentions, by path."""
+    return parts.dead(run, found, state).get(parts.DEAD_HEADS, {}) if found else {}
+
+
+def _layers_with_units(
+    run: Run, state: TrainState, stacked: frozenset[str]
+) -> dict[str, jax.Array]:
+    """Returns the masks of the leaves whose layers have inputs and outputs, by path."""
+    masks = _paths.flatten_with_paths(run.representation.masks(state))
+    return {path: mask for path, mask in masks if mask.ndim - (path in stacked) >= 2}
+
+
+def _units(run: Run, state: TrainState) -> dict[str, int]:
     """Counts the output units of layers, dead or not."""
-    if not paths:
+    if not run.method.masked:
         return {}
-    named = dict(_paths.flatten_with_paths(run.representation.masks(state)))
-    of, found = run.representation.entries(state), {}
-    for path in paths:
-        shape = named[path].shape
-        entries_of_units = [shape[a] for a in _axes.default_axes(path, named[path]).outputs]
-        found[path] = int(np.broadcast_to(of[path].outputs, entries_of_units).sum())
-    return found
+    of, found, stacked = run.representation.entries(state), {}, stacks.paths(run)
+    for path, mask in _layers_with_units(run, state, stacked).items():
+        is_stack = path in stacked
+        axes = stacks.axes_of_layer(path, mask, is_stack)
+        entries_of_units = [mask.shape[is_stack:][a] for a in axes.outputs]
+        units = np.broadcast_to(of[path].outputs, entries_of_units).sum()
+        found[path] = np.full(mask.shape[:is_stack], units)
+    return {path: int(n) for path, n in stacks.by_layer(found).items()}
 
 
 def _dead(config: Config, start: Start, now: dict[str, int]) -> dict[str, str]:
@@ -188,6 +218,21 @@ def _dead(config: Config, start: Start, now: dict[str, int]) -> dict[str, str]:
             "are outputs of the network, give that layer another structure by its pattern"
         )
     return warnings
+
+
+def _lost_heads(start: Start, now: dict[str, int]) -> dict[str, str]:
+    lost = [
+        f"{path} {start.dead_heads[path]} -> {now[path]} of {start.heads[path]}"
+        for path in now
+        if now[path] - start.dead_heads[path] >= max(1, DEAD_SHARE * start.heads[path])
+    ]
+    if not lost:
+        return {}
+    return {
+        "dead_heads": "heads of attention pass nothing on any more, since no feature has active "
+        f"weights both into its value and out of it: {', '.join(lost)}; a lower sparsity of these "
+        "layers keeps more of them"
+    }
 
 
 def _warnings(
@@ -232,9 +277,16 @@ def _active(named: dict[str, jax.Array], of: dict[str, Entries]) -> dict[str, ja
     return {path: count(mask, of[path].weights) for path, mask in named.items()}
 
 
-@jax.jit
-def _dead_outputs(named: dict[str, jax.Array], of: dict[str, Entries]) -> dict[str, jax.Array]:
-    return {
-        path: count(analysis.fan_in(mask, _axes.default_axes(path, mask)) == 0, of[path].outputs)
-        for path, mask in named.items()
-    }
+@functools.partial(jax.jit, static_argnums=0)
+def _dead_outputs(
+    stacked: frozenset[str], named: dict[str, jax.Array], of: dict[str, Entries]
+) -> dict[str, jax.Array]:
+    def dead(path: str, mask: jax.Array) -> jax.Array:
+        axes = stacks.axes_of_layer(path, mask, path in stacked)
+
+        def of_layer(layer: jax.Array) -> jax.Array:
+            return count(analysis.fan_in(layer, axes) == 0, of[path].outputs)
+
+        return stacks.for_each_layer(of_layer, path in stacked)(mask)
+
+    return {path: dead(path, mask) for path, mask in named.items()}

@@ -33,11 +33,12 @@ def width(config: Config, make_model: MakeModel) -> float:
         return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
     full = shapes(1.0)
-    sparsities = sparsity.distribution(config)(full)
+    layers = sparsity.distribution(config)
+    sparsities, slices = layers(full), {each.path: each.slices for each in layers.layers(full)}
     target = 0.0
     for path, leaf in _paths.flatten_with_paths(full):
-        size = math.prod(leaf.shape)
-        zeros = math.floor(sparsities.get(path, 0.0) * size)
+        size, number = math.prod(leaf.shape), slices.get(path, 1)
+        zeros = number * math.floor(sparsities.get(path, 0.0) * (size // number))
         target += 4 * (size - zeros) + (size / 8 if path in sparsities else 0)
     return config.model.width * rigl_optax.small_dense_width(shapes, target)
 

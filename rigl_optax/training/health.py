@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rigl_optax import _axes, _paths, analysis
+from rigl_optax import _paths, analysis
 from rigl_optax._axes import KernelAxes
 from rigl_optax.analysis import _counts
-from rigl_optax.training import sparsity
+from rigl_optax.training import parts, sparsity, stacks
 from rigl_optax.training.representation import Entries
 from rigl_optax.training.setup import Run
 from rigl_optax.training.state import History, TrainState, count
@@ -46,7 +46,9 @@ def observer(run: Run, initial: TrainState) -> Observe:
       where that grew none.
 
     And per layer, in units, `dead_inputs/path` (no active weight out of them; in a layer after
-    the first, these are hidden units) and `dead_outputs/path` (no active weight into them).
+    the first, these are hidden units) and `dead_outputs/path` (no active weight into them). Of a
+    transformer also, per attention, `dead_heads/path` and `averaging_heads/path`, and per MLP
+    `dead_units/path`: see `parts.dead`. Of a leaf that is a stack of layers, `path/0` is the first.
 
     Args:
       run: The run.
@@ -55,7 +57,7 @@ def observer(run: Run, initial: TrainState) -> Observe:
     masks, sparse = run.representation.masks, sparsity.distribution(run.config)(run.shapes)
     first = masks(initial)
     is_sparse = {path: path in sparse for path, _ in _paths.flatten_with_paths(first)}
-    of = run.representation.entries(initial)
+    of, stacked, found = run.representation.entries(initial), stacks.paths(run), parts.find(run)
 
     def observe(before: PyTree, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         after = masks(state)
@@ -65,8 +67,9 @@ def observer(run: Run, initial: TrainState) -> Observe:
         layers, updated = {}, []
         for path, *each in zip(is_sparse, *map(jax.tree.leaves, trees), strict=True):
             if is_sparse[path]:
-                axes = _axes.default_axes(path, each[0])
-                layers[path], *new = _measure(axes, *each, of[path])
+                is_stack = path in stacked
+                axes = stacks.axes_of_layer(path, each[0], is_stack)
+                layers[path], *new = _measure(axes, is_stack, of[path], *each)
                 updated.append(new)
             else:
                 updated.append(each[3:])
@@ -74,7 +77,10 @@ def observer(run: Run, initial: TrainState) -> Observe:
         new_history = History(
             *(structure.unflatten(leaves) for leaves in zip(*updated, strict=True))
         )
-        return state._replace(history=new_history), _values(jax.device_get(layers))
+        values = _values(stacks.by_layer(jax.device_get(layers)))
+        for measure, numbers in parts.dead(run, found, state).items():
+            values |= {f"{measure}/{path}": float(n) for path, n in numbers.items()}
+        return state._replace(history=new_history), values
 
     return observe
 
@@ -97,15 +103,22 @@ def coverage(run: Run, state: TrainState) -> float | None:
 
 # One layer at a time: layers of one shape share a program. For ResNet-50 that takes half the time
 # to compile that one program for all layers does.
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _measure(
+    axes: KernelAxes, is_stack: bool, of: Entries, *masks: jax.Array
+) -> tuple[_Layer, jax.Array, jax.Array]:
+    """Measures a layer, or each layer of a stack, as `_measure_layer` does."""
+    return stacks.for_each_layer(functools.partial(_measure_layer, axes, of), is_stack)(*masks)
+
+
+def _measure_layer(
     axes: KernelAxes,
+    of: Entries,
     first: jax.Array,
     before: jax.Array,
     after: jax.Array,
     explored: jax.Array,
     grown: jax.Array,
-    of: Entries,
 ) -> tuple[_Layer, jax.Array, jax.Array]:
     """Counts a layer; then returns masks of the weights ever active, and of those just grown."""
     explored = explored | after

@@ -15,7 +15,16 @@ from flax import nnx
 
 from rigl_optax import _paths, condensed
 from rigl_optax.models import layers
-from rigl_optax.training import checkpoints, first_masks, mesh, methods, mupar, state, tasks
+from rigl_optax.training import (
+    checkpoints,
+    first_masks,
+    mesh,
+    methods,
+    mupar,
+    sparsity,
+    state,
+    tasks,
+)
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.config import Config
 from rigl_optax.training.representation import Condensed, Masked, Representation
@@ -177,6 +186,14 @@ def _check_dense_layers(config: Config, shapes: PyTree) -> None:
 
 def _check_condensed(config: Config, model: nnx.Module, shapes: PyTree) -> None:
     """Refuses layers that cannot be stored as blocks, before anything is traced or made."""
+    layers_of = sparsity.distribution(config)
+    stacks = [path for path in layers_of(shapes) if path in layers_of.stacked_paths(shapes)]
+    if stacks:
+        raise ValueError(
+            f"config.method.condensed=True: the first axis of {_paths.listing(stacks)} counts "
+            "layers; kernels are stored as blocks one by one: leave out config.model.scan and "
+            "config.method.distribution.stacked"
+        )
     reasons = layers.refused(model, first_masks.stored(config, shapes))
     if reasons:
         raise ValueError(

@@ -39,6 +39,9 @@ def distribution(config: Config) -> Any:
     if "overrides" in options:
         key = "method.distribution.overrides"
         options["overrides"] = config_lib.pairs(options["overrides"], key)
+    if stacked := architectures.stacked(config):
+        given = options.get("stacked", ())
+        options["stacked"] = given if isinstance(given, str) else (*stacked, *given)
     dense = architectures.dense_layers(config)
     if config.method.structure.name == MEASURED:
         dense = DenseWhereFaster({}, sparsity=config.method.sparsity, others=dense)

@@ -266,7 +266,15 @@ def test_sparsity_zero_is_all_active(rule):
         ("cls/kernel", (32, 10), jnp.float32, False),
         ("encoder/pos_emb", (1, 50, 32), jnp.float32, True),
         ("encoder/pos_embedding", (1, 50, 32), jnp.float32, True),
+        ("encoder/positions", (50, 32), jnp.float32, True),
+        ("positions_mlp/kernel", (50, 32), jnp.float32, False),
+        ("wte/weight", (100, 32), jnp.float32, True),
+        ("dist_token", (1, 1, 32), jnp.float32, True),
+        ("register_tokens", (4, 32), jnp.float32, True),
+        ("to_token/kernel", (32, 32), jnp.float32, False),
         ("attn/rel_pos_bias", (4, 50, 50), jnp.float32, True),
+        ("attn/relative_attention_bias/weight", (32, 4), jnp.float32, True),
+        ("stack/ls1/gamma", (12, 32), jnp.float32, True),
         ("attn/relative_position_bias_table", (63, 4), jnp.float32, True),
         ("block/layer_scale", (2, 32), jnp.float32, True),
         ("layer_scale/gamma", (2, 32), jnp.float32, True),
@@ -287,6 +295,27 @@ def test_default_dense(path, shape, dtype, dense):
     leaf = jax.ShapeDtypeStruct(shape, dtype)
     assert bool(default_dense(path, leaf)) is dense
     assert (path in uniform(0.5)({path: leaf, "other": shaped({"": (4, 4)})[""]})) is not dense
+
+
+def test_in_a_stacked_transformer_only_kernels_are_sparse():
+    """What a scan over layers makes of vectors has two axes, and of matrices three."""
+    parts = {
+        "attn/qkv/kernel": (12, 32, 96),
+        "attn/query/kernel": (12, 32, 4, 8),
+        "attn/query/bias": (12, 4, 8),
+        "attn/rel_pos_bias": (12, 4, 50, 50),
+        "norm1/scale": (12, 32),
+        "norm1/weight": (12, 32),
+        "ln_2/offset": (12, 32),
+        "layer_scale": (12, 32),
+        "layer_scale_1/gamma": (12, 32),
+    }
+    once = {"cls": (1, 1, 32), "pos_emb": (1, 50, 32), "positions": (50, 32)}
+    params = shaped({f"blocks/{path}": shape for path, shape in parts.items()} | once)
+    kernels = {"blocks/attn/qkv/kernel", "blocks/attn/query/kernel"}
+    for dense in (default_dense, rigl_optax.DenseLayers({})):
+        for stacked in ((), ("^blocks",)):
+            assert set(uniform(0.5, dense=dense, stacked=stacked)(params)) == kernels
 
 
 def test_a_layout_of_ones_own_finds_depthwise_kernels():

@@ -146,3 +146,109 @@ def test_what_is_too_long_is_refused():
         gpt()(jnp.zeros((1, 13), jnp.uint8))
     with pytest.raises(ValueError, match="patch=3: must divide the 8x8 pixels"):
         ViT((8, 8), 3, patch=3, embedding=16, depth=1, heads=2, rngs=nnx.Rngs(0))
+
+
+def stacked_like(params):
+    """Parameters of a list of blocks, as those of a model with `scan=True`."""
+    blocks = [params["blocks"][i] for i in sorted(params["blocks"])]
+    return params | {"blocks": jax.tree.map(lambda *each: jnp.stack(each), *blocks)}
+
+
+def vit(**keys):
+    shape = {"patch": 4, "embedding": 16, "depth": 2, "heads": 2} | keys
+    return ViT((8, 8), 3, **shape, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("kind", ["gpt", "vit"])
+def test_a_scan_over_the_blocks_is_the_same_network(kind):
+    if kind == "gpt":
+        make, x = (lambda **keys: gpt(mlp="swiglu", positions="learned", **keys)), TOKENS
+    else:
+        make, x = vit, jnp.linspace(0, 1, 128).reshape(2, 8, 8)
+
+    def computed(model):
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def loss(params):
+            logits = nnx.merge(graphdef, params, rest)(x)
+            return jnp.square(logits).sum(), logits
+
+        pure = nnx.to_pure_dict(params)
+        (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(pure)
+        return pure, gradients, logits
+
+    apart, scanned = computed(make()), computed(make(scan=True))
+    jax.tree.map(np.testing.assert_array_equal, scanned[0], stacked_like(apart[0]))
+    for found, expected in ((scanned[1], stacked_like(apart[1])), (scanned[2], apart[2])):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
+        )
+
+
+def layers_of(**keys):
+    stacked = (transformer.STACKED,) if keys.get("scan") else ()
+    dense = rigl_optax.DenseLayers(transformer.dense_layers("erk"))
+    return rigl_optax.erk(0.8, dense=dense, stacked=stacked)
+
+
+def test_a_scan_has_the_sparsity_of_each_layer_and_the_flops():
+    shapes = {}
+    for scan in (False, True):
+        model = nnx.eval_shape(lambda scan=scan: gpt(depth=3, scan=scan))
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        run = lambda params, tokens, g=graphdef, r=rest: nnx.merge(g, params, r)(tokens)
+        shapes[scan] = nnx.to_pure_dict(params), run
+    params, run = shapes[False]
+    stack, scanned = shapes[True]
+    apart, together = layers_of()(params), layers_of(scan=True)(stack)
+    assert len(set(apart.values())) > 1
+    for path, sparsity in apart.items():
+        assert together[path.replace(path[:9], "blocks/", 1)] == pytest.approx(sparsity, abs=1e-12)
+    tokens = jax.ShapeDtypeStruct((1, 10), jnp.uint8)
+    one, loop = (accounting.count_flops(f, p, tokens) for f, p in ((run, params), (scanned, stack)))
+    assert loop.total == one.total
+    for path in together:
+        name = path.removeprefix("blocks/")
+        layers = [one.by_parameter[f"blocks/{i}/{name}"] for i in range(3)]
+        assert loop.by_parameter[path] == sum(layers)
+
+
+def test_the_program_of_a_scan_does_not_grow_with_the_depth():
+    def size(**keys):
+        model = nnx.eval_shape(lambda: gpt(**keys))
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        pure = nnx.to_pure_dict(params)
+        tx = rigl_optax.rigl(rigl_optax.adamw(1e-3), layers_of(**keys), end=9)
+
+        def step(params, state, tokens):
+            loss = lambda params: nnx.merge(graphdef, params, rest)(tokens).mean()
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return updates, state
+
+        state = jax.eval_shape(tx.init, pure)
+        tokens = jax.ShapeDtypeStruct((1, 10), jnp.uint8)
+        return len(jax.jit(step).lower(pure, state, tokens).as_text().splitlines())
+
+    scanned = size(depth=4, scan=True)
+    assert scanned < 1.02 * size(depth=2, scan=True)
+    assert scanned < 0.6 * size(depth=4)
+
+
+def test_with_the_same_masks_a_scan_rewires_as_the_blocks_do():
+    params, updated = params_of(gpt()), []
+    draw, sparse = np.random.default_rng(0), layers_of()(params)
+    grads = jax.tree.map(lambda x: jnp.asarray(draw.standard_normal(x.shape), x.dtype), params)
+    named = _paths.flatten_with_paths(params)
+    masks = jax.tree.unflatten(
+        jax.tree.structure(params),
+        [(draw.random(x.shape) < 0.2) | (path not in sparse) for path, x in named],
+    )
+    for scan, of in ((False, lambda tree: tree), (True, stacked_like)):
+        tx = rigl_optax.rigl(
+            rigl_optax.adamw(1e-3), layers_of(scan=scan), end=9, initial_masks=of(masks)
+        )
+        step = lambda grads, params, tx=tx: tx.update(grads, tx.init(params), params)[1].masks
+        updated.append(jax.jit(step)(of(grads), of(params)))
+    jax.tree.map(np.testing.assert_array_equal, updated[1], stacked_like(updated[0]))
+    both = zip(jax.tree.leaves(updated[0]), jax.tree.leaves(masks), strict=True)
+    assert any((a != b).any() for a, b in both)
