@@ -7,7 +7,8 @@ A method wraps an optimizer: `rigl(optax.sgd(0.1), sparsity=0.9, end=25_000)`. W
 - `_distributions`, `_structures`, `_axes`: how sparse layers are, and in which groups;
 - `_plan`, `_schedules`: when to rewire, and how much to drop;
 - `_layout`, `_paths`, `_state`, `_masks`: leaves, their names, the state and its masks;
-- `condensed`: only active blocks are stored; `export`: reads a trained network;
+- `condensed`: only active blocks are stored;
+- `export`: files of active weights, and smaller dense networks;
 - `accounting`, `analysis`: what training costs; how masks move;
 - `models`, `data`, `training`: what the scripts are made of; nothing above imports them.
 """
