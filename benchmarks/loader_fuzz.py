@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks import real_photos, tfds_writer
+from rigl_optax import export as export_lib
 from rigl_optax.data import (
     batches,
     cifar10,
@@ -175,8 +176,10 @@ def targets(folder: pathlib.Path) -> dict[str, Target]:
     files.write(record, {key: result[key] for key in comparison.RECORDED})
     prepared = setup.prepare(config)
     like = prepared.initial
-    exported = folder / "exported.npz"
-    export.write(exported, prepared, like)
+    exported = folder / "bits.safetensors", folder / "indices.safetensors"
+    export.write(exported[0], prepared, like)
+    thin = np.eye(40, dtype=np.float32)
+    export_lib.write(exported[1], {"kernel": thin}, {"kernel": thin > 0}, config={"seed": 0})
 
     def restore() -> None:
         with checkpoints.read_checkpoints(run) as saved:
@@ -201,7 +204,7 @@ def targets(folder: pathlib.Path) -> dict[str, Target]:
         "page": Target(
             (*kept, run / metrics.FILE, run / loop.EXPLANATION_FILE), lambda: page.render(run)
         ),
-        "export": Target((exported,), lambda: export.read(exported)),
+        "export": Target(exported, lambda: [export.read(path) for path in exported]),
         "checkpoint": Target(saved, restore),
     }
 

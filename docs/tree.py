@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "rigl_optax"
 BEGIN, END = "<!-- `python docs/tree.py` writes these lines -->\n", "<!-- end -->"
 # Of the packages that depend on JAX and Optax alone, design.md shows every module.
-CORE = ("", "_ranking", "_wrapper", "_xla", "methods", "condensed")
+CORE = ("", "_ranking", "_wrapper", "_xla", "methods", "condensed", "export")
 
 
 def pages() -> dict[pathlib.Path, str]:

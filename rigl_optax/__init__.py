@@ -7,7 +7,8 @@ A method wraps an optimizer: `rigl(optax.sgd(0.1), sparsity=0.9, end=25_000)`. W
 - `_distributions`, `_structures`, `_axes`: how sparse layers are, and in which groups;
 - `_plan`, `_schedules`: when to rewire, and how much to drop;
 - `_layout`, `_paths`, `_state`, `_masks`: leaves, their names, the state and its masks;
-- `condensed`: only active blocks are stored; `export`: reads a trained network;
+- `condensed`: only active blocks are stored; `_start`: trained weights, found by name;
+- `export`: files of active weights, and smaller dense networks;
 - `accounting`, `analysis`: what training costs; how masks move;
 - `models`, `data`, `training`: what the scripts are made of; nothing above imports them.
 """
@@ -41,6 +42,8 @@ from rigl_optax._schedules import constant_drop_fraction as constant_drop_fracti
 from rigl_optax._schedules import cosine_drop_fraction as cosine_drop_fraction
 from rigl_optax._schedules import inverse_power_drop_fraction as inverse_power_drop_fraction
 from rigl_optax._schedules import linear_drop_fraction as linear_drop_fraction
+from rigl_optax._start import nonzero_masks as nonzero_masks
+from rigl_optax._start import start_from as start_from
 from rigl_optax._state import SparseState as SparseState
 from rigl_optax._structures import NM as NM
 from rigl_optax._structures import Block as Block
@@ -137,6 +140,7 @@ __all__ = [
     "magnitude_scores",
     "mest",
     "mupar_factors",
+    "nonzero_masks",
     "rewiring_plan",
     "rigl",
     "scale_by_adam",
@@ -148,6 +152,7 @@ __all__ = [
     "sparse_evolutionary_training",
     "sparse_momentum",
     "sparse_transform",
+    "start_from",
     "static_sparse",
     "synflow_masks",
     "top_kast",

@@ -1,11 +1,11 @@
 """Evaluates a checkpoint of a run; and hands over its weights and masks.
 
 python scripts/evaluate.py --workdir=runs/digits --split=validation
-python scripts/evaluate.py --workdir=runs/digits --step=best --export=digits.npz
+python scripts/evaluate.py --workdir=runs/digits --step=best --export=digits.safetensors
 
 On the CPU, so that a run that is training keeps its accelerator; JAX_PLATFORMS=cuda in the
 environment uses one.
-`rigl_optax.export.read` reads the file, and so does `numpy.load`.
+`rigl_optax.export.read` reads the file; docs/deploy.md describes it.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ from rigl_optax.training import command_line, evaluation, export, score
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "What to evaluate on.")
 _STEP = command_line.define_step()
-_EXPORT = flags.DEFINE_string("export", None, "A file for weights and masks, .npz.")
+_EXPORT = flags.DEFINE_string("export", None, "A file for weights and masks, .safetensors.")
 
 
 def main(argv: list[str]) -> None:
@@ -26,8 +26,8 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO
     command_line.use_cpu()
-    if _EXPORT.value and pathlib.Path(_EXPORT.value).suffix != ".npz":
-        command_line.refuse(f"--export={_EXPORT.value}: must end in .npz")
+    if _EXPORT.value and pathlib.Path(_EXPORT.value).suffix != export.SUFFIX:
+        command_line.refuse(f"--export={_EXPORT.value}: must end in {export.SUFFIX}")
     run, state = training.load(_WORKDIR.value, _STEP.value)
     found = evaluation.evaluator(run)(state, getattr(run.dataset, _SPLIT.value))
     print(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rigl_optax.export import Units, Wires
 from rigl_optax.models import layers
 
 # Batch normalisation of all networks of the reference code.
@@ -67,6 +68,11 @@ def norm(channels: int, *, rngs: nnx.Rngs, scale: float = 1.0, dtype: Any = None
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def follow(walk: Units, x: Wires, path: str, norm_path: str) -> Wires:
+    """Follows a convolution and the normalisation of its result, for `export.compact`."""
+    return walk.norm(walk.layer(x, path, norm=norm_path), norm_path, EPSILON)
 
 
 def channels(image_shape: Sequence[int]) -> int:

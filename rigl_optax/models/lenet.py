@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rigl_optax.export import Units
 from rigl_optax.models import layers
 
 _glorot = nnx.initializers.glorot_uniform()
@@ -63,3 +64,10 @@ class LeNet(nnx.Module):
         for layer in self.layers[:-1]:
             x_BxD = nnx.relu(layer(x_BxD))
         return self.layers[-1](x_BxD).astype(jnp.float32)
+
+    def units(self, walk: Units) -> None:
+        """Describes itself to `export.compact`; pixels stay."""
+        x = walk.inputs(self.layers[0].kernel.shape[0])
+        for i in range(len(self.layers) - 1):
+            x = walk.relu(walk.layer(x, f"layers/{i}"))
+        walk.outputs(walk.layer(x, f"layers/{len(self.layers) - 1}"))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rigl_optax.export import Units, Wires
 from rigl_optax.models import convolution, layers
 
 STEM = 32
@@ -49,6 +50,11 @@ class Block(nnx.Module):
         """Maps (batch, height, width, n_in) to (batch, height/stride, width/stride, n_out)."""
         x_BxHxWxC = nnx.relu(self.depthwise_norm(self.depthwise(x_BxHxWxC)))
         return nnx.relu(self.pointwise_norm(self.pointwise(x_BxHxWxC)))
+
+    def units(self, walk: Units, x: Wires) -> Wires:
+        """Describes itself to `export.compact`."""
+        x = walk.norm(walk.depthwise(x, "depthwise"), "depthwise_norm", convolution.EPSILON)
+        return walk.relu(convolution.follow(walk, walk.relu(x), "pointwise", "pointwise_norm"))
 
 
 class MobileNetV1(nnx.Module):
@@ -104,3 +110,11 @@ class MobileNetV1(nnx.Module):
         for block in self.blocks:
             x_BxHxWxC = block(x_BxHxWxC)
         return self.classifier(x_BxHxWxC.mean((1, 2))).astype(jnp.float32)
+
+    def units(self, walk: Units) -> None:
+        """Describes itself to `export.compact`."""
+        images = walk.inputs(self.stem.kernel.shape[-2])
+        x = walk.relu(convolution.follow(walk, images, "stem", "stem_norm"))
+        for i, block in enumerate(self.blocks):
+            x = block.units(walk.inside("blocks", i), x)
+        walk.outputs(walk.layer(x, "classifier"))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rigl_optax.export import Units, Wires
 from rigl_optax.models import convolution, layers
 from rigl_optax.models.mobilenet_v1 import dense_layers as dense_layers
 from rigl_optax.models.mobilenet_v1 import glorot
@@ -56,6 +57,16 @@ class Block(nnx.Module):
         hidden = nnx.relu(self.depthwise_norm(self.depthwise(hidden)))
         out = self.project_norm(self.project(hidden))
         return x_BxHxWxC + out if self.has_skip else out
+
+    def units(self, walk: Units, x: Wires) -> Wires:
+        """Describes itself to `export.compact`."""
+        hidden = x
+        if self.has_expansion:
+            hidden = walk.relu(convolution.follow(walk, hidden, "expand", "expand_norm"))
+        hidden = walk.depthwise(hidden, "depthwise")
+        hidden = walk.relu(walk.norm(hidden, "depthwise_norm", convolution.EPSILON))
+        out = convolution.follow(walk, hidden, "project", "project_norm")
+        return walk.add(x, out) if self.has_skip else out
 
 
 class MobileNetV2(nnx.Module):
@@ -115,3 +126,12 @@ class MobileNetV2(nnx.Module):
             x_BxHxWxC = block(x_BxHxWxC)
         x_BxHxWxC = nnx.relu(self.head_norm(self.head(x_BxHxWxC)))
         return self.classifier(x_BxHxWxC.mean((1, 2))).astype(jnp.float32)
+
+    def units(self, walk: Units) -> None:
+        """Describes itself to `export.compact`."""
+        images = walk.inputs(self.stem.kernel.shape[-2])
+        x = walk.relu(convolution.follow(walk, images, "stem", "stem_norm"))
+        for i, block in enumerate(self.blocks):
+            x = block.units(walk.inside("blocks", i), x)
+        x = walk.relu(convolution.follow(walk, x, "head", "head_norm"))
+        walk.outputs(walk.layer(x, "classifier"))

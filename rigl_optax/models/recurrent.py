@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rigl_optax import condensed
+from rigl_optax.export import Units
 from rigl_optax.models import layers, recurrence
 
 Cell = Literal["gru", "lstm"]
@@ -20,6 +21,7 @@ Carry = list[jax.Array]
 
 # For each cell: its gates in the order of a fused kernel, and the number of arrays in its state.
 GATES = {"gru": ("reset", "update", "candidate"), "lstm": ("input", "forget", "cell", "output")}
+CANDIDATES = {"gru": "candidate", "lstm": "cell"}  # the gate that is written into the state
 STATES = {"gru": 1, "lstm": 2}
 
 
@@ -261,6 +263,19 @@ class RecurrentLM(nnx.Module):
         if self.tied:
             return self.embedding.attend(x_BxTxD) + self.bias[...], after
         return self.logits(x_BxTxD), after
+
+    def units(self, walk: Units) -> None:
+        """Describes itself to `export.compact`."""
+        x = walk.embedding("embedding/embedding")
+        for i in range(len(self.layers)):
+            carry = f"carry/{i}" if isinstance(self, StreamingLM) else None
+            x = walk.recurrent(x, f"layers/{i}", GATES[self.cell], CANDIDATES[self.cell], carry)
+        for i in range(len(self.readout)):
+            x = walk.layer(walk.relu(x) if i else x, f"readout/{i}")
+        if self.tied:
+            walk.outputs(walk.attend(x, "embedding/embedding", "bias"))
+        else:
+            walk.outputs(walk.layer(x, "logits"))
 
 
 class CarryVariable(nnx.Variable[jax.Array]):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rigl_optax.export import Units, Wires
 from rigl_optax.models import convolution, layers
 
 STAGES = (64, 128, 256, 512)  # channels
@@ -75,6 +76,16 @@ class Block(nnx.Module):
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             branch = norm(conv(nnx.relu(branch) if i else branch))
         return nnx.relu(skip + branch)
+
+    def units(self, walk: Units, x: Wires) -> Wires:
+        """Describes itself to `export.compact`."""
+        skip = branch = x
+        if self.has_projection:
+            skip = convolution.follow(walk, x, "projection", "projection_norm")
+        for i in range(len(self.convs)):
+            branch = walk.relu(branch) if i else branch
+            branch = convolution.follow(walk, branch, f"convs/{i}", f"norms/{i}")
+        return walk.relu(walk.add(skip, branch))
 
 
 class ResNet(nnx.Module):
@@ -151,3 +162,12 @@ class ResNet(nnx.Module):
             for block in stage:
                 x_BxHxWxC = block(x_BxHxWxC)
         return self.classifier(x_BxHxWxC.mean((1, 2))).astype(jnp.float32)
+
+    def units(self, walk: Units) -> None:
+        """Describes itself to `export.compact`."""
+        images = walk.inputs(self.stem.kernel.shape[-2])
+        x = walk.relu(convolution.follow(walk, images, "stem", "stem_norm"))
+        for i, stage in enumerate(self.stages):
+            for j, block in enumerate(stage):
+                x = block.units(walk.inside("stages", i, j), x)
+        walk.outputs(walk.layer(x, "classifier"))

@@ -10,8 +10,10 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from rigl_optax.export import Units, Wires
 from rigl_optax.models import layers
 
 Mlp = Literal["gelu", "swiglu"]
@@ -73,14 +75,15 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.heads, self.is_causal, self.rotary = heads, is_causal, rotary
+        self.head_width = width // heads
         self.qkv = _linear(width, 3 * width, _INIT, dtype, rngs)
         self.out = _linear(width, width, init, dtype, rngs)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """Maps (batch, time, width) to the same shape."""
-        batch, time, width = x_BxTxD.shape
+        batch, time, _ = x_BxTxD.shape
         q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
-            x.reshape(batch, time, self.heads, width // self.heads)
+            x.reshape(batch, time, self.heads, self.head_width)
             for x in jnp.split(self.qkv(x_BxTxD), 3, axis=-1)
         )
         if self.rotary:
@@ -88,7 +91,11 @@ class Attention(nnx.Module):
         mixed_BxTxHxK = jax.nn.dot_product_attention(
             q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, is_causal=self.is_causal
         )
-        return self.out(mixed_BxTxHxK.reshape(batch, time, width))
+        return self.out(mixed_BxTxHxK.reshape(batch, time, self.heads * self.head_width))
+
+    def units(self, walk: Units, x: Wires) -> Wires:
+        """Describes itself to `export.compact`; a unit is a head."""
+        return walk.layer(walk.heads(x, "qkv", self.heads), "out")
 
 
 class FeedForward(nnx.Module):
@@ -116,6 +123,14 @@ class FeedForward(nnx.Module):
         if self.gate is None:
             return self.down(nnx.gelu(up_BxTxF))
         return self.down(nnx.silu(self.gate(x_BxTxD)) * up_BxTxF)
+
+    def units(self, walk: Units, x: Wires) -> Wires:
+        """Describes itself to `export.compact`; without biases the only constant is 0."""
+        up = walk.layer(x, "up")
+        if self.gate is None:
+            return walk.layer(walk.map(up, _zero_or_varying), "down")
+        gate = walk.map(walk.layer(x, "gate"), _zero_or_varying)
+        return walk.layer(walk.multiply(gate, up), "down")
 
 
 class Block(nnx.Module):
@@ -159,6 +174,11 @@ class Block(nnx.Module):
         """Maps (batch, time, width) to the same shape."""
         x_BxTxD = x_BxTxD + self.attention(self.norm1(x_BxTxD))
         return x_BxTxD + self.mlp(self.norm2(x_BxTxD))
+
+    def units(self, walk: Units, x: Wires) -> None:
+        """Describes itself to `export.compact`; `x` stays, as it is normalised as a whole."""
+        walk.add(x, self.attention.units(walk.inside("attention"), x))
+        walk.add(x, self.mlp.units(walk.inside("mlp"), x))
 
 
 class GPT(nnx.Module):
@@ -272,6 +292,10 @@ class GPT(nnx.Module):
         logits_BxTxV = self.embedding.attend(x_BxTxD) if self.head is None else self.head(x_BxTxD)
         return logits_BxTxV.astype(jnp.float32)
 
+    def units(self, walk: Units) -> None:
+        """Describes itself to `export.compact`: hidden units of the MLPs, and heads."""
+        _follow(walk, self.blocks, self.embedding.embedding.shape[1])
+
 
 class ViT(nnx.Module):
     """A vision transformer: patches, pre-norm blocks, normalisation, a linear head.
@@ -367,6 +391,10 @@ class ViT(nnx.Module):
         x_BxD = x_BxTxD.mean(axis=1) if self.pooled else x_BxTxD[:, 0]
         return self.head(x_BxD).astype(jnp.float32)
 
+    def units(self, walk: Units) -> None:
+        """Describes itself to `export.compact`: hidden units of the MLPs, and heads."""
+        _follow(walk, self.blocks, self.positions.shape[1])
+
 
 def _blocks(make: Callable[[], Block], depth: int, scan: bool) -> nnx.List | Block:
     """Makes the blocks one after the other; with `scan` one block of all their parameters."""
@@ -441,6 +469,17 @@ def _checked(width: int, depth: int, heads: int, hidden: int, mlp: str) -> int:
             "rotated in pairs"
         )
     return hidden or (4 * width if mlp == "gelu" else 32 * math.ceil(8 * width / 3 / 32))
+
+
+def _follow(walk: Units, blocks: Sequence[Block], width: int) -> None:
+    x = walk.inputs(width)
+    for i, block in enumerate(blocks):
+        block.units(walk.inside("blocks", i), x)
+
+
+def _zero_or_varying(values: np.ndarray) -> np.ndarray:
+    """Returns what GELU or SiLU make of values that are 0 or NaN."""
+    return np.where(values == 0, 0.0, np.nan)
 
 
 def _linear(

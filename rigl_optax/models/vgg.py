@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rigl_optax.export import Units
 from rigl_optax.models import convolution, layers
 
 CHANNELS = (64, 128, 256, 512, 512)  # of each group
@@ -88,3 +89,10 @@ class VGG(nnx.Module):
             for _ in range(count):
                 x_BxHxWxC = nnx.relu(next(convs)(x_BxHxWxC))
         return self.classifier(x_BxHxWxC.mean((1, 2))).astype(jnp.float32)
+
+    def units(self, walk: Units) -> None:
+        """Describes itself to `export.compact`."""
+        x = walk.inputs(self.convs[0].kernel.shape[-2])
+        for i in range(len(self.convs)):
+            x = walk.relu(walk.layer(x, f"convs/{i}"))
+        walk.outputs(walk.layer(x, "classifier"))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rigl_optax.export import Units, Wires
 from rigl_optax.models import convolution, dropout, layers
 
 GROUPS = (16, 32, 64)  # channels of each group, to be multiplied by k
@@ -45,6 +46,13 @@ class Block(nnx.Module):
         if self.dropout is not None:
             hidden = self.dropout(hidden)
         return skip + self.conv2(hidden)
+
+    def units(self, walk: Units, x: Wires) -> Wires:
+        """Describes itself to `export.compact`."""
+        active = walk.relu(walk.norm(x, "norm1", convolution.EPSILON))
+        skip = x if self.skip is None else walk.layer(active, "skip")
+        hidden = walk.relu(convolution.follow(walk, active, "conv1", "norm2"))
+        return walk.add(skip, walk.layer(hidden, "conv2"))
 
 
 class WideResNet(nnx.Module):
@@ -111,6 +119,14 @@ class WideResNet(nnx.Module):
             x_BxHxWxC = block(x_BxHxWxC)
         pooled_BxC = nnx.relu(self.norm(x_BxHxWxC)).mean((1, 2))
         return self.classifier(pooled_BxC).astype(jnp.float32)
+
+    def units(self, walk: Units) -> None:
+        """Describes itself to `export.compact`."""
+        x = walk.layer(walk.inputs(self.stem.kernel.shape[-2]), "stem")
+        for i, block in enumerate(self.blocks):
+            x = block.units(walk.inside("blocks", i), x)
+        x = walk.relu(walk.norm(x, "norm", convolution.EPSILON))
+        walk.outputs(walk.layer(x, "classifier"))
 
 
 def _conv(

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rigl_optax.training.loading import load as load
+    from rigl_optax.training.weights import read_weights as read_weights
 
-__all__ = ["load"]
+__all__ = ["load", "read_weights"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from rigl_optax.training.loading import load
 
         return load
+    if name == "read_weights":
+        from rigl_optax.training.weights import read_weights
+
+        return read_weights
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -50,9 +50,9 @@ def test_all_is_complete():
 
 def test_masks_of_an_export_fit_condensed_weights(tmp_path):
     mask = np.eye(4, 3, dtype=bool)
-    arrays = {"params/w": mask.astype(np.float32), "params/b": np.ones(3), "masks/w": mask}
-    path = tmp_path / "out.npz"
-    np.savez(path, config=np.frombuffer(b"{}", np.uint8), **arrays)
+    params = {"w": mask.astype(np.float32), "b": np.ones(3)}
+    path = tmp_path / "out.safetensors"
+    rigl_optax.export.write(str(path), params, {"w": mask})
     found = rigl_optax.export.read(str(path))
     weights, topologies = rigl_optax.condensed.condense_csr(found.params, found.masks)
     kernels = rigl_optax.condensed.bind(weights, topologies)

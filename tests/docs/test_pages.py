@@ -31,7 +31,9 @@ def _script(name):
     return module
 
 
-@pytest.mark.parametrize("name", ["config", "optimizers", "recipes", "structured", "vision"])
+@pytest.mark.parametrize(
+    "name", ["config", "optimizers", "recipes", "sizes", "structured", "vision"]
+)
 def test_tables_are_those_of_the_sources_and_records(name):
     module = _script(name)
     assert module.PAGE.read_text() == module.page(), f"run python docs/{name}.py"

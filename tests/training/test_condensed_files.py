@@ -101,8 +101,8 @@ def test_a_run_of_the_other_form_is_refused_by_the_name_of_the_key(finished, tmp
 def test_an_export_is_the_dense_network_and_its_masks(finished, tmp_path):
     workdir, result = finished
     run, end = setup.prepare(LENET), runs.final(LENET, workdir)
-    export.write(tmp_path / "network.npz", run, end)
-    found = export.read(tmp_path / "network.npz")
+    export.write(tmp_path / "network.safetensors", run, end)
+    found = export.read(tmp_path / "network.safetensors")
     assert config_lib.from_mapping(found.config) == LENET
     weights, masks = runs.named(found.params), runs.named(found.masks)
     assert masks.keys() == end.opt_state.topologies.keys()
@@ -158,9 +158,9 @@ def test_the_scripts_read_it(tmp_path):
         command = [sys.executable, f"scripts/{script}.py", f"--workdir={tmp_path}", *flags]
         return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
-    printed = told("evaluate", f"--export={tmp_path / 'gru.npz'}")
+    printed = told("evaluate", f"--export={tmp_path / 'gru.safetensors'}")
     assert f"bits per byte {result['test']['bits_per_byte']:.3f}" in printed
-    assert export.read(tmp_path / "gru.npz").config["method"]["condensed"] is True
+    assert export.read(tmp_path / "gru.safetensors").config["method"]["condensed"] is True
     run, end = setup.prepare(GRU), runs.final(GRU, tmp_path)
     drawn = sampling.sample(run, end, 20, prompt=b"the ", temperature=0, seed=0)
     flags = ("--length=20", "--prompt=the ", "--temperature=0")

@@ -57,8 +57,8 @@ def test_a_run_is_restored_from_shapes_alone(finished, tmp_path, small):
     active = sum(result["active_weights"].values())
     kept = sum(int(m.sum()) for m in jax.tree.leaves(run.representation.masks(state)))
     assert kept == active
-    export.write(tmp_path / "network.npz", run, state)
-    found = export.read(tmp_path / "network.npz")
+    export.write(tmp_path / "network.safetensors", run, state)
+    found = export.read(tmp_path / "network.safetensors")
     assert config_lib.from_mapping(found.config) == small
     assert int(training.load(str(workdir), 40)[1].step) == 40
     with pytest.raises(ValueError, match="--step=7: must be newest"):
