@@ -27,6 +27,7 @@ from rigl_optax._distributions import Distribution as Distribution
 from rigl_optax._distributions import default_dense as default_dense
 from rigl_optax._distributions import erdos_renyi as erdos_renyi
 from rigl_optax._distributions import erk as erk
+from rigl_optax._distributions import nothing_dense as nothing_dense
 from rigl_optax._distributions import uniform as uniform
 from rigl_optax._initialization import sparse_aware_init as sparse_aware_init
 from rigl_optax._masks import apply_masks as apply_masks
@@ -65,6 +66,9 @@ from rigl_optax.methods._drop_and_grow import keep_by_magnitude as keep_by_magni
 from rigl_optax.methods.deep_rewiring import deep_rewiring as deep_rewiring
 from rigl_optax.methods.evolutionary import (
     sparse_evolutionary_training as sparse_evolutionary_training,
+)
+from rigl_optax.methods.hard_thresholding import (
+    iterative_hard_thresholding as iterative_hard_thresholding,
 )
 from rigl_optax.methods.lottery import lottery_ticket as lottery_ticket
 from rigl_optax.methods.mest import mest as mest
@@ -133,6 +137,7 @@ __all__ = [
     "grow_at_random",
     "grow_by_gradient",
     "inverse_power_drop_fraction",
+    "iterative_hard_thresholding",
     "keep_by_magnitude",
     "linear_drop_fraction",
     "lottery_ticket",
@@ -141,6 +146,7 @@ __all__ = [
     "mest",
     "mupar_factors",
     "nonzero_masks",
+    "nothing_dense",
     "rewiring_plan",
     "rigl",
     "scale_by_adam",

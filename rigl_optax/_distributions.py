@@ -134,6 +134,22 @@ class DenseLayers:
         return self.reason(path, leaf) is not None
 
 
+def nothing_dense(path: str, leaf: Any) -> bool:
+    """Keeps nothing dense: biases, scales and embeddings are sparse too; for `dense=`.
+
+    Use it with `uniform` where every array of a network is to be sparse, as in weight-sparse
+    transformers that people read.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+      >>> uniform(0.5, dense=nothing_dense)(params)
+      {'bias': 0.5, 'kernel': 0.5}
+    """
+    del path, leaf
+    return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """A sparse leaf, or a stack of `slices` layers; `shape` and `kernel` are those of one slice."""

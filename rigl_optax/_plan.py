@@ -45,13 +45,13 @@ class RewiringPlan(NamedTuple):
 
     def rewirings_before(self, count: int) -> int:
         """Counts the calls that rewire any layer, among the first `count`."""
-        return len(self._steps_before(count))
+        return len(self.steps_before(count))
 
     def dense_gradients_before(self, count: int) -> int:
         """Counts the calls, among the first `count`, whose dense gradients decide on growth."""
         if self.window == 1:
             return self.rewirings_before(count)
-        steps = np.asarray(self._steps_before(count + self.window - 1), np.int64)
+        steps = np.asarray(self.steps_before(count + self.window - 1), np.int64)
         ends = np.minimum(steps + 1, count)
         # The windows of layers with schedules of their own may overlap: a call counts once.
         begins = np.maximum(steps - self.window + 1, np.concatenate([[0], ends[:-1]])[: len(ends)])
@@ -62,7 +62,7 @@ class RewiringPlan(NamedTuple):
         index = self._override_of(path)
         return self.default if index < 0 else self.overrides[index][1]
 
-    def _steps_before(self, count: int) -> Sequence[int] | np.ndarray:
+    def steps_before(self, count: int) -> Sequence[int] | np.ndarray:
         """Lists the counts below `count` at which any layer is rewired, ascending."""
         each = [schedule.steps()[: _length(schedule, count)] for schedule in self.schedules]
         if len(each) == 1:

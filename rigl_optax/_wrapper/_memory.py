@@ -68,7 +68,7 @@ def start(method: Method, layout: Layout, masks: Sequence[jax.Array]) -> tuple[M
             pairs = zip(started.second_masks, sparse_masks, strict=True)
             second_masks = [_placed(x, like=mask) for x, mask in pairs]
             memory = memory._replace(second_masks=tree(layout, second_masks))
-    if method.shadow is not None:
+    if method.shadow is not None and method.shadow.stored:
         shadow = copies()
     return memory, shadow
 

@@ -110,12 +110,16 @@ class Shadow(NamedTuple):
       forward: `forward(shadow, masks, numbers) -> weights` of the forward pass; what is not active
         must be exactly 0.
       resets: Whether the optimizer state of a weight starts anew when it becomes active.
+      stored: Whether the state holds the shadow. If not, weights are forgotten while they are
+        inactive: the inner optimizer moves the weights of the forward pass, and what is not
+        active afterwards is 0.
     """
 
     backward: Callable[[RewiringInputs], Arrays]
     settle: Callable[[RewiringInputs, Arrays], tuple[Arrays, PyTree]]
     forward: Callable[[Arrays, Arrays, PyTree], Arrays]
     resets: bool = False
+    stored: bool = True
 
 
 class Method(NamedTuple):

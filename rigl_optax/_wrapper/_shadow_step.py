@@ -17,7 +17,7 @@ def step(shadow: Shadow, rewire_if: Rewire, call: Call) -> Step:
     """Moves the shadow, and renews the masks where it is time."""
     layout, state, is_rewiring = call.layout, call.state, call.is_rewiring
     assert is_rewiring is not None
-    inputs = _inputs(call)
+    inputs = _inputs(shadow, call)
     is_finite = _rewiring.total([~jnp.isfinite(g) for g in inputs.gradients]) == 0
     has_failed = is_rewiring & ~is_finite
     weights, gradients = list(call.weights), list(call.gradients)
@@ -73,17 +73,22 @@ def step(shadow: Shadow, rewire_if: Rewire, call: Call) -> Step:
         weight = call.weights[leaf.position]
         dtype = step_dtype(steps[leaf.position], weight)
         updates[leaf.position] = value.astype(dtype) - jnp.asarray(weight).astype(dtype)
-    return Step(updates, inner_state, rewired, shadow=settled)
+    return Step(updates, inner_state, rewired, shadow=settled if shadow.stored else None)
 
 
-def _inputs(call: Call) -> RewiringInputs:
+def _inputs(shadow: Shadow, call: Call) -> RewiringInputs:
     """Collects what the method sees at every step: the leaves in their own shapes."""
     sparse, memory = call.layout.sparse, call.state.memory
+    masks, weights = (call.layout.select(x) for x in (call.masks, call.weights))
+    if shadow.stored:
+        hidden = _memory.leaves(call.state.shadow)
+    else:
+        hidden = [_blend.masked(m, w) for m, w in zip(masks, weights, strict=True)]
     return RewiringInputs(
         count=call.state.count,
-        weights=_memory.leaves(call.state.shadow),
+        weights=hidden,
         gradients=call.layout.select(call.gradients),
-        masks=call.layout.select(call.masks),
+        masks=masks,
         second_masks=_memory.leaves(memory.second_masks),
         numbers=memory.numbers,
         packing=Packing(

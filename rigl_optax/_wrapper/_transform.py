@@ -149,7 +149,7 @@ def _seen_by_inner(method: Method, layout: Layout, masks: Leaves) -> PyTree:
         leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
         for leaf in layout.leaves
     ]
-    if method.shadow is None:
+    if method.shadow is None or not method.shadow.stored:
         for i in (leaf.position for leaf in layout.sparse):
             if not isinstance(leaves[i], jax.ShapeDtypeStruct):
                 leaves[i] = _blend.masked(masks[i], leaves[i])

@@ -144,6 +144,11 @@ class FlopsCounter:
         """FLOPs of a sparse forward pass per example, as last recorded."""
         return self._recorded[-1][1]
 
+    @property
+    def recorded(self) -> int:
+        """Number of steps done when FLOPs were last recorded."""
+        return self._recorded[-1][0]
+
     def record(self, done: int, f_sparse: float) -> None:
         """Records that a sparse forward pass costs `f_sparse` from now on.
 

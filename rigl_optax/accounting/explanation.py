@@ -70,9 +70,9 @@ def explain(
       overrides: As in `rigl`.
       structure: As in `rigl`.
       initial_masks: As in `rigl`.
-      method: `rigl`, `set`, `mest`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `top_kast`, `dnw`,
-        `str`, `static`, `dense`; `snip`, `grasp`, `synflow` and `lottery`, which train as `static`
-        does; or the name of the function, as `sparse_momentum`.
+      method: `rigl`, `set`, `mest`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `iht`, `top_kast`,
+        `dnw`, `str`, `static`, `dense`; `snip`, `grasp`, `synflow` and `lottery`, which train as
+        `static` does; or the name of the function, as `sparse_momentum`.
       steps: Number of training steps, for the cost of training; None: `end`.
       model: Forward pass, `model(params, *inputs)`; None: FLOPs are not counted.
       inputs: Further arguments of `model`, or their shapes: a batch of one example.
@@ -409,11 +409,9 @@ def _spent(
         costs.METHODS[method], design.plan, float(cost.total), at_start, f_wider=wider
     )
     if design.method.progress is not None and design.plan is not None:
-        schedule = design.plan.default.schedule
-        for t in schedule.steps():
-            if t < steps:
-                progress = design.method.progress(t)
-                counter.record(t + 1, at_start + progress * (at_end - at_start))
+        for t in design.plan.steps_before(steps):
+            progress = design.method.progress(t)
+            counter.record(t + 1, at_start + progress * (at_end - at_start))
     return counter.spent(steps)
 
 

@@ -274,7 +274,7 @@ def drop_and_grow_method(
         to_keep = _of_active(keep_scores(inputs), inputs.masks)
         to_grow = grow_scores(inputs)
         if may_refuse:
-            to_grow = _without_padding(to_grow, packing)
+            to_grow = without_padding(to_grow, packing)
             # Less is dropped where too little may grow: numbers never change.
             pairs = zip(inputs.masks, to_grow, strict=True)
             growable = _top_k.counts([~m & (s >= 0) for m, s in pairs], rows)
@@ -341,7 +341,7 @@ def _checked(name: str, scores: Scores) -> Scores:
     return checked
 
 
-def _without_padding(scores: Arrays, packing: Packing) -> Arrays:
+def without_padding(scores: Arrays, packing: Packing) -> Arrays:
     """Excludes what is no position of a layer."""
     if not packing.is_packed:
         return scores

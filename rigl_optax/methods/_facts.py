@@ -12,6 +12,7 @@ import optax
 
 from rigl_optax.methods.deep_rewiring import deep_rewiring
 from rigl_optax.methods.evolutionary import sparse_evolutionary_training
+from rigl_optax.methods.hard_thresholding import iterative_hard_thresholding
 from rigl_optax.methods.mest import mest
 from rigl_optax.methods.momentum import sparse_momentum
 from rigl_optax.methods.pruning import gradual_magnitude_pruning, granet
@@ -90,6 +91,8 @@ METHODS: dict[str, Facts] = {
         keeps_counts=False,
     ),
     "granet": Facts(granet, _FROM_DENSE, "rewirings", grows_by_gradient=True, keeps_counts=False),
+    # All weights take every step.
+    "iht": Facts(iterative_hard_thresholding, _FROM_DENSE, "every step", keeps_counts=False),
     "top_kast": Facts(top_kast, _BY_DENSE_GRADIENTS, "wider set"),
     "dnw": Facts(dnw, _BY_DENSE_GRADIENTS, "every step"),  # all shadow weights learn
     "str": Facts(soft_thresholding, _FROM_DENSE, keeps_counts=False),

@@ -1,24 +1,15 @@
 """Implements gradual magnitude pruning, and GraNet, which regrows weights as it prunes."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-from rigl_optax import _layout, _masks, _numbers, _plan
+from rigl_optax import _layout, _plan
 from rigl_optax._ranking import _keep_and_grow, _top_k
-from rigl_optax._ranking._packing import Packing, RankingIds
 from rigl_optax._structures import UNSTRUCTURED, Structures
-from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
+from rigl_optax._types import PyTree, Seed, Sparsity
 from rigl_optax._wrapper import _transform
-from rigl_optax._wrapper._method import Decision, InitialMemory, Method, RewiringInputs
+from rigl_optax._wrapper._method import Decision, Method, RewiringInputs
 from rigl_optax._wrapper._newborn import AT_REST, Grown
-from rigl_optax.methods import _drop_and_grow
-
-Scope = Literal["layer", "global"]
+from rigl_optax.methods import _drop_and_grow, _falling
 
 
 def gradual_magnitude_pruning(
@@ -29,7 +20,7 @@ def gradual_magnitude_pruning(
     every: int = 100,
     begin: int = 0,
     power: float = 3.0,
-    scope: Scope = "layer",
+    scope: _falling.Scope = "layer",
     initial_sparsity: Sparsity = 0.0,
     gradient_step: bool = False,
     structure: Structures = UNSTRUCTURED,
@@ -91,7 +82,7 @@ def gradual_magnitude_pruning(
       Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878), 2017.
     """
     plan = _plan.rewiring_plan(begin=begin, end=end, every=every)
-    prune = _pruning(plan.default.schedule.steps(), power, scope)
+    prune = _falling.pruning(plan.default.schedule.steps(), power, scope)
 
     def rule(inputs: RewiringInputs) -> Decision:
         return Decision(prune(inputs))
@@ -100,14 +91,14 @@ def gradual_magnitude_pruning(
         plan,
         rule,
         replaces_step=not gradient_step,
-        start=_active_at_start,
-        check=_check(scope, initial_masks),
-        progress=_progress(plan.default.schedule.steps(), power),
+        start=_falling.active_at_start,
+        check=_falling.check_start(scope, initial_masks),
+        progress=_falling.progress(plan.default.schedule.steps(), power),
         moves_between_layers=scope == "global",
     )
     return _transform.sparse_transform(
         inner,
-        _needed(sparsity),
+        _falling.needed(sparsity),
         method,
         initial_masks=initial_masks,
         seed=seed,
@@ -125,7 +116,7 @@ def granet(
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
     power: float = 3.0,
-    scope: Scope = "global",
+    scope: _falling.Scope = "global",
     initial_sparsity: Sparsity = 0.5,
     gradient_step: bool = False,
     grown: Grown = AT_REST,
@@ -189,7 +180,7 @@ def granet(
     """
     plan = _plan.rewiring_plan(begin=begin, end=end, every=every, drop_fraction=drop_fraction)
     grown.check()
-    prune = _pruning(plan.default.schedule.steps(), power, scope)
+    prune = _falling.pruning(plan.default.schedule.steps(), power, scope)
 
     def rule(inputs: RewiringInputs) -> Decision:
         ranking_ids = inputs.packing.ranking_ids
@@ -228,142 +219,20 @@ def granet(
         plan,
         rule,
         replaces_step=not gradient_step,
-        start=_active_at_start,
+        start=_falling.active_at_start,
         grown_values=grown.values(seed),
         keeps_initial=grown.value == "initial",
         grown_state=grown.state,
-        check=_check(scope, initial_masks),
-        progress=_progress(plan.default.schedule.steps(), power),
+        check=_falling.check_start(scope, initial_masks),
+        progress=_falling.progress(plan.default.schedule.steps(), power),
         moves_between_layers=scope == "global",
     )
     return _transform.sparse_transform(
         inner,
-        _needed(sparsity),
+        _falling.needed(sparsity),
         method,
         initial_masks=initial_masks,
         seed=seed,
         structure=structure,
         initial_sparsity=_layout.at_start(initial_sparsity, sparsity, "initial_sparsity"),
     )
-
-
-def _pruning(steps: range, power: float, scope: Scope) -> Callable[[RewiringInputs], Arrays]:
-    """Returns `prune(inputs) -> masks`, which prunes to the numbers of the schedule.
-
-    Args:
-      steps: Counts of the rewirings.
-      power: p.
-      scope: `layer` or `global`.
-
-    Raises:
-      ValueError: If `power` is not above 0, or the scope is unknown.
-    """
-    power = _numbers.real("power", power)
-    if not power > 0:
-        raise ValueError(f"power={power}: must be above 0")
-    if scope not in get_args(Scope):
-        raise ValueError(f"scope={scope!r}: must be one of {', '.join(get_args(Scope))}")
-    first, last = steps[0], steps[-1]
-
-    def prune(inputs: RewiringInputs) -> Arrays:
-        packing, ranking_ids = inputs.packing, inputs.packing.ranking_ids
-        final = np.repeat([leaf.zeros for leaf in inputs.leaves], packing.rankings_per_leaf).astype(
-            np.int32
-        )
-        sizes = jnp.asarray(packing.sizes())
-        zeros_at_start = sizes - inputs.numbers
-        to_go = jnp.asarray(final) - zeros_at_start
-        left = jnp.float32(last) - inputs.count.astype(jnp.float32)
-        gone = 1 - _power(left / jnp.float32(max(last - first, 1)), power)
-        zeros = zeros_at_start + jnp.floor(to_go.astype(jnp.float32) * gone).astype(jnp.int32)
-        # float32 does not hold large numbers exactly, so the last rewiring takes the final ones.
-        zeros = jnp.where(inputs.count >= last, final, jnp.minimum(zeros, final))
-        keep = sizes - zeros
-        if scope == "global":
-            # One ranking of all layers; its number is the sum of theirs.
-            ranking_ids, keep = packing.one_ranking(), jnp.sum(keep, keepdims=True, dtype=jnp.int32)
-        # What is inactive cannot be kept: traced initial masks, which `init` cannot check, may have
-        # more zeros than the schedule.
-        keep = jnp.minimum(keep, _top_k.counts(inputs.masks, ranking_ids))
-        scores = _keep_and_grow.drop_scores(inputs.weights, inputs.masks)
-        if scope == "global":
-            scores = _largest_first(scores, packing.ranking_ids)
-        return _top_k.top_k(scores, ranking_ids, packing.per_row(keep))
-
-    return prune
-
-
-def _progress(steps: range, power: float) -> Callable[[int], float]:
-    """Returns `progress(count)`, the share of the way from the first to the final numbers.
-
-    `explain` and the accounting of FLOPs use it; the masks do not.
-    """
-    length = max(steps[-1] - steps[0], 1)
-    return lambda count: 1 - (min(max(steps[-1] - count, 0), length) / length) ** power
-
-
-def _largest_first(scores: Arrays, ranking_ids: Sequence[RankingIds]) -> Arrays:
-    """Returns scores in which the largest of each layer comes before all others."""
-    # 1, or 0 in a layer without an active weight.
-    one_each = jnp.minimum(_top_k.counts([s >= 0 for s in scores], ranking_ids), 1)
-    largest = _top_k.top_k(scores, ranking_ids, one_each)
-    first = jnp.int32(np.iinfo(np.int32).max)
-    return [jnp.where(top, first, s) for top, s in zip(largest, scores, strict=True)]
-
-
-def _power(x: jax.Array, power: float) -> jax.Array:
-    # Integer powers are products, which round alike on every device; a general power may not.
-    return x ** int(power) if power == int(power) else x ** jnp.float32(power)
-
-
-def _active_at_start(layout: _layout.Layout, packing: Packing, masks: Arrays) -> InitialMemory:
-    """Remembers the numbers of active weights of the first masks, int32 [rankings]."""
-    del layout
-    packed = packing.pack(masks, False)
-    return InitialMemory([], _top_k.counts(packed, packing.ranking_ids))
-
-
-def _check(
-    scope: Scope, initial_masks: PyTree | None
-) -> Callable[[_layout.Layout, _layout.Layout], None]:
-    """Returns the check at `init`: no fewer weights may be active at the start than at the end."""
-
-    def check(layout: _layout.Layout, start: _layout.Layout) -> None:
-        del start  # it has the zeros of the sparsest layer of a stack only; all are needed
-        if scope == "global":
-            _layout.check_total(layout)
-        if initial_masks is None:
-            return
-        masks = _masks.of_params(initial_masks, layout.paths, layout.leaves, "initial_masks")
-        counts = {
-            leaf.path: (_zeros(leaf, masks[leaf.path]), leaf.zeros or 0)
-            for leaf in layout.sparse
-            if not isinstance(masks[leaf.path], jax.core.Tracer)
-        }
-        if scope == "global":
-            sums = [sum(zeros) for zeros, _ in counts.values()]
-            ends = [final * len(zeros) for zeros, final in counts.values()]
-            counts = {"all layers together": ([sum(sums)], sum(ends))}
-        for path, (zeros, final) in counts.items():
-            if max(zeros, default=0) > final:
-                raise ValueError(
-                    f"initial_masks: {path!r} would start with {max(zeros)} zeros and end with "
-                    f"{final}, but pruning only removes weights; give a higher sparsity"
-                )
-
-    return check
-
-
-def _zeros(leaf: _layout.SparseLeaf, mask: Any) -> list[int]:
-    """Counts the inactive groups of each ranking of a leaf."""
-    with jax.ensure_compile_time_eval():  # `init` may be traced; the mask is not
-        groups = np.asarray(leaf.groups(jnp.asarray(mask)))
-    return [int(x) for x in np.sum(~groups.reshape(leaf.rankings, -1), axis=1)]
-
-
-def _needed(sparsity: Sparsity | None) -> Sparsity:
-    if sparsity is None:
-        raise ValueError(
-            "sparsity=None: pruning needs the final sparsity, a number in [0, 1) or a distribution"
-        )
-    return sparsity

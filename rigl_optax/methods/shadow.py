@@ -82,7 +82,7 @@ def dnw(
     method = Method(
         _plan.rewiring_plan(begin=begin, end=_last(end), every=every),
         rule,
-        shadow=Shadow(lambda inputs: inputs.gradients, _settled, _shown),
+        shadow=Shadow(lambda inputs: inputs.gradients, settled, shown),
     )
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
@@ -218,7 +218,7 @@ def top_kast(
         _plan.rewiring_plan(begin=begin, end=_last(end), every=every),
         rule,
         start=start,
-        shadow=Shadow(backward, _settled, _shown),
+        shadow=Shadow(backward, settled, shown),
         wider=backward_layout,
     )
     return _transform.sparse_transform(
@@ -226,11 +226,13 @@ def top_kast(
     )
 
 
-def _settled(inputs: RewiringInputs, moved: Arrays) -> tuple[Arrays, PyTree]:
+def settled(inputs: RewiringInputs, moved: Arrays) -> tuple[Arrays, PyTree]:
+    """Stores the shadow as it was moved; for `Shadow.settle`."""
     return moved, inputs.numbers
 
 
-def _shown(shadow: Arrays, masks: Arrays, numbers: PyTree) -> Arrays:
+def shown(shadow: Arrays, masks: Arrays, numbers: PyTree) -> Arrays:
+    """Shows the active weights as they are; for `Shadow.forward`."""
     del numbers
     return [_blend.masked(m, w) for m, w in zip(masks, shadow, strict=True)]
 

@@ -66,6 +66,7 @@ _STYLES = {
     "gmp": Style("pruning", PRUNED, "#D55E00", (0, (7, 2))),
     "gmp_global": Style("pruning, global", PRUNED),
     "granet": Style("GraNet", PRUNED),
+    "iht": Style("IHT", PRUNED),
     "str": Style("STR", PRUNED),
 }
 

@@ -94,6 +94,8 @@ def dense_layers(config: Config) -> DensePredicate:
     """
     if config.model.dense_layers == "none":
         return rigl_optax.DenseLayers({})
+    if config.model.dense_layers == "nothing":
+        return rigl_optax.nothing_dense
     if config.model.dense_layers != "default":
         return rigl_optax.DenseLayers(
             {config.model.dense_layers: "config.model.dense_layers says so"}

@@ -92,7 +92,8 @@ class Model:
       dtype: Of activations and products: `float32` or `bfloat16`. Parameters, batch statistics and
         the loss are float32.
       dense_layers: Which kernels stay dense: `default`, those that the paper keeps dense in this
-        model and distribution; `none`; or a regular expression searched in their paths.
+        model and distribution; `none`; `nothing`, where biases, scales and embeddings are sparse
+        too; or a regular expression searched in their paths.
       options: Arguments of the model.
     """
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rigl_optax import _paths, accounting
+from rigl_optax._wrapper._design import design_of
 from rigl_optax.accounting import explanation
 from rigl_optax.training import checkpoints, checks, files, methods, setup
 from rigl_optax.training import config as config_lib
@@ -113,7 +114,7 @@ class TrainingFlops:
             f_wider=wider,
         )
         for done, forward in recorded:
-            self._counter.record(done, forward)
+            self._record(done, forward)
         self._ticket = _cost_of_ticket(config)
         # A network that is not the config's has another dense cost to be compared with.
         self._reference = _reference(run) if method.narrow else dense
@@ -121,7 +122,7 @@ class TrainingFlops:
     def record(self, done: int, state: TrainState) -> float:
         """Records what a forward pass costs after so many updates, and returns it."""
         forward = self._at(state)
-        self._counter.record(done, forward)
+        self._record(done, forward)
         return forward
 
     def spent(self, steps: int) -> float:
@@ -138,6 +139,20 @@ class TrainingFlops:
             self.spent(config.steps),
             dense_step * config.batch_size * config.steps,
         )
+
+    def _record(self, done: int, forward: float) -> None:
+        """Records a forward pass; and those since the last record, where the schedule has them."""
+        design, plan = design_of(self._run.tx), self._run.rewirings.plan
+        if design is not None and design.method.progress is not None and plan is not None:
+            # Masks that change at every step are not looked at each time.
+            before, at_last = self._counter.f_sparse, self._counter.recorded
+            steps = [t for t in plan.steps_before(done) if t >= at_last]
+            progress = [design.method.progress(t) for t in (max(at_last - 1, 0), *steps)]
+            way = progress[-1] - progress[0]
+            for t, reached in zip(steps[:-1], progress[1:-1], strict=True):
+                share = (reached - progress[0]) / way if way else 0.0
+                self._counter.record(t + 1, before + share * (forward - before))
+        self._counter.record(done, forward)
 
     def _at(self, state: TrainState) -> float:
         """Returns the FLOPs of a forward pass at the masks of a state."""

@@ -112,6 +112,10 @@ def _first_pruning(config: Config) -> int:
     return config.rewire_end - steps * config.method.every
 
 
+def _hard_thresholding(config: Config) -> dict[str, Any]:
+    return {"end": config.rewire_end}
+
+
 def _top_kast(config: Config) -> dict[str, Any]:
     # Twice as many weights learn as are seen: 80 and 50 %, 90 and 80 % in the paper.
     return {
@@ -158,6 +162,7 @@ _FROM_CONFIG: dict[str, dict[str, Any]] = {
     "gmp": {"arguments": _pruning},
     "gmp_global": {"arguments": _pruning},
     "granet": {"arguments": _rewiring},
+    "iht": {"arguments": _hard_thresholding},
     "top_kast": {"arguments": _top_kast},
     "str": {"arguments": _soft_thresholding, "takes_sparsity": False},
     "lottery": {"start": "ticket"},

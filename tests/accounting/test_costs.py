@@ -34,7 +34,7 @@ def simulate(method, f_dense, f_sparse, steps, begin, end, every, batch_size):
     for t in range(steps):
         rewires = begin <= t < end and (t - begin) % every == 0
         sparse = f_sparse(t) if callable(f_sparse) else f_sparse
-        dense_gradients = {"dnw", "snfs", "snfs_redistribute"}
+        dense_gradients = {"dnw", "snfs", "snfs_redistribute", "iht"}
         if rewires:
             dense_gradients |= {"rigl", "rigl_itop", "lottery_rigl", "granet"}
         step = 3 * sparse
@@ -62,7 +62,7 @@ def test_cumulative_cost_is_the_sum_over_the_steps(method, begin, length, every,
     def density(t):
         return 10.0 - sum(s < t for s in range(begin, end, every)) / 4  # changes after rewirings
 
-    f_sparse = density if method in ("pruning", "gmp", "gmp_global") else 10.0
+    f_sparse = density if method in ("pruning", "gmp", "gmp_global", "iht") else 10.0
     wider = {"f_wider": WIDER} if method == "top_kast" else {}
     expected = simulate(method, 100.0, f_sparse, 70, begin, end, every, batch_size)
     spent = accounting.cumulative_cost(

@@ -37,6 +37,9 @@ METHODS = {
     "granet": lambda inner: rigl_optax.granet(
         inner, rigl_optax.uniform(0.7, stacked=("stack",)), **PLAN
     ),
+    "iht": lambda inner: rigl_optax.iterative_hard_thresholding(
+        inner, HALF, end=10, every=2, min_fan_in=1
+    ),
     "dnw": lambda inner: rigl_optax.dnw(inner, HALF, every=2),
     "top_kast": lambda inner: rigl_optax.top_kast(inner, HALF, backward_sparsity=0.3, every=2),
     "str": lambda inner: rigl_optax.soft_thresholding(

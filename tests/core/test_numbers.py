@@ -26,6 +26,10 @@ METHODS = {
         {"sparsity": 0.5, "initial_threshold": 0.25, "tolerance": 0.5},
         PLAN,
     ),
+    "iterative_hard_thresholding": (
+        {"sparsity": 0.5, "min_fan_in": 1, "initial_sparsity": 0.25},
+        PLAN,
+    ),
     "top_kast": ({"sparsity": 0.5, "backward_sparsity": 0.25, "exploration": 0.5}, PLAN),
     "dnw": ({"sparsity": 0.5}, PLAN),
     "deep_rewiring": (

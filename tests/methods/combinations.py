@@ -48,6 +48,9 @@ METHODS = {
     ),
     'granet(scope="layer")': functools.partial(rigl_optax.granet, scope="layer", **PLAN),
     "granet": functools.partial(rigl_optax.granet, **PLAN),
+    "iterative_hard_thresholding": functools.partial(
+        rigl_optax.iterative_hard_thresholding, end=9, every=2
+    ),
     "top_kast": functools.partial(rigl_optax.top_kast, backward_sparsity=0.0, every=2),
     "dnw": functools.partial(rigl_optax.dnw, every=2),
     "deep_rewiring": functools.partial(rigl_optax.deep_rewiring, learning_rate=0.1, every=2),
@@ -61,7 +64,7 @@ DROP_AND_GROW = ("rigl", "sparse_evolutionary_training", "mest", "sparse_momentu
 REDISTRIBUTED = "sparse_momentum(redistribute=True)"
 IN_TOTAL = (REDISTRIBUTED, "dynamic_sparse_reparameterization")
 OVER_LAYERS = (*IN_TOTAL, 'gradual_magnitude_pruning(scope="global")', "granet")
-FALLING = tuple(name for name in METHODS if name.startswith(("gra", "granet")))
+FALLING = tuple(name for name in METHODS if name.startswith(("gra", "granet", "iter")))
 LEARNED = ("soft_thresholding",)
 SINGLES = ("deep_rewiring", "soft_thresholding")  # they take no `structure`
 
@@ -89,7 +92,7 @@ def takes(method):
     if method == "dynamic_sparse_reparameterization" or method.startswith("granet"):
         found += [GRADIENT_STEP, GROWN]
     if method in FALLING:
-        found += [GRADIENT_STEP, SPARSER]
+        found += [SPARSER, MIN_FAN_IN if method.startswith("iter") else GRADIENT_STEP]
     if method not in LEARNED:
         found += [MASKS]
     return [option for option in OPTIONS if option in found]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.core.reference import Reference, kept_mask, number_to_drop
+from tests.core.reference import Reference, State, kept_mask, number_to_drop
 
 
 def magnitude(x):
@@ -170,25 +170,63 @@ class Dsr(Reference):
 
 
 @dataclass
-class Pruning(Reference):
+class Falling(Reference):
     zeros: dict = field(default_factory=dict)  # in the end
     start: dict = field(default_factory=dict)
     power: int = 3
+
+    def numbers(self, t, params):
+        """How many weights of each sparse leaf are active after the rewiring at t."""
+        steps = range(self.begin, self.end, self.every)
+        first, last = steps[0], steps[-1]
+        left = np.float32(last - t) / np.float32(max(last - first, 1))
+        gone = np.float32(1) - left**self.power
+        keep = []
+        for n in (n for n in params if n in self.sparse):
+            to_go = self.zeros[n] - self.start[n]
+            zeros = self.start[n] + int(np.floor(np.float32(to_go) * gone))
+            zeros = self.zeros[n] if t >= last else min(zeros, self.zeros[n])
+            keep.append(params[n].size - zeros)
+        return keep
+
+
+@dataclass
+class HardThresholding(Falling):
+    """All weights take each step; then only the largest stay."""
+
+    def numbers(self, t, params):
+        """In integers: the share of the way is rounded down to 15 bits."""
+        steps = range(self.begin, self.end, self.every)
+        share = min(t - steps[0], steps[-1] - steps[0]) * 2**15 // (steps[-1] - steps[0])
+        return {
+            n: params[n].size - self.start[n] - (self.zeros[n] - self.start[n]) * share // 2**15
+            for n in self.sparse
+        }
+
+    def update(self, grads, state, params):
+        t = state.count
+        renews = t >= self.begin and (t - self.begin) % self.every == 0
+        new = State(dict(state.masks), {}, t + 1, state.rewirings + renews, state.healed)
+        updates = {}
+        for n, weight in params.items():
+            step, new.slots[n] = self.inner.update(grads[n], state.slots[n], t)
+            moved = weight + step
+            if n in self.sparse and renews:
+                new.masks[n] = keep_largest(
+                    np.ones_like(state.masks[n]), moved, self.numbers(t, params)[n]
+                )
+            updates[n] = np.where(new.masks[n], moved, 0) - weight
+        return updates, new
+
+
+@dataclass
+class Pruning(Falling):
     whole: bool = False  # one ranking of all layers
     regrow: bool = False
 
     def rewire(self, t, state, params, grads):
         names = [n for n in params if n in self.sparse]
-        steps = [s for s in range(self.begin, self.end) if self.is_rewiring(s)]
-        first, last = steps[0], steps[-1]
-        left = np.float32(last - t) / np.float32(max(last - first, 1))
-        gone = np.float32(1) - left**self.power
-        keep = []
-        for n in names:
-            to_go = self.zeros[n] - self.start[n]
-            zeros = self.start[n] + int(np.floor(np.float32(to_go) * gone))
-            zeros = self.zeros[n] if t >= last else min(zeros, self.zeros[n])
-            keep.append(params[n].size - zeros)
+        keep = self.numbers(t, params)
         if self.whole:
             flat = np.concatenate([magnitude(params[n]).reshape(-1) for n in names])
             active = np.concatenate([state.masks[n].reshape(-1) for n in names])

@@ -35,6 +35,7 @@ CASES = {
     "rigl_accumulate": lambda: rigl_optax.rigl(sgd(), ERK, accumulate=2, **PLAN),
     "gmp": lambda: rigl_optax.gradual_magnitude_pruning(sgd(), ERK, **PLAN),
     "gmp_global": lambda: rigl_optax.gradual_magnitude_pruning(sgd(), ERK, scope="global", **PLAN),
+    "iht": lambda: rigl_optax.iterative_hard_thresholding(sgd(), ERK, end=5, begin=1),
     "granet": lambda: rigl_optax.granet(sgd(), ERK, **PLAN),
     "top_kast": lambda: rigl_optax.top_kast(sgd(), ERK, backward_sparsity=0.3, every=2),
     "dnw": lambda: rigl_optax.dnw(sgd(), ERK),
@@ -42,7 +43,7 @@ CASES = {
     "str": lambda: rigl_optax.soft_thresholding(sgd(), threshold_decay=0.1),
 }
 IN_TOTAL = {"snfs_redistribute", "dsr"}
-FALLING = {"gmp", "gmp_global", "granet"}
+FALLING = {"gmp", "gmp_global", "granet", "iht"}
 LEARNED = {"str"}
 
 

@@ -90,7 +90,12 @@ CASES = {
         ),
         lambda **k: reference.Pruning(regrow=True, **k),
     ),
+    "hard thresholding": (
+        lambda inner: rigl_optax.iterative_hard_thresholding(inner, ERK, **KEYS | {"every": 2}),
+        lambda **k: reference.HardThresholding(**k | {"every": 2}),
+    ),
 }
+FALLING = {name for name in CASES if "pruning" in name or "granet" in name} | {"hard thresholding"}
 
 
 def sgd():
@@ -134,7 +139,7 @@ def test_equals_the_restatement_over_a_trajectory(name):
     tx, restate = CASES[name]
     params, state = jax.device_get(started(tx(sgd())))
     keys = {"fraction": FRACTION, **PLAN}
-    if "pruning" in name or "granet" in name:
+    if name in FALLING:
         final = ERK({n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in SHAPES.items()})
         zeros = {n: core.zeros_in(final[n], SHAPES[n]) for n in SPARSE}
         start = {n: int((~np.asarray(state.masks[n])).sum()) for n in SPARSE}
@@ -162,7 +167,7 @@ def test_the_total_is_kept_or_falls_to_the_target(name):
     wanted = sum(np.prod(SHAPES[n]) - core.zeros_in(final[n], SHAPES[n]) for n in SPARSE)
     assert totals == sorted(totals, reverse=True)
     assert totals[-1] == wanted
-    if "pruning" not in name and "granet" not in name:
+    if name not in FALLING:
         assert set(totals) == {wanted}
 
 
@@ -224,7 +229,8 @@ def stacked_and_apart(make):
 
 
 @pytest.mark.parametrize(
-    "name", ["snfs", "snfs, redistributed", "global pruning", "granet, per layer"]
+    "name",
+    ["snfs", "snfs, redistributed", "global pruning", "granet, per layer", "hard thresholding"],
 )
 def test_a_stack_of_layers_is_so_many_layers(name):
     keys = {**PLAN, "end": 20}
@@ -239,6 +245,9 @@ def test_a_stack_of_layers_is_so_many_layers(name):
         ),
         "granet, per layer": lambda inner, s, m: rigl_optax.granet(
             inner, s, scope="layer", initial_masks=m, drop_fraction=CONSTANT, **keys
+        ),
+        "hard thresholding": lambda inner, s, m: rigl_optax.iterative_hard_thresholding(
+            inner, s, initial_masks=m, initial_sparsity=0.2, **keys
         ),
     }[name]
     first = last = None
