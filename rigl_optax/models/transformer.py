@@ -471,7 +471,12 @@ def _checked(width: int, depth: int, heads: int, hidden: int, mlp: str) -> int:
     return hidden or (4 * width if mlp == "gelu" else 32 * math.ceil(8 * width / 3 / 32))
 
 
-def _follow(walk: Units, blocks: Sequence[Block], width: int) -> None:
+def _follow(walk: Units, blocks: nnx.List | Block, width: int) -> None:
+    if isinstance(blocks, Block):
+        raise ValueError(
+            "scan=True: blocks of one stack keep one width, and each would lose units of its own; "
+            "compact a model with scan=False"
+        )
     x = walk.inputs(width)
     for i, block in enumerate(blocks):
         block.units(walk.inside("blocks", i), x)

@@ -158,3 +158,9 @@ def test_models_keep_true_sizes():
             assert module.kernel.shape[-2:] == (inputs, module.out_features)
     text, _ = compaction.compact(filled("lstm"))
     assert [c.shape for c in text.initial_carry(2)] == [(2, c.shape[1]) for c in text.carry]
+
+
+def test_a_stack_of_blocks_is_refused():
+    model = transformer.GPT(embedding=16, depth=2, heads=4, scan=True, rngs=rngs())
+    with pytest.raises(ValueError, match="compact a model with scan=False"):
+        compaction.compact(model)
