@@ -332,6 +332,8 @@ class Units:
             )
         before = self.places.get((full, axis))
         if before is not None:
+            if not np.array_equal(before[1], places):
+                raise ValueError(f"units: {full!r} is shared out differently along axis {axis}")
             self._join(before[0], group)
         self.places[full, axis] = group, places
 

@@ -152,6 +152,10 @@ WRONG = {
     r"'inputs' has 9 units, '0' 12; they cannot": lambda u: u.add(
         u.inputs(9), u.layer(u.inputs(9), "0")
     ),
+    r"'0/kernel' is shared out differently along axis 0": lambda u: [
+        u.layer(u.inputs(9), "0"),
+        u.layer(u.inputs(3)._replace(width=3), "0"),
+    ],
     r"there is no 'n/scale'": lambda u: u.norm(u.inputs(9), "n", 1e-5),
 }
 
