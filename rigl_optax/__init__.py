@@ -58,12 +58,16 @@ from rigl_optax._wrapper._method import Shadow as Shadow
 from rigl_optax._wrapper._newborn import Grown as Grown
 from rigl_optax._wrapper._transform import sparse_transform as sparse_transform
 from rigl_optax.accounting.explanation import explain as explain
-from rigl_optax.accounting.small_dense import small_dense_width as small_dense_width
+from rigl_optax.accounting.widths import iso_flop_width as iso_flop_width
+from rigl_optax.accounting.widths import small_dense_width as small_dense_width
 from rigl_optax.methods._drop_and_grow import drop_and_grow as drop_and_grow
 from rigl_optax.methods._drop_and_grow import grow_at_random as grow_at_random
 from rigl_optax.methods._drop_and_grow import grow_by_gradient as grow_by_gradient
 from rigl_optax.methods._drop_and_grow import keep_by_magnitude as keep_by_magnitude
+from rigl_optax.methods.alternating import acdc as acdc
+from rigl_optax.methods.alternating import dense_model as dense_model
 from rigl_optax.methods.deep_rewiring import deep_rewiring as deep_rewiring
+from rigl_optax.methods.dense_finetuning import spdf as spdf
 from rigl_optax.methods.evolutionary import (
     sparse_evolutionary_training as sparse_evolutionary_training,
 )
@@ -110,6 +114,7 @@ __all__ = [
     "SparseState",
     "Unstructured",
     "accounting",
+    "acdc",
     "adamw",
     "add_scores",
     "analysis",
@@ -121,6 +126,7 @@ __all__ = [
     "deep_rewiring",
     "default_axes",
     "default_dense",
+    "dense_model",
     "dnw",
     "drop_and_grow",
     "dynamic_sparse_reparameterization",
@@ -137,6 +143,7 @@ __all__ = [
     "grow_at_random",
     "grow_by_gradient",
     "inverse_power_drop_fraction",
+    "iso_flop_width",
     "iterative_hard_thresholding",
     "keep_by_magnitude",
     "linear_drop_fraction",
@@ -158,6 +165,7 @@ __all__ = [
     "sparse_evolutionary_training",
     "sparse_momentum",
     "sparse_transform",
+    "spdf",
     "start_from",
     "static_sparse",
     "synflow_masks",

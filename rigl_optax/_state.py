@@ -18,12 +18,14 @@ class Memory(NamedTuple):
       second_masks: Bool tree: a second mask, with a meaning that the method defines.
       initial: Tree of the weights at init.
       numbers: A few numbers, such as a threshold.
+      snapshot: Tree of all parameters, dense leaves too, as they were at one call.
     """
 
     gradients: PyTree = ()
     second_masks: PyTree = ()
     initial: PyTree = ()
     numbers: PyTree = ()
+    snapshot: PyTree = ()
 
 
 class SparseState(NamedTuple):

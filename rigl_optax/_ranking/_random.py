@@ -26,6 +26,7 @@ class Purpose(enum.IntEnum):
     NOISE = 2
     GROWN_VALUE = 3
     SIGN = 4
+    CANDIDATE = 5
 
 
 def check_seed(seed: Seed) -> None:

@@ -158,6 +158,7 @@ def stored_leaves(
     *,
     replaces_step: bool,
     newborn_state: NewbornState | None = None,
+    starts_anew: jax.Array | None = None,
 ) -> dict[int, jax.Array]:
     """Computes what is stored of the slots after a step that may be a rewiring.
 
@@ -171,6 +172,8 @@ def stored_leaves(
       has_failed: Bool scalar: whether the rewiring failed, and nothing moves.
       replaces_step: Whether there is no gradient step on any rewiring step, failed or not.
       newborn_state: What new weights start from, if not from rest.
+      starts_anew: Bool scalar: whether the rewiring, unless it fails, puts all slots at rest, those
+        of dense leaves too.
 
     Returns:
       `{index: value}`, for `replace_leaves`.
@@ -186,6 +189,8 @@ def stored_leaves(
             if newborn_state is not None and not _counts(slot.new):
                 newborn = newborn_state(slot.path, slot.kept, slot.rest, slot.owner)
             value = where.select(value, slot.rest, newborn)
+        if starts_anew is not None:
+            value = lax.select(starts_anew & ~has_failed, slot.rest, value)
         stored[index] = lax.select(is_rewiring, value, slot.new)
     return stored
 

@@ -44,22 +44,22 @@ def start(method: Method, layout: Layout, masks: Sequence[jax.Array]) -> tuple[M
     if not sparse:
         return memory, shadow
 
+    def copied(leaves: Sequence[Any]) -> list[Any]:
+        return [
+            jnp.zeros_like(x) if isinstance(x, jax.ShapeDtypeStruct) else jnp.array(x, copy=True)
+            for x in leaves
+        ]
+
     def copies() -> PyTree:
-        return tree(
-            layout,
-            [
-                jnp.zeros_like(x)
-                if isinstance(x, jax.ShapeDtypeStruct)
-                else jnp.array(x, copy=True)
-                for x in sparse
-            ],
-        )
+        return tree(layout, copied(sparse))
 
     if method.remember is not None:
         zeros = [jnp.zeros_like(x, jnp.float32) for x in sparse]
         memory = memory._replace(gradients=tree(layout, zeros))
     if method.keeps_initial:
         memory = memory._replace(initial=copies())
+    if method.snapshot is not None:
+        memory = memory._replace(snapshot=layout.treedef.unflatten(copied(layout.leaves)))
     if method.start is not None:
         sparse_masks = layout.select(list(masks))
         started = _started(method.start, layout, sparse_masks)
@@ -71,6 +71,14 @@ def start(method: Method, layout: Layout, masks: Sequence[jax.Array]) -> tuple[M
     if method.shadow is not None and method.shadow.stored:
         shadow = copies()
     return memory, shadow
+
+
+def taken(is_taken: jax.Array, params: PyTree, snapshot: PyTree) -> PyTree:
+    """Returns the snapshot, or the parameters in its place.
+
+    Under a cond: otherwise every step would read and write both.
+    """
+    return lax.cond(is_taken, lambda new, old: new, lambda new, old: old, params, snapshot)
 
 
 def _started(start: Start, layout: Layout, masks: Arrays) -> InitialMemory:

@@ -139,12 +139,19 @@ class Method(NamedTuple):
       grown_values: `grown_values(inputs, initial weights) -> values` of new weights; None for 0.
       keeps_initial: Whether `grown_values` needs the initial weights.
       grown_state: What the optimizer state of new weights starts from; None for at rest.
+      resets_state: `resets_state(count)`, whether the optimizer state of all weights, of dense
+        leaves too, starts anew at this rewiring: a bool scalar; None for never.
+      snapshot: `snapshot(count)`, whether the state takes a copy of all parameters as they are
+        before this call: a bool scalar; None for never.
       shadow: For methods whose weights live on while inactive.
       check: `check(layout, first layout)` raises at `init` what does not suit the method; the
         first layout has the numbers of zeros of the first masks, where they are known.
       ablates: Whether `rule` ablates units where the structure asks for it.
       progress: `progress(count)`, how far the numbers of active weights are on their way from the
         first to the final ones after the rewiring at this count; None if they never change.
+      final: `final(layout)`, the layout when training ends, where it is not the distribution's.
+      excess: `excess(count)`, how many weights more than at the start are active after the
+        rewiring at this count, as a fraction of those; None if never any.
       wider: `wider(layout)`, the layout of the weights that have gradients, where these are more
         than the active ones; None otherwise.
       moves_between_layers: Whether training decides how many weights of each layer are active.
@@ -171,10 +178,14 @@ class Method(NamedTuple):
     grown_values: Callable[[RewiringInputs, Arrays], Arrays] | None = None
     keeps_initial: bool = False
     grown_state: "GrownState | None" = None
+    resets_state: Callable[[jax.Array], jax.Array] | None = None
+    snapshot: Callable[[jax.Array], jax.Array] | None = None
     shadow: Shadow | None = None
     check: Callable[[Layout, Layout], None] | None = None
     ablates: bool = False
     progress: Callable[[int], float] | None = None
+    final: Callable[[Layout], Layout] | None = None
+    excess: Callable[[int], float] | None = None
     wider: Callable[[Layout], Layout] | None = None
     moves_between_layers: bool = False
 

@@ -88,6 +88,9 @@ def _stored(
         newborn_state = _memory.newborn_state(
             method.grown_state, call.layout, call.gradients, kept, call.is_rewiring
         )
+    starts_anew = None
+    if method.resets_state is not None:
+        starts_anew = method.resets_state(call.state.count)
     params = call.layout.treedef.unflatten(call.weights)
     return _inner_state.stored_leaves(
         _inner_state.slots(call.state.inner_state, inner_state, rest, params),
@@ -96,6 +99,7 @@ def _stored(
         has_failed,
         replaces_step=method.replaces_step,
         newborn_state=newborn_state,
+        starts_anew=starts_anew,
     )
 
 

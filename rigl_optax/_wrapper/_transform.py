@@ -85,7 +85,7 @@ def sparse_transform(
             _layout.check_same_leaves(layout, first)
         if method.check is not None and layout.sparse:
             method.check(layout, first)
-        return Layouts(first, layout)
+        return Layouts(first, layout if method.final is None else method.final(layout))
 
     def first_masks(first: Layout, layout: Layout) -> Leaves:
         if not layout.leaves:
@@ -97,7 +97,8 @@ def sparse_transform(
         return _masks.copied_masks(layout, initial_masks)
 
     def init_fn(params: PyTree) -> SparseState:
-        first, layout = layouts(params)
+        first = layouts(params).first
+        layout = _layout.layout(params, distribution, sparsity is None, structure)
         masks = first_masks(first, layout)
         memory, shadow = _memory.start(method, layout, masks)
         inner_state = inner.init(_seen_by_inner(method, layout, masks))
@@ -137,7 +138,7 @@ def sparse_transform(
             step = _step.step(method, rewire_if, call)
         else:
             step = _shadow_step.step(method.shadow, rewire_if, call)
-        return layout.treedef.unflatten(step.updates), _next_state(call, step)
+        return layout.treedef.unflatten(step.updates), _next_state(method, call, step)
 
     design = Design(method, distribution, layouts, initial_masks, seed)
     return SparseTransformation.of(init_fn, update_fn, design)
@@ -178,7 +179,7 @@ def _inner_update(
     return inner_update
 
 
-def _next_state(call: Call, step: Step) -> SparseState:
+def _next_state(method: Method, call: Call, step: Step) -> SparseState:
     layout, state, rewired = call.layout, call.state, step.rewired
     masks, memory, shadow = list(call.masks), state.memory, state.shadow
     rewirings, healed, uninformed = state.rewirings, state.healed, jnp.asarray(state.uninformed)
@@ -194,6 +195,10 @@ def _next_state(call: Call, step: Step) -> SparseState:
             memory = memory._replace(second_masks=_memory.tree(layout, rewired.second_masks))
     if step.remembered is not None:
         memory = memory._replace(gradients=_memory.tree(layout, step.remembered))
+    if method.snapshot is not None and layout.sparse:
+        params = layout.treedef.unflatten(call.weights)
+        snapshot = _memory.taken(method.snapshot(state.count), params, memory.snapshot)
+        memory = memory._replace(snapshot=snapshot)
     if step.shadow is not None:
         shadow = _memory.tree(layout, step.shadow)
     return SparseState(

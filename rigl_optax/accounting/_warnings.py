@@ -25,6 +25,7 @@ def find(
     plan: RewiringPlan | None,
     fractions: Mapping[str, np.ndarray],
     is_random: bool,
+    all_sparse: bool,
 ) -> list[str]:
     """Returns warnings, each a sentence that names the layers and says what to do.
 
@@ -32,15 +33,16 @@ def find(
       report: The explanation, complete but for its warnings.
       named: Paths and leaves of params.
       layout: Which leaves are sparse.
-      active: Number of active weights of each sparse leaf: int64, one entry per layer stacked in
-        the leaf.
+      active: Number of active weights of each sparse leaf when it has fewest: int64, one entry
+        per layer stacked in the leaf.
       plan: When to rewire; None for never.
       fractions: Drop fraction of each leaf at each of its rewirings, float32; empty for methods
         without one.
       is_random: Whether initial masks are drawn at random.
+      all_sparse: Whether biases, embeddings and scales were asked to be sparse.
     """
     return [
-        *_layers(dict(named), layout, active, fractions),
+        *_layers(dict(named), layout, active, fractions, all_sparse),
         *_flops(report),
         *_schedule(report, plan, fractions),
         *_pretrained(named, report, is_random),
@@ -52,6 +54,7 @@ def _layers(
     layout: _layout.Layout,
     active: Mapping[str, np.ndarray],
     fractions: Mapping[str, np.ndarray],
+    all_sparse: bool,
 ) -> Iterator[str]:
     starving, unusual, frozen = [], {}, []
     for leaf in layout.sparse:
@@ -59,12 +62,12 @@ def _layers(
         counts, size = active[leaf.path], math.prod(shape)
         if np.all(counts == size):
             continue
-        if shape and counts.min() < FEW_INPUTS * leaf.kernel[-1]:
+        if len(shape) > 1 and counts.min() < FEW_INPUTS * leaf.kernel[-1]:
             starving.append(f"{leaf.path} ({counts.min() / leaf.kernel[-1]:.2g})")
         struct = jax.ShapeDtypeStruct(shape, leaves[leaf.path].dtype)
         axes = leaf.kernel_axes
         reason = _distributions.dense_reason(leaf.path, struct, lambda *_, axes=axes: axes)
-        if reason is not None:
+        if reason is not None and not all_sparse:
             unusual[leaf.path] = reason
         own = fractions.get(leaf.path, np.zeros(0))
         if len(own) and np.all(counts * np.max(own) < 1):

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from rigl_optax import _layout, _masks, _paths, _structures
+from rigl_optax._distributions import nothing_dense
 from rigl_optax._types import Overrides, PyTree, Sparsity
 from rigl_optax._wrapper import _refusals
 from rigl_optax._wrapper._design import Design, design_of
@@ -70,9 +71,9 @@ def explain(
       overrides: As in `rigl`.
       structure: As in `rigl`.
       initial_masks: As in `rigl`.
-      method: `rigl`, `set`, `mest`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `iht`, `top_kast`,
-        `dnw`, `str`, `static`, `dense`; `snip`, `grasp`, `synflow` and `lottery`, which train as
-        `static` does; or the name of the function, as `sparse_momentum`.
+      method: `rigl`, `set`, `mest`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `acdc`, `spdf`,
+        `iht`, `top_kast`, `dnw`, `str`, `static`, `dense`; `snip`, `grasp`, `synflow` and
+        `lottery`, which train as `static` does; or the name of the function, as `sparse_momentum`.
       steps: Number of training steps, for the cost of training; None: `end`.
       model: Forward pass, `model(params, *inputs)`; None: FLOPs are not counted.
       inputs: Further arguments of `model`, or their shapes: a batch of one example.
@@ -150,7 +151,8 @@ def explain_design(
     if design.method.progress is not None:
         end = _active_counts(final, design._replace(initial_masks=None))
     cost = None if model is None else count_flops(model, params, *inputs)
-    reasons = _reasons.find(final, design.distribution, end.weights)
+    fewest = {path: np.minimum(n, end.weights[path]) for path, n in start.weights.items()}
+    reasons = _reasons.find(final, design.distribution, fewest)
     layers = tuple(
         _layer(path, leaf, start.weights.get(path), end.weights.get(path), reasons.get(path), cost)
         for path, leaf in named
@@ -162,9 +164,18 @@ def explain_design(
         f_sparse = costs.flops_at_sparsity(cost, _sparsities(final, end.weights))
         spent = spent_before + _spent(design, method, cost, first, start, end, steps)
         training = spent / (3 * f_dense * steps) if f_dense else None
+    size = sum(x.size for x in layers)
+    average = _average(
+        design,
+        sum(x.active for x in layers),
+        sum(x.active_at_end for x in layers),
+        size - sum(x.size for x in layers if x.is_sparse),
+        steps,
+    )
     report = Explanation(
         method=method,
         layers=layers,
+        average_parameters=average,
         rewirings=design.plan.rewirings_before(steps) if design.plan and first.sparse else 0,
         replaced=_replaced(design, first, start, end, fractions),
         steps=steps,
@@ -172,11 +183,17 @@ def explain_design(
         flops_sparse=f_sparse,
         training_ratio=training,
         storage=_bytes_at_end(design, params, layers),
-        notes=(*([] if cost is None else _notes(cost)), *_decided_in_training(method, design)),
+        notes=(
+            *([] if cost is None else _notes(cost)),
+            *_decided_in_training(method, design, steps),
+        ),
         warnings=(),
     )
     is_random = design.initial_masks is None
-    found = _warnings.find(report, named, final, end.weights, design.plan, fractions, is_random)
+    all_sparse = getattr(design.distribution, "dense", None) is nothing_dense
+    found = _warnings.find(
+        report, named, final, fewest, design.plan, fractions, is_random, all_sparse
+    )
     return report._replace(warnings=tuple(found))
 
 
@@ -252,6 +269,7 @@ def _explain_dense(
     return Explanation(
         method=method,
         layers=layers,
+        average_parameters=float(sum(x.size for x in layers)),
         rewirings=0,
         replaced=0,
         steps=steps,
@@ -402,17 +420,56 @@ def _spent(
         own = _active_counts(backward, design._replace(initial_masks=None)).weights
         counts = {p: np.maximum(n, start.weights[p]) for p, n in own.items()}
         wider = costs.flops_at_sparsity(cost, _sparsities(layout, counts))
-    at_start, at_end = (
-        costs.flops_at_sparsity(cost, _sparsities(layout, n.weights)) for n in (start, end)
+    none = {path: np.zeros_like(n) for path, n in start.weights.items()}
+    at_start, at_end, without = (
+        costs.flops_at_sparsity(cost, _sparsities(layout, n))
+        for n in (start.weights, end.weights, none)
     )
     counter = costs.FlopsCounter(
         costs.METHODS[method], design.plan, float(cost.total), at_start, f_wider=wider
     )
-    if design.method.progress is not None and design.plan is not None:
-        for t in design.plan.steps_before(steps):
-            progress = design.method.progress(t)
-            counter.record(t + 1, at_start + progress * (at_end - at_start))
+    for done, value in _course(design, at_start, at_end, without, steps):
+        counter.record(done, value)
     return counter.spent(steps)
+
+
+def _course(
+    design: Design, first: float, last: float, without: float, steps: int
+) -> Iterator[tuple[int, float]]:
+    """Follows what grows with the number of active weights, as FLOPs do.
+
+    Args:
+      design: Of the transformation.
+      first: Its value with the first masks.
+      last: With the final ones.
+      without: With no active weight in any sparse layer.
+      steps: Of training.
+
+    Yields:
+      Steps done and the value from then on, after each rewiring that changes it.
+    """
+    method = design.method
+    if design.plan is None or (method.progress is None and method.excess is None):
+        return
+    before = first
+    for t in design.plan.steps_before(steps):
+        value = first
+        if method.progress is not None:
+            value = first + method.progress(t) * (last - first)
+        elif method.excess is not None:
+            value = first + method.excess(t) * (first - without)
+        if value != before:
+            yield t + 1, value
+        before = value
+
+
+def _average(design: Design, first: float, last: float, without: float, steps: int) -> float:
+    """Returns the mean over the steps of what `_course` follows."""
+    total, at, value = 0.0, 0, first
+    for done, new in _course(design, first, last, without, steps):
+        total += (done - at) * value
+        at, value = done, new
+    return (total + (steps - at) * value) / steps if steps else first
 
 
 def _notes(cost: Cost) -> tuple[str, ...]:
@@ -422,12 +479,18 @@ def _notes(cost: Cost) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _decided_in_training(method: str, design: Design) -> list[str]:
+def _decided_in_training(method: str, design: Design, steps: int) -> list[str]:
     """Says which numbers only training decides, and what the explanation shows instead."""
     if method == "str":
         return [
             "the sparsity is learned: the numbers of active weights and FLOPs are those of the "
             "start, which are upper bounds"
+        ]
+    if design.method.excess is not None and design.plan is not None:
+        most = max(map(design.method.excess, design.plan.steps_before(steps)), default=0.0)
+        return [
+            f"up to {most:.1%} more weights than these are active between rewirings; FLOPs of "
+            "training, and the average number of parameters, count them"
         ]
     if design.method.moves_between_layers:
         return [

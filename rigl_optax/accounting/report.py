@@ -48,6 +48,8 @@ class Explanation(NamedTuple):
     Attributes:
       method: Name of the method.
       layers: Every leaf of params, in tree order.
+      average_parameters: Number of active parameters, dense leaves included, as a mean over the
+        steps of training: what scaling laws of sparse and dense networks share.
       rewirings: Number of rewirings in `steps` steps.
       replaced: Upper bound of the weights that all rewirings together replace (a weight that is
         dropped and grown again at once counts); None if the weights decide how many.
@@ -62,6 +64,7 @@ class Explanation(NamedTuple):
 
     method: str
     layers: tuple[LayerReport, ...]
+    average_parameters: float
     rewirings: int
     replaced: int | None
     steps: int
@@ -159,7 +162,7 @@ class Explanation(NamedTuple):
             [
                 x.path or "(the array)",
                 "x".join(map(str, x.shape)) or "scalar",
-                "dense" if x.active_at_end == x.size else f"{x.sparsity:.4f}",
+                "dense" if x.active == x.active_at_end == x.size else f"{x.sparsity:.4f}",
                 f"{x.active:,}",
                 f"{x.active_at_end:,}",
                 f"{x.size:,}",
@@ -187,6 +190,10 @@ class Explanation(NamedTuple):
             f"bytes: {self.storage.dense:,} dense, {self.storage.values_and_bitmask:,} as values "
             f"and bit masks, {self.storage.csr:,} as CSR",
         ]
+        if self.average_parameters != sum(x.active for x in self.layers):
+            lines.append(
+                f"parameters: {self.average_parameters:,.0f} active on average over training"
+            )
         if self.rewirings and self.replaced is None:
             lines.append(f"{self.rewirings:,} rewirings, by the weights' own sizes")
         elif self.rewirings and self.replaced:

@@ -55,6 +55,32 @@ def grow_at_random(seed: Seed) -> Scores:
     return scores
 
 
+def grow_among_candidates(grow_scores: Scores, ratio: float, seed: Seed) -> Scores:
+    """Makes scores of a random sample of the inactive positions; -1 for all others.
+
+    Args:
+      grow_scores: The scores of the sample.
+      ratio: How many positions are sampled in each layer, for each of its active weights.
+      seed: Seeds the sample, which is another one at each rewiring.
+    """
+
+    def scores(inputs: RewiringInputs) -> Arrays:
+        positions = [leaf.position for leaf in inputs.leaves]
+        purpose = _random.Purpose.CANDIDATE
+        drawn = _random.random_scores(seed, purpose, positions, inputs.packing, inputs.count)
+        active = inputs.active()
+        room = jnp.asarray(inputs.packing.sizes()) - active
+        # As float32 first: the product may be more than int32 holds.
+        wanted = jnp.minimum(active.astype(jnp.float32) * jnp.float32(ratio), jnp.float32(2**30))
+        number = jnp.minimum(room, wanted.astype(jnp.int32))
+        sample = inputs.top_k(_without(inputs.masks, drawn), number)
+        excluded = jnp.int32(_top_k.EXCLUDED)
+        pairs = zip(sample, grow_scores(inputs), strict=True)
+        return [jnp.where(is_candidate, s, excluded) for is_candidate, s in pairs]
+
+    return scores
+
+
 def drop_and_grow(
     inner: optax.GradientTransformation,
     sparsity: Sparsity | None,

@@ -10,7 +10,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import optax
 
+from rigl_optax.methods.alternating import acdc
 from rigl_optax.methods.deep_rewiring import deep_rewiring
+from rigl_optax.methods.dense_finetuning import spdf
 from rigl_optax.methods.evolutionary import sparse_evolutionary_training
 from rigl_optax.methods.hard_thresholding import iterative_hard_thresholding
 from rigl_optax.methods.mest import mest
@@ -72,6 +74,7 @@ METHODS: dict[str, Facts] = {
     "synflow": Facts(static_sparse, _CHOSEN_BEFORE, initial_gradients=1.0),
     "set": Facts(sparse_evolutionary_training, _REWIRED),
     "mest": Facts(mest, _REWIRED),
+    "mest_soft": Facts(functools.partial(mest, soft=True), _REWIRED, keeps_counts=False),
     "deepr": Facts(deep_rewiring, _REWIRED),
     "snfs": Facts(sparse_momentum, _BY_DENSE_GRADIENTS, "every step", grows_by_gradient=True),
     "snfs_redistribute": Facts(
@@ -90,7 +93,10 @@ METHODS: dict[str, Facts] = {
         _FROM_DENSE,
         keeps_counts=False,
     ),
+    "gmp_25_75": Facts(gradual_magnitude_pruning, _FROM_DENSE, keeps_counts=False),
     "granet": Facts(granet, _FROM_DENSE, "rewirings", grows_by_gradient=True, keeps_counts=False),
+    "acdc": Facts(acdc, _FROM_DENSE, keeps_counts=False),
+    "spdf": Facts(spdf, _CHOSEN_BEFORE, keeps_counts=False),
     # All weights take every step.
     "iht": Facts(iterative_hard_thresholding, _FROM_DENSE, "every step", keeps_counts=False),
     "top_kast": Facts(top_kast, _BY_DENSE_GRADIENTS, "wider set"),

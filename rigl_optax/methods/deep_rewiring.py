@@ -8,6 +8,7 @@ import optax
 from rigl_optax import _layout, _numbers, _plan
 from rigl_optax._ranking import _keep_and_grow, _packing, _random, _top_k
 from rigl_optax._ranking._packing import Packing
+from rigl_optax._structures import UNSTRUCTURED, Block, Structures
 from rigl_optax._types import Arrays, PyTree, Seed, Sparsity
 from rigl_optax._wrapper import _transform
 from rigl_optax._wrapper._method import Decision, InitialMemory, Method, RewiringInputs, Shadow
@@ -25,6 +26,7 @@ def deep_rewiring(
     end: int | None = None,
     every: int = 1,
     begin: int = 0,
+    structure: Structures = UNSTRUCTURED,
     initial_masks: PyTree | None = None,
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -58,6 +60,8 @@ def deep_rewiring(
         connections that reach 0 stay at 0 until their gradient brings them back.
       every: Steps between rewirings; 1 in the paper.
       begin: Count of the first rewiring.
+      structure: `NM` or `ConstantFanIn()`, whose parts each grow as many as they lost; dynamic 2:4
+        with `NM(2, 4)`. A block has no sign, and is refused.
       initial_masks: As in `rigl`.
       seed: Seeds the initial masks, the growth and the noise, in separate streams.
 
@@ -66,7 +70,7 @@ def deep_rewiring(
       where the sign is positive: the sign of the weight at init.
 
     Raises:
-      ValueError: As `rigl` does; if `l1` or `temperature` is below 0.
+      ValueError: As `rigl` does; if `l1` or `temperature` is below 0; if a layer is in blocks.
 
     Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -91,10 +95,11 @@ def deep_rewiring(
         # The lowest bit of a random score.
         signs = [s & 1 == 1 for s in packing.unpack(drawn)]
         # Weights that are 0 get a random sign; so do shapes, which have no values.
-        for i, leaf in enumerate(layout.select(layout.leaves)):
-            if not isinstance(leaf, jax.ShapeDtypeStruct):
-                weight = jnp.asarray(leaf)
-                signs[i] = jnp.where(weight == 0, _sharding.like(signs[i], weight), weight > 0)
+        for i, leaf in enumerate(layout.sparse):
+            if not isinstance(value := layout.leaves[leaf.position], jax.ShapeDtypeStruct):
+                weight = jnp.asarray(value)
+                is_zero, is_positive = leaf.groups(weight == 0), leaf.groups(weight > 0)
+                signs[i] = jnp.where(is_zero, _sharding.like(signs[i], is_zero), is_positive)
         return InitialMemory(signs, ())
 
     def backward(inputs: RewiringInputs) -> Arrays:
@@ -131,12 +136,21 @@ def deep_rewiring(
         excluded = jnp.int32(_top_k.EXCLUDED)
         # `settle` sets a weight to 0 if it would change its sign.
         stays = [m & (w != 0) for m, w in zip(inputs.masks, inputs.weights, strict=True)]
-        keep = _top_k.counts(stays, ranking_ids)
-        grow = _top_k.counts(inputs.masks, ranking_ids) - keep
+        keep, active = (_top_k.counts_for(inputs.packing, m) for m in (stays, inputs.masks))
+        grow = jax.tree.map(jnp.subtract, active, keep)
         scores = [jnp.where(s, jnp.int32(0), excluded) for s in stays]
         return Decision(
             _keep_and_grow.keep_and_grow(scores, random_scores(inputs), ranking_ids, keep, grow)
         )
+
+    def check(layout: _layout.Layout, start: _layout.Layout) -> None:
+        del start
+        for leaf in layout.sparse:
+            if isinstance(leaf.structure, Block):
+                raise ValueError(
+                    f"structure: {leaf.path!r} has {leaf.structure}, which has no sign that could "
+                    "change; give NM(n, m), ConstantFanIn() or no structure"
+                )
 
     last = int(np.iinfo(np.int32).max) if end is None else end
     method = Method(
@@ -144,7 +158,8 @@ def deep_rewiring(
         rule,
         start=start,
         shadow=Shadow(backward, settle, forward, resets=True),
+        check=check,
     )
     return _transform.sparse_transform(
-        inner, sparsity, method, initial_masks=initial_masks, seed=seed
+        inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )

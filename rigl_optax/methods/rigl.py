@@ -23,6 +23,7 @@ def rigl(
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
     accumulate: int = 1,
+    candidates: float | None = None,
     overrides: Overrides | None = None,
     gradient_step: bool = False,
     min_fan_in: int = 0,
@@ -75,6 +76,11 @@ def rigl(
       accumulate: Number of calls, the rewiring step included, whose dense gradients are summed
         before growth; at most `every`. Gradients of small batches are noisy (at batch 1,024 the
         rigl-torch authors gain 0.3 to 1 % with several).
+      candidates: $\gamma$ of guided stochastic exploration: only a random sample of the positions
+        that are inactive before the rewiring may grow, $\mathrm{int32}(\gamma n)$ of each
+        layer, or all where there are fewer; 1 in its paper. None for all positions, in which case
+        dropped weights may grow again. Where fewer are sampled than dropped, less is dropped; under
+        `NM` and `ConstantFanIn` parts that lack candidates grow others.
       overrides: Another `begin`, `end`, `every` or `drop_fraction` for some layers:
         `{"Dense_0": {"drop_fraction": 0.1}}`, with regular expressions searched in the path. On a
         rewiring step, layers that are not due keep their masks, and take no gradient step either.
@@ -100,7 +106,8 @@ def rigl(
 
     Raises:
       ValueError: If a sparsity is outside [0, 1), `end <= begin`, `every < 1`, a drop fraction is
-        outside [0, 1], or `accumulate` is outside [1, every]; at `init`, if a pattern matches
+        outside [0, 1], `accumulate` is outside [1, every], or `candidates` is not above 0 or given
+        with `min_fan_in`, which could not be kept; at `init`, if a pattern matches
         nothing, nothing is left to sparsify, or initial masks do not fit.
 
     Examples:
@@ -117,10 +124,22 @@ def rigl(
 
     References:
       Evci et al., [Rigging the Lottery: Making All Tickets
-      Winners](https://arxiv.org/abs/1911.11134), 2020, algorithm 1.
+      Winners](https://arxiv.org/abs/1911.11134), 2020, algorithm 1; `candidates`: Heddes et al.,
+      [Always-sparse training by growing connections with guided stochastic
+      exploration](https://arxiv.org/abs/2401.06898), 2024.
     """
+    grow_scores: _drop_and_grow.Scores = _drop_and_grow.grow_by_gradient
+    if candidates is not None:
+        ratio = _numbers.real("candidates", candidates)
+        if not 0 < ratio < float("inf"):
+            raise ValueError(f"candidates={ratio}: must be a finite number above 0")
+        if min_fan_in:
+            raise ValueError(
+                f"candidates={ratio}, min_fan_in={min_fan_in}: a unit may have no candidate to grow"
+            )
+        grow_scores = _drop_and_grow.grow_among_candidates(grow_scores, ratio, seed)
     method = _drop_and_grow.drop_and_grow_method(
-        _drop_and_grow.grow_by_gradient,
+        grow_scores,
         end=end,
         every=every,
         begin=begin,
@@ -130,6 +149,7 @@ def rigl(
         min_fan_in=min_fan_in,
         grown=grown,
         seed=seed,
+        may_refuse=candidates is not None,
         remember=_accumulation(accumulate, begin, end, every, bool(overrides)),
     )
     if method.plan is not None:

@@ -18,6 +18,7 @@ def dnw(
     inner: optax.GradientTransformation,
     sparsity: Sparsity | None,
     *,
+    decay: float = 0.0,
     end: int | None = None,
     every: int = 1,
     begin: int = 0,
@@ -35,7 +36,8 @@ def dnw(
 
     $$
     \begin{aligned}
-    w_{t+1} &= w_t + \mathrm{inner}(\nabla_\theta L(\theta_t)) \\
+    g_i &= \nabla_{\theta_i} L(\theta_t) + \lambda w_{t,i} \, [\theta_{t,i} \text{ inactive}] \\
+    w_{t+1} &= w_t + \mathrm{inner}(g) \\
     \theta_{t+1} &= w_{t+1} \odot [\,|w_{t+1}| \text{ among the } n_l
         \text{ largest of its layer}\,]
     \end{aligned}
@@ -44,9 +46,14 @@ def dnw(
     The gradient with respect to $\theta$ moves all shadow weights, so gradient, optimizer
     state and shadow are dense at every step. The masks before the first step are random, or given.
 
+    With `structure=NM(2, 4)` this is training by a straight-through estimator; with a `decay` it is
+    SR-STE, which pulls the weights that do not show towards 0, so that masks settle.
+
     Args:
       inner: As in `rigl`; it moves the shadow weights, and its weight decay acts on them.
       sparsity: As in `rigl`.
+      decay: $\lambda$, at least 0: of a penalty $\lambda w^2 / 2$ of inactive weights. It is
+        added to the gradient, so adaptive optimizers rescale it. SR-STE's is 2e-4, with SGD.
       end: The masks stay as they are at `count >= end`; None to renew them until training stops.
       every: Steps between renewals; 1 in the paper.
       begin: Count of the first renewal.
@@ -59,7 +66,7 @@ def dnw(
       replace the gradient step: it follows it.
 
     Raises:
-      ValueError: As `rigl` does.
+      ValueError: As `rigl` does; if `decay` is below 0 or not finite.
 
     Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -71,8 +78,23 @@ def dnw(
 
     References:
       Wortsman, Farhadi and Rastegari, [Discovering neural
-      wirings](https://arxiv.org/abs/1906.00586), 2019.
+      wirings](https://arxiv.org/abs/1906.00586), 2019; `decay`: Zhou et al., [Learning N:M
+      fine-grained structured sparse neural networks from
+      scratch](https://arxiv.org/abs/2102.04010), 2021.
     """
+    decay = _numbers.real("decay", decay)
+    if not 0 <= decay < float("inf"):
+        raise ValueError(f"decay={decay}: must be a finite number of at least 0")
+
+    def backward(inputs: RewiringInputs) -> Arrays:
+        if not decay:
+            return inputs.gradients
+        decayed = []
+        for gradient, w, mask in zip(inputs.gradients, inputs.weights, inputs.masks, strict=True):
+            # The penalty is float32 whatever the weights are; the sum has the gradient's dtype.
+            pull = _blend.masked(~mask, jnp.float32(decay) * w.astype(jnp.float32))
+            decayed.append(gradient + pull.astype(gradient.dtype))
+        return decayed
 
     def rule(inputs: RewiringInputs) -> Decision:
         scores = [_top_k.magnitude_scores(w) for w in inputs.weights]
@@ -82,7 +104,7 @@ def dnw(
     method = Method(
         _plan.rewiring_plan(begin=begin, end=_last(end), every=every),
         rule,
-        shadow=Shadow(lambda inputs: inputs.gradients, settled, shown),
+        shadow=Shadow(backward, settled, shown),
     )
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure

@@ -44,6 +44,9 @@ def _key(default: Any, in_range: str = "", *, one_of: tuple[str, ...] = ()) -> A
     return dataclasses.field(default=default, metadata={"range": in_range, "one_of": one_of})
 
 
+_DROP_SCHEDULES = ("cosine", "linear", "inverse_power", "stages", "constant")
+
+
 def _options() -> Any:
     """The field of an open section that holds what the section does not list."""
     return dataclasses.field(default_factory=dict, hash=False, metadata={"open": True})
@@ -154,7 +157,7 @@ class Method:
       until: The fraction of the training steps after which rewiring ends (T_end).
       drop_fraction: Fraction of active weights replaced at the first rewiring.
       drop_schedule: How that fraction decays to the last rewiring: `cosine`, `linear`,
-        `inverse_power` (cubic), all to 0, or `constant`.
+        `inverse_power` (cubic), all to 0; `stages`, halved after each third; or `constant`.
       prune_from: The fraction of the training steps after which gradual pruning begins.
       structure: Which weights are active or inactive together.
       condensed: Stores only the active blocks of sparse kernels, so that time and memory follow the
@@ -170,7 +173,7 @@ class Method:
     every: int = _key(100, "[1, inf)")
     until: float = _key(0.75, "(0, 1]")
     drop_fraction: float = _key(0.3, "[0, 1]")
-    drop_schedule: str = _key("cosine", one_of=("cosine", "linear", "inverse_power", "constant"))
+    drop_schedule: str = _key("cosine", one_of=_DROP_SCHEDULES)
     prune_from: float = _key(0.2, "[0, 1)")
     structure: Structure = dataclasses.field(default_factory=Structure)
     condensed: bool = _key(False)

@@ -79,6 +79,7 @@ def _drop_fraction(config: Config) -> float | optax.Schedule:
         "constant": rigl_optax.constant_drop_fraction(alpha),
         "linear": rigl_optax.linear_drop_fraction(alpha, end),
         "inverse_power": rigl_optax.inverse_power_drop_fraction(alpha, end),
+        "stages": optax.piecewise_constant_schedule(alpha, {end // 3: 0.5, 2 * end // 3: 0.5}),
     }[config.method.drop_schedule]
 
 
@@ -93,23 +94,23 @@ def _seldom(config: Config) -> dict[str, Any]:
 
 
 def _pruning(config: Config) -> dict[str, Any]:
-    return {
-        "begin": _first_pruning(config),
-        "end": config.rewire_end + 1,
-        "every": config.method.every,
-    }
-
-
-def _first_pruning(config: Config) -> int:
-    # The last one, at the end of the rewirings of others, is on the grid.
     begin = config.step_at(config.method.prune_from)
     if begin > config.rewire_end:
         raise ValueError(
             f"config.method.prune_from={config.method.prune_from}: must not be after "
             f"config.method.until={config.method.until}"
         )
-    steps = (config.rewire_end - begin) // config.method.every
-    return config.rewire_end - steps * config.method.every
+    return _pruning_between(begin, config.rewire_end, config.method.every)
+
+
+def _pruning_in_the_middle(config: Config) -> dict[str, Any]:
+    # "The journey matters" (Jin et al., 2025) finds this near the best; there of the FLOPs.
+    return _pruning_between(config.step_at(0.25), config.step_at(0.75), config.method.every)
+
+
+def _pruning_between(begin: int, last: int, every: int) -> dict[str, Any]:
+    # The last one is on the grid.
+    return {"begin": last - (last - begin) // every * every, "end": last + 1, "every": every}
 
 
 def _hard_thresholding(config: Config) -> dict[str, Any]:
@@ -153,6 +154,7 @@ _FROM_CONFIG: dict[str, dict[str, Any]] = {
     "synflow": {"start": "synflow"},
     "set": {"arguments": _rewiring, "stored": condensed.sparse_evolutionary_training},
     "mest": {"arguments": _rewiring},
+    "mest_soft": {"arguments": _rewiring},
     "deepr": {"arguments": _deep_rewiring},
     "snfs": {"arguments": _rewiring},
     "snfs_redistribute": {"arguments": _rewiring},
@@ -161,7 +163,10 @@ _FROM_CONFIG: dict[str, dict[str, Any]] = {
     "rigl_itop": {"arguments": _seldom},
     "gmp": {"arguments": _pruning},
     "gmp_global": {"arguments": _pruning},
+    "gmp_25_75": {"arguments": _pruning_in_the_middle},
     "granet": {"arguments": _rewiring},
+    "acdc": {"arguments": _pruning},
+    "spdf": {"arguments": lambda config: {"dense_from": config.rewire_end}},
     "iht": {"arguments": _hard_thresholding},
     "top_kast": {"arguments": _top_kast},
     "str": {"arguments": _soft_thresholding, "takes_sparsity": False},

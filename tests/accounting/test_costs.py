@@ -62,7 +62,9 @@ def test_cumulative_cost_is_the_sum_over_the_steps(method, begin, length, every,
     def density(t):
         return 10.0 - sum(s < t for s in range(begin, end, every)) / 4  # changes after rewirings
 
-    f_sparse = density if method in ("pruning", "gmp", "gmp_global", "iht") else 10.0
+    f_sparse = (
+        density if method in ("pruning", "gmp", "gmp_global", "acdc", "spdf", "iht") else 10.0
+    )
     wider = {"f_wider": WIDER} if method == "top_kast" else {}
     expected = simulate(method, 100.0, f_sparse, 70, begin, end, every, batch_size)
     spent = accounting.cumulative_cost(

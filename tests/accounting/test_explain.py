@@ -85,6 +85,7 @@ STRUCTURES = {
     "of one layer": {"Dense_1": rigl_optax.Block(4, 4)},
 }
 OPTIONS = {
+    "spdf": {"dense_from": 50},
     "top_kast": {"backward_sparsity": rigl_optax.uniform(0.5)},
     "deepr": {"learning_rate": 0.1},
     "str": {"threshold_decay": 0.1},
@@ -93,7 +94,7 @@ OPTIONS = {
 EXPLAINED = [
     name
     for name in explanation.TRANSFORMATIONS
-    if name not in ("snip", "grasp", "synflow", "lottery", "rigl_itop", "lottery_rigl")
+    if name not in ("snip", "grasp", "synflow", "lottery", "rigl_itop", "lottery_rigl", "gmp_25_75")
 ]
 
 
@@ -285,6 +286,30 @@ def test_bad_arguments_raise_as_rigl_does():
         explain(LENET, 0.9, end=0)
     with pytest.raises(ValueError, match="matches no sparse leaf"):
         explain(LENET, rigl_optax.erk(0.9, overrides={"conv": 0.0}), end=10)
+
+
+def test_the_average_number_of_parameters():
+    params = {"Dense_0": {"kernel": jnp.zeros((100, 10)), "bias": jnp.zeros(10)}}
+    keys = {"end": 9, "steps": 20}
+    assert explain(params, 0.9, **keys, every=1).average_parameters == 110
+    pruned = explain(params, 0.9, method="gmp", begin=5, every=3, **keys)
+    # Dense until the pruning at 8, which is the last.
+    assert pruned.average_parameters == (9 * 1010 + 11 * 110) / 20
+    assert "560 active on average" not in str(explain(params, 0.9, **keys, every=1))
+    assert f"{pruned.average_parameters:,.0f} active on average" in str(pruned)
+    soft = explain(params, 0.9, method="mest", soft=True, every=4, drop_fraction=0.5, **keys)
+    f = [float(rigl_optax.cosine_drop_fraction(0.5, end=9)(t)) for t in (0, 4)]
+    assert soft.average_parameters == pytest.approx(110 + 100 * 4 * sum(f) / 20)
+    assert "up to 50.0% more weights" in str(soft)
+    opened = explain(params, 0.9, method="spdf", dense_from=9, steps=20)
+    assert opened.average_parameters == (10 * 110 + 10 * 1010) / 20
+    assert (opened.active, opened.active_at_end) == (100, 1000)
+    model = lambda p, x: x @ p["Dense_0"]["kernel"]
+    costs = explain(
+        params, 0.9, method="mest", soft=True, every=4, drop_fraction=0.5, model=model,
+        inputs=[jax.ShapeDtypeStruct((1, 100), "float32")], **keys,
+    )  # fmt: skip
+    assert costs.training_ratio == pytest.approx(0.1 * (1 + 4 * sum(f) / 20))
 
 
 def test_json_and_text():

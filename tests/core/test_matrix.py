@@ -29,6 +29,7 @@ METHODS = {
     ),
     "set": lambda inner: rigl_optax.sparse_evolutionary_training(inner, HALF, **PLAN),
     "mest": lambda inner: rigl_optax.mest(inner, HALF, **PLAN),
+    "mest, soft": lambda inner: rigl_optax.mest(inner, HALF, soft=True, min_fan_in=1, **PLAN),
     "snfs": lambda inner: rigl_optax.sparse_momentum(inner, HALF, redistribute=True, **PLAN),
     "dsr": lambda inner: rigl_optax.dynamic_sparse_reparameterization(inner, HALF, **PLAN),
     "pruning": lambda inner: rigl_optax.gradual_magnitude_pruning(
@@ -37,6 +38,7 @@ METHODS = {
     "granet": lambda inner: rigl_optax.granet(
         inner, rigl_optax.uniform(0.7, stacked=("stack",)), **PLAN
     ),
+    "acdc": lambda inner: rigl_optax.acdc(inner, HALF, keep_dense=True, **PLAN),
     "iht": lambda inner: rigl_optax.iterative_hard_thresholding(
         inner, HALF, end=10, every=2, min_fan_in=1
     ),

@@ -26,6 +26,7 @@ METHODS = {
         {"sparsity": 0.5, "initial_threshold": 0.25, "tolerance": 0.5},
         PLAN,
     ),
+    "acdc": ({"sparsity": 0.5}, PLAN),
     "iterative_hard_thresholding": (
         {"sparsity": 0.5, "min_fan_in": 1, "initial_sparsity": 0.25},
         PLAN,
@@ -36,6 +37,7 @@ METHODS = {
         {"sparsity": 0.5, "learning_rate": 0.125, "l1": 0.25, "temperature": 0.5},
         {"seed": 3},
     ),
+    "spdf": ({"sparsity": 0.5, "dense_from": 4}, {"seed": 3}),
     "static_sparse": ({"sparsity": 0.5}, {"seed": 3}),
 }
 

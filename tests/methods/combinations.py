@@ -35,6 +35,7 @@ METHODS = {
         rigl_optax.sparse_evolutionary_training, **PLAN
     ),
     "mest": functools.partial(rigl_optax.mest, **PLAN),
+    "mest(soft=True)": functools.partial(rigl_optax.mest, soft=True, **PLAN),
     "sparse_momentum": functools.partial(rigl_optax.sparse_momentum, **PLAN),
     "sparse_momentum(redistribute=True)": functools.partial(
         rigl_optax.sparse_momentum, redistribute=True, **PLAN
@@ -48,6 +49,9 @@ METHODS = {
     ),
     'granet(scope="layer")': functools.partial(rigl_optax.granet, scope="layer", **PLAN),
     "granet": functools.partial(rigl_optax.granet, **PLAN),
+    "spdf": functools.partial(rigl_optax.spdf, dense_from=4),
+    "acdc": functools.partial(rigl_optax.acdc, **PRUNING),
+    'acdc(scope="global")': functools.partial(rigl_optax.acdc, scope="global", **PRUNING),
     "iterative_hard_thresholding": functools.partial(
         rigl_optax.iterative_hard_thresholding, end=9, every=2
     ),
@@ -61,25 +65,44 @@ METHODS = {
     ),
 }
 DROP_AND_GROW = ("rigl", "sparse_evolutionary_training", "mest", "sparse_momentum")
+SOFT = "mest(soft=True)"
 REDISTRIBUTED = "sparse_momentum(redistribute=True)"
 IN_TOTAL = (REDISTRIBUTED, "dynamic_sparse_reparameterization")
-OVER_LAYERS = (*IN_TOTAL, 'gradual_magnitude_pruning(scope="global")', "granet")
+OVER_LAYERS = (
+    *IN_TOTAL,
+    'gradual_magnitude_pruning(scope="global")',
+    "granet",
+    'acdc(scope="global")',
+)
 FALLING = tuple(name for name in METHODS if name.startswith(("gra", "granet", "iter")))
+ALTERNATING = ("acdc", 'acdc(scope="global")')
 LEARNED = ("soft_thresholding",)
-SINGLES = ("deep_rewiring", "soft_thresholding")  # they take no `structure`
+SINGLES = ("soft_thresholding",)  # it takes no `structure`
 
 OPTIONS = {
     "none": {},
     "`overrides`": {"overrides": {"1$": {"every": 4}}},
     "`min_fan_in`": {"min_fan_in": 2},
     "`accumulate`": {"accumulate": 2},
+    "`candidates`": {"candidates": 1.5},
     "`gradient_step`": {"gradient_step": True},
     "`grown`": {"grown": Grown("gradient", 4.0)},
     "`initial_masks`": {"initial_masks": None},  # drawn where they are needed
     "`initial_sparsity`": {"initial_sparsity": 0.25},
     "`stacked`": {},
 }
-NONE, OVERRIDES, MIN_FAN_IN, ACCUMULATE, GRADIENT_STEP, GROWN, MASKS, SPARSER, STACKED = OPTIONS
+(
+    NONE,
+    OVERRIDES,
+    MIN_FAN_IN,
+    ACCUMULATE,
+    CANDIDATES,
+    GRADIENT_STEP,
+    GROWN,
+    MASKS,
+    SPARSER,
+    STACKED,
+) = OPTIONS
 
 
 def takes(method):
@@ -88,12 +111,16 @@ def takes(method):
     if method in (*DROP_AND_GROW, REDISTRIBUTED):
         found += [OVERRIDES, MIN_FAN_IN, GRADIENT_STEP, GROWN]
     if method == "rigl":
-        found += [ACCUMULATE]
+        found += [ACCUMULATE, CANDIDATES]
     if method == "dynamic_sparse_reparameterization" or method.startswith("granet"):
         found += [GRADIENT_STEP, GROWN]
+    if method == SOFT:
+        found += [MIN_FAN_IN, GRADIENT_STEP, GROWN]
     if method in FALLING:
         found += [SPARSER, MIN_FAN_IN if method.startswith("iter") else GRADIENT_STEP]
-    if method not in LEARNED:
+    if method in (*ALTERNATING, "spdf"):
+        found += [GRADIENT_STEP]
+    if method not in (*LEARNED, *ALTERNATING):
         found += [MASKS]
     return [option for option in OPTIONS if option in found]
 
@@ -102,8 +129,12 @@ def does(method, option):
     """The structures on which a method does what an option says; it refuses the others."""
     if method in SINGLES:
         return (SINGLE,)
+    if method == "deep_rewiring":
+        return (SINGLE, FAN_IN, N_M)  # a block has no sign
     if method in OVER_LAYERS:
         return EQUAL
+    if method == SOFT:
+        return BLOCKS  # the others fix numbers
     if option == MIN_FAN_IN:
         return BLOCKS
     found = ALL if method in DROP_AND_GROW else NO_ABLATION

@@ -93,6 +93,27 @@ def sum_toward_zero(x, y):
 
 
 @dataclass
+class Gse(Set):
+    """The largest gradients grow of a random sample of what is inactive."""
+
+    ratio: float = 1.0
+
+    def rewire(self, t, state, params, grads):
+        fraction = self.fraction(t) if callable(self.fraction) else self.fraction
+        new = {}
+        for n in self.sparse:
+            mask = state.masks[n]
+            active = int(mask.sum())
+            number = min(mask.size - active, int(np.float32(active) * np.float32(self.ratio)))
+            sample = grow_largest(mask, self.scores(t, n), number) & ~mask
+            drop = min(number_to_drop(active, fraction), number)
+            kept = keep_largest(mask, params[n], active - drop)
+            grown = grow_largest(~sample, magnitude(grads[n]), drop) & sample
+            new[n] = kept | grown
+        return new
+
+
+@dataclass
 class Mest(Set):
     """Drops by magnitude and gradient together."""
 
@@ -108,6 +129,27 @@ class Mest(Set):
             both = sum_toward_zero(magnitude(params[n]), pull)
             kept = keep_largest(mask, both, int(mask.sum()) - drop)
             new[n] = grow_largest(kept, self.scores(t, n), drop)
+        return new
+
+
+@dataclass
+class SoftMest(Set):
+    """Drops what was grown beyond the numbers at the start, then grows."""
+
+    weight: float = 1.0
+    numbers: dict = field(default_factory=dict)
+
+    def rewire(self, t, state, params, grads):
+        fraction = self.fraction(t) if callable(self.fraction) else self.fraction
+        last = range(self.begin, self.end, self.every)[-1]
+        new = {}
+        for n in self.sparse:
+            number = self.numbers.setdefault(n, int(state.masks[n].sum()))
+            pull = magnitude(np.float32(self.weight) * grads[n])
+            both = sum_toward_zero(magnitude(params[n]), pull)
+            kept = keep_largest(state.masks[n], both, number)
+            grow = 0 if t == last else min(number_to_drop(number, fraction), kept.size - number)
+            new[n] = grow_largest(kept, self.scores(t, n), grow)
         return new
 
 
@@ -188,6 +230,31 @@ class Falling(Reference):
             zeros = self.zeros[n] if t >= last else min(zeros, self.zeros[n])
             keep.append(params[n].size - zeros)
         return keep
+
+
+@dataclass
+class Acdc(Reference):
+    """Sparse and dense phases in turns; momentum starts anew where a dense one begins."""
+
+    zeros: dict = field(default_factory=dict)
+    start: dict = field(default_factory=dict)
+
+    def compresses(self, t):
+        return (t - self.begin) // self.every % 2 == 0
+
+    def rewire(self, t, state, params, grads):
+        new = {}
+        for n in self.sparse:
+            new[n] = np.ones_like(state.masks[n])
+            if self.compresses(t):
+                new[n] = keep_largest(new[n], params[n], params[n].size - self.zeros[n])
+        return new
+
+    def update(self, grads, state, params):
+        updates, new = super().update(grads, state, params)
+        if self.is_rewiring(state.count) and not self.compresses(state.count):
+            new.slots = {n: self.inner.init(p) for n, p in params.items()}
+        return updates, new
 
 
 @dataclass

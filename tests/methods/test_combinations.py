@@ -17,6 +17,7 @@ from tests.methods import combinations
 from tests.methods.combinations import (
     ABLATED,
     ACCUMULATE,
+    ALTERNATING,
     BLOCK,
     FALLING,
     GRADIENT_STEP,
@@ -31,6 +32,7 @@ from tests.methods.combinations import (
     OVERRIDES,
     REDISTRIBUTED,
     SINGLE,
+    SOFT,
     SPARSER,
     STACKED,
     STRUCTURES,
@@ -114,7 +116,8 @@ TOGETHER = [
     for method in METHODS
     for options in (
         [o for o in takes(method) if o not in (NONE, MIN_FAN_IN, ACCUMULATE, SPARSER)],
-        *([MIN_FAN_IN, OVERRIDES, GROWN],) * (MIN_FAN_IN in takes(method)),
+        *([o for o in (MIN_FAN_IN, OVERRIDES, GROWN) if o in takes(method)],)
+        * (MIN_FAN_IN in takes(method)),
         *([ACCUMULATE, GRADIENT_STEP, STACKED],) * (ACCUMULATE in takes(method)),
         *([SPARSER],) * (SPARSER in takes(method)),
     )
@@ -189,13 +192,22 @@ def check_counts(method, options, number, sequence):
     assert all((count >= 1).all() for counts in each for count in counts.values())
     if method in LEARNED:
         return
+    if method == "spdf":
+        size = sum(mask.size for mask in sequence[0].values())
+        assert len(set(totals[:5])) == 1 and set(totals[5:]) == {size}
+        assert totals[0] < size
+        return
     assert totals[-1] == sum(int(count.sum()) for count in half.values())
-    if method in FALLING:
+    if method == SOFT:
+        assert totals[0] == min(totals) < max(totals)
+    elif method in ALTERNATING:
+        assert len(set(totals)) == 2 and totals[0] == max(totals)
+    elif method in FALLING:
         assert totals == sorted(totals, reverse=True)
         assert SPARSER not in options or totals[0] > totals[-1]
     else:
         assert len(set(totals)) == 1
-    kept = each[-1:] if method in FALLING else each
+    kept = each[-1:] if method in (*FALLING, *ALTERNATING, SOFT) else each
     if method not in OVER_LAYERS:
         for counts in kept:
             for n in counts:

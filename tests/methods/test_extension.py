@@ -213,6 +213,11 @@ def test_without_gradients_mest_is_set():
     assert_same(mest(0.0), rigl_optax.sparse_evolutionary_training(sgd(), HALF, **PLAN))
 
 
+def test_soft_memory_is_refused_where_numbers_are_fixed():
+    with pytest.raises(ValueError, match="soft=True: needs one schedule"):
+        rigl_optax.mest(sgd(), HALF, soft=True, overrides={"^b": {"every": 2}}, **PLAN)
+
+
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_a_weight_of_gradients_that_makes_no_sense_is_refused(weight):
     with pytest.raises(ValueError, match="gradient_weight="):

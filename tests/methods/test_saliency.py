@@ -364,6 +364,30 @@ def test_small_dense_matches_the_bytes():
         rigl_optax.small_dense_width(lenet, 39)
 
 
+def test_a_wide_sparse_network_costs_what_the_dense_one_did():
+    def model(params, x):
+        return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+    def flops(width):
+        hidden = round(64 * width)
+        params = {
+            "a": jax.ShapeDtypeStruct((16, hidden), jnp.float32),
+            "b": jax.ShapeDtypeStruct((hidden, 10), jnp.float32),
+        }
+        example = jax.ShapeDtypeStruct((1, 16), jnp.float32)
+        keys = {"method": "static", "steps": 1, "model": model, "inputs": [example]}
+        return rigl_optax.explain(params, rigl_optax.uniform(0.75), **keys)
+
+    width = rigl_optax.iso_flop_width(
+        lambda w: flops(w).flops_sparse, flops(1.0).flops_dense, tolerance=1e-2
+    )
+    assert width == pytest.approx(4, abs=0.02)  # one side of each layer widens
+    with pytest.raises(ValueError, match="at a width of 1$"):
+        rigl_optax.iso_flop_width(lambda w: 2.0, 1.0)
+    with pytest.raises(ValueError, match="no more at a width of 1,024"):
+        rigl_optax.iso_flop_width(lambda w: 1.0, 1.0)
+
+
 # ---------------------------------------------------------------------------------- real data
 
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import rigl_optax
+from rigl_optax import NM
 from rigl_optax._ranking import _random
 from rigl_optax.data import batches, digits
 from tests.core.reference import top_k_mask
@@ -32,6 +33,7 @@ def sgd():
 
 CASES = {
     "dnw": functools.partial(rigl_optax.dnw, seed=3),
+    "dnw, decaying": functools.partial(rigl_optax.dnw, decay=0.2, seed=3),
     "dnw, sometimes": functools.partial(rigl_optax.dnw, every=4, end=30, seed=3),
     "top_kast": functools.partial(
         rigl_optax.top_kast, backward_sparsity=0.4, every=3, exploration=0.01, seed=3
@@ -75,13 +77,15 @@ def run(name, devices=1):
     return history
 
 
-def draws(purpose, name, t):
+def draws(purpose, name, t, shape=None):
     """What `random_scores` promises: jax.random.bits of a folded key, per leaf and count."""
     with jax.threefry_partitionable(True):
         key = jax.random.key(3, impl="threefry2x32")
-        for word in (int(purpose), sorted(SHAPES).index(name), t):
+        position = sorted(SHAPES).index(name) if name in SHAPES else 0
+        for word in (int(purpose), position, t):
             key = jax.random.fold_in(key, word)
-        return np.asarray(jax.random.bits(key, SHAPES[name], "uint32") >> 1).astype(np.int64)
+        bits = jax.random.bits(key, shape or SHAPES[name], "uint32")
+        return np.asarray(bits >> 1).astype(np.int64)
 
 
 def sigmoid(x):
@@ -108,23 +112,25 @@ def close(a, b):
 # ------------------------------------------------------------------------- step by step
 
 
-@pytest.mark.parametrize("name", ["dnw", "dnw, sometimes", "top_kast"])
+@pytest.mark.parametrize("name", ["dnw", "dnw, decaying", "dnw, sometimes", "top_kast"])
 def test_of_the_largest_shadow_weights(name):
     history = run(name)
     for t, ((_, old), (params, new)) in enumerate(itertools.pairwise(history)):
         grads = some_tree(100 + t)
-        renews = {"dnw": True, "dnw, sometimes": t % 4 == 0 and t < 30, "top_kast": t % 3 == 0}
+        renews = {"dnw, sometimes": t % 4 == 0 and t < 30, "top_kast": t % 3 == 0}
         for n in SPARSE:
             shadow, mask, gradient = old.shadow[n], old.masks[n], grads[n]
             if name == "top_kast":
                 mark = old.memory.second_masks[n]
                 penalty = 0.01 * shadow / np.where(mask, 1, mask.mean())
                 gradient = np.where(mark, gradient + penalty, 0).astype(np.float32)
+            if name == "dnw, decaying":
+                gradient = gradient + np.where(mask, 0, np.float32(0.2) * shadow)
             trace, step = momentum_step(old, gradient, n)
             close(trace_of(new)[n], trace)
             close(new.shadow[n], shadow + step)
             expected = mask
-            if renews[name]:
+            if renews.get(name, True):
                 expected = largest(new.shadow[n], mask.sum())
                 if name == "top_kast":
                     np.testing.assert_array_equal(
@@ -200,6 +206,39 @@ def test_deep_rewiring():
             close(params[n], np.where(new.masks[n], new.shadow[n], 0))
             assert (params[n] * sign >= 0).all()
     assert crossed > 50
+
+
+def test_deep_rewiring_of_two_in_four():
+    """What crosses zero grows again among the same four inputs of the unit."""
+    shape, steps = (16, 6), 30
+    tx = rigl_optax.deep_rewiring(
+        sgd(), rigl_optax.uniform(0.5), learning_rate=RATE, l1=0.2, structure=NM(2, 4), seed=3
+    )
+    tree = lambda seed: {"w": np.random.default_rng(seed).standard_normal(shape, np.float32)}
+    in_fours = lambda x: np.moveaxis(x, -1, 0).reshape(6, 4, 4)
+    params, state = start(tx, tree(0))
+    np.testing.assert_array_equal(state.memory.second_masks["w"], tree(0)["w"] > 0)
+    update, crossed = jax.jit(tx.update), 0
+    for t in range(steps):
+        old = jax.device_get(state)
+        updates, state = update(tree(100 + t), state, params)
+        params = optax.apply_updates(params, updates)
+        mask, sign = old.masks["w"], np.where(old.memory.second_masks["w"], 1, -1)
+        trace = np.where(mask, tree(100 + t)["w"], 0) + np.float32(MOMENTUM) * trace_of(old)["w"]
+        size = sign * (old.shadow["w"] - RATE * trace) - RATE * 0.2
+        close(state.shadow["w"], np.where(mask, sign * np.maximum(size, 0), 0))
+        stays = in_fours(mask & (np.asarray(state.shadow["w"]) != 0))
+        scores = np.where(stays, -1, draws(_random.Purpose.GROWTH, "w", t, stays.shape))
+        order = np.argsort(-scores, axis=-1, kind="stable")
+        rank = np.argsort(order, axis=-1, kind="stable")
+        expected = stays | (rank < 2 - stays.sum(-1, keepdims=True))
+        np.testing.assert_array_equal(in_fours(np.asarray(state.masks["w"])), expected)
+        assert (expected.sum(-1) == 2).all()
+        crossed += 48 - stays.sum()
+        np.testing.assert_array_equal(
+            np.asarray(params["w"]) != 0, np.asarray(state.shadow["w"]) != 0
+        )
+    assert crossed > 30
 
 
 # ---------------------------------------------------------------------------- promises
@@ -318,6 +357,12 @@ def test_an_ensemble_is_so_many_runs():
         (lambda: rigl_optax.soft_thresholding(sgd(), threshold_decay=-1.0), "threshold_decay=-1"),
         (lambda: rigl_optax.deep_rewiring(sgd(), 0.5, learning_rate=0.1, l1=-1), "l1=-1"),
         (lambda: rigl_optax.dnw(sgd(), 0.5, every=0), "every=0"),
+        (lambda: rigl_optax.dnw(sgd(), 0.5, decay=-1), "decay=-1"),
+        (lambda: rigl_optax.rigl(sgd(), 0.5, end=9, candidates=0), "candidates=0"),
+        (
+            lambda: rigl_optax.rigl(sgd(), 0.5, end=9, candidates=1, min_fan_in=2),
+            "min_fan_in=2: a unit may have no candidate",
+        ),
         (lambda: rigl_optax.dnw(sgd(), 1.0), "sparsity"),
     ],
 )

@@ -79,6 +79,8 @@ def test_every_method_trains_and_does_what_its_entry_says(small, ticket, tmp_pat
     if method.keeps_counts:
         assert counts[0] == counts[1]
     wanted = sum(ticket[1]["active_weights"].values())
+    if name == "spdf":
+        wanted = sum(mask.size for mask in jax.tree.leaves(last) if mask.ndim > 1)
     if name != "str":  # what that comes to is learned
         assert sum(counts[1].values()) == wanted
     assert checks.counters(state) == (run.rewirings.before(config.steps), 0)
@@ -191,8 +193,12 @@ def test_training_flops_follow_the_masks(small, tmp_path):
             "'layers/0/kernel' of 64 inputs x 20 outputs",
         ),
         (
+            {"method.name": "str", "method.structure": {"name": "block", "rows": 2, "cols": 2}},
+            "str decides on single.*static, snip",
+        ),
+        (
             {"method.name": "deepr", "method.structure": {"name": "block", "rows": 2, "cols": 2}},
-            "deepr decides on single.*static, snip",
+            "'layers/0/kernel' has Block.*no sign",
         ),
         ({"method.ticket": "somewhere"}, "rigl takes none"),
         ({"method.name": "lottery"}, "give its workdir"),
@@ -232,6 +238,9 @@ def test_new_weights_and_drop_schedules_follow_the_config(small):
     assert rewirings(config).drop_fractions(30, []) == {"drop_fraction": pytest.approx(0.3)}
     linear = config_lib.changed(small, {"method.drop_schedule": "linear"})
     assert rewirings(linear).drop_fractions(15, []) == {"drop_fraction": pytest.approx(0.2)}
+    stages = rewirings(config_lib.changed(small, {"method.drop_schedule": "stages"}))
+    found = [stages.drop_fractions(t, [])["drop_fraction"] for t in (0, 14, 15, 29, 30, 44)]
+    assert found == pytest.approx([0.3, 0.3, 0.15, 0.15, 0.075, 0.075])
 
 
 def test_rewirings_before_counts_the_schedule(small):
