@@ -1,7 +1,9 @@
 """Settings every test shares: how XLA compiles, eight CPU devices, hypothesis without a clock."""
 
+import gc
 import importlib.metadata
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -10,12 +12,13 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Thousands of small programs are compiled here and run for a few steps: most of the time is
 # spent in the compiler. `XLA_FLAGS=` compiles as for everybody else. With XLA's older way of
-# emitting fusions it takes half as long: `make test` asks for it where no two programs are compared
-# bit for bit, for it rounds differently in each. Newer ones no longer have it, nor know its flag.
+# emitting fusions, and each program in one part, it takes a fifth as long: `make test` asks for it
+# where no two programs are compared bit for bit, for it rounds differently in each. Newer ones no
+# longer have it, nor know its flag.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    + " --xla_cpu_use_fusion_emitters=false"
+    + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     * (
         "QUICK_COMPILE" in os.environ
         and importlib.metadata.version("jaxlib").startswith(("0.8.", "0.9.", "0.10."))
@@ -51,10 +54,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """A module's programs are let go: each holds memory mappings, and Linux allows 65,530."""
-    if nextitem is None or nextitem.path != item.path:
+    """Programs are let go when they are many: each holds three memory mappings of a process.
+
+    Linux allows 65,530, and the next compilation is a segmentation fault. Between modules, the
+    largest of which compile some thousand programs; those that go are compiled again.
+    """
+    if nextitem is not None and nextitem.path != item.path and _mappings() > 25_000:
         jax.clear_caches()
+        gc.collect()
+
+
+def _mappings() -> int:
+    """Memory mappings of this process, 0 where there is no `/proc`."""
+    maps = pathlib.Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
 
 
 def pytest_unconfigure() -> None:

@@ -4,6 +4,8 @@ The default dataset: it needs no download. The images are the test part of UCI's
 "Optical Recognition of Handwritten Digits", with pixel values 0 to 16.
 """
 
+import functools
+
 import numpy as np
 
 from rigl_optax.data import batches
@@ -37,11 +39,7 @@ def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
         raise ValueError(
             f"config.data.dir={data_dir!r}: digits come with scikit-learn; leave it empty"
         )
-    from sklearn import datasets
-
-    bunch = datasets.load_digits()
-    images = bunch.images.astype(np.uint8)
-    labels = bunch.target.astype(np.int32)
+    images, labels = _read()
     order = _stratified_order(labels)
     test, validation, train = np.split(order, [TEST, TEST + VALIDATION])
     return batches.Dataset(
@@ -51,6 +49,15 @@ def load(data_dir: str = "", max_bad_records: int = 0) -> batches.Dataset:
         classes=10,
         maximum=16.0,
     )
+
+
+@functools.cache
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    """Reads images and labels; once, for comparisons train many runs in one process."""
+    from sklearn import datasets
+
+    bunch = datasets.load_digits()
+    return bunch.images.astype(np.uint8), bunch.target.astype(np.int32)
 
 
 def _stratified_order(labels: np.ndarray) -> np.ndarray:

@@ -40,15 +40,23 @@ def one_step(names):
         every=1,
         drop_fraction=lambda t: table[t],
     )
-    return tx, jax.jit(tx.init), jax.jit(tx.update)
+    return tx, jax.jit(tx.update)
+
+
+@functools.cache
+def blank_state(names, leaves):
+    """A state for `one_step` of zeros: nothing is drawn that would be replaced, nor compiled."""
+    shapes = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in leaves}
+    state = jax.eval_shape(one_step(names)[0].init, shapes)
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
 
 
 def rewire(params, masks, trace, grads, which, sparse=None):
     """Runs one rewiring in the library; returns updates, new params, masks and momentum."""
     names = frozenset(params if sparse is None else sparse)
-    _, init, update = one_step(names)
-    state = init(params)
-    state = state._replace(
+    _, update = one_step(names)
+    leaves = tuple((name, x.shape, x.dtype) for name, x in params.items())
+    state = blank_state(names, leaves)._replace(
         count=jnp.asarray(which, jnp.int32),
         masks={n: jnp.asarray(m) for n, m in masks.items()},
         inner_state=optax.TraceState({n: jnp.asarray(v) for n, v in trace.items()}),

@@ -32,12 +32,17 @@ def workdir(tmp_path_factory, small):
     return folder
 
 
+@pytest.fixture(scope="module")
+def text(workdir):
+    """Its page."""
+    return page.render(workdir)
+
+
 def figures(text):
     return re.findall(r'<figure id="([\w-]+)"><svg', text)
 
 
-def test_a_finished_run_has_all_charts_and_tables(workdir):
-    text = page.render(workdir)
+def test_a_finished_run_has_all_charts_and_tables(text):
     assert figures(text) == [*CURVES, "mask", "pixels"]
     assert "rigl: 80 % sparse lenet on digits" in text
     assert "step 60 of 60, finished" in text
@@ -47,8 +52,7 @@ def test_a_finished_run_has_all_charts_and_tables(workdir):
     assert "Now: the checkpoint of step 60." in text
 
 
-def test_nothing_is_loaded_from_anywhere_and_no_id_is_there_twice(workdir):
-    text = page.render(workdir)
+def test_nothing_is_loaded_from_anywhere_and_no_id_is_there_twice(text):
     assert "<script" not in text and "<link" not in text and "@import" not in text
     targets = re.findall(r'(?:src|href)="([^"]*)"', text) + re.findall(r"url\(([^)]*)\)", text)
     assert targets and all(t.startswith(("#", "data:image/png")) for t in targets)
@@ -57,8 +61,8 @@ def test_nothing_is_loaded_from_anywhere_and_no_id_is_there_twice(workdir):
     assert {t.removeprefix("#") for t in targets if t.startswith("#")} <= set(ids)
 
 
-def test_the_page_of_one_run_is_always_the_same(workdir):
-    assert page.render(workdir) == page.render(workdir)
+def test_the_page_of_one_run_is_always_the_same(workdir, text):
+    assert page.render(workdir) == text
 
 
 def test_a_run_that_has_only_just_started(tmp_path, small):
