@@ -137,6 +137,14 @@ def refused(model: nnx.Module, kernels: Collection[str]) -> dict[str, str]:
     return {path: why for path, why in reasons.items() if why}
 
 
+def has_probes(module: nnx.Module) -> bool:
+    """Returns whether the gradient of a kernel of the module is asked to score its blocks."""
+    kernels = jax.tree.leaves(
+        nnx.to_pure_dict(nnx.state(module, nnx.Param)), is_leaf=lambda x: isinstance(x, BlockSparse)
+    )
+    return any(isinstance(x, BlockSparse) and x.probe is not None for x in kernels)
+
+
 def _each(of: int | Sequence[int] | None) -> tuple[int, ...]:
     """Returns strides or dilations along height and width, from any form that Flax takes."""
     return (of or 1,) * 2 if of is None or isinstance(of, int) else tuple(of)

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from rigl_optax.export import Units, Wires
-from rigl_optax.models import layers
+from rigl_optax.models import attention, layers
+from rigl_optax.models.parts import by_parts, recomputed
 
 Mlp = Literal["gelu", "swiglu"]
 Positions = Literal["rotary", "learned"]
@@ -88,9 +89,7 @@ class Attention(nnx.Module):
         )
         if self.rotary:
             q_BxTxHxK, k_BxTxHxK = rotate(q_BxTxHxK), rotate(k_BxTxHxK)
-        mixed_BxTxHxK = jax.nn.dot_product_attention(
-            q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, is_causal=self.is_causal
-        )
+        mixed_BxTxHxK = attention.attend(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, is_causal=self.is_causal)
         return self.out(mixed_BxTxHxK.reshape(batch, time, self.heads * self.head_width))
 
     def units(self, walk: Units, x: Wires) -> Wires:
@@ -201,6 +200,8 @@ class GPT(nnx.Module):
       tied: Whether the logits are products with the embedding.
       scan: Whether the blocks are one loop (`nnx.scan`) over parameters with a leading axis of
         blocks: compiled once whatever the depth. A distribution then needs `stacked=(STACKED,)`.
+      parts: Number of parts of a batch that each block takes in turn; the backward pass computes
+        their activations again. It saves memory, and often time on a CPU; 1 for none.
       dtype: Of the computation; float32 if not given. Parameters are float32.
       rngs: Random keys (stream `params`).
 
@@ -235,11 +236,12 @@ class GPT(nnx.Module):
         positions: Positions = "rotary",
         tied: bool = False,
         scan: bool = False,
+        parts: int = 1,
         dtype: Any = None,
         rngs: nnx.Rngs,
     ) -> None:
         embedding = scaled(embedding, width, heads)
-        hidden = _checked(embedding, depth, heads, hidden, mlp)
+        hidden = _checked(embedding, depth, heads, hidden, mlp, parts)
         if min(vocabulary, context) < 1:
             raise ValueError(f"vocabulary={vocabulary}, context={context}: must be at least 1")
         if positions not in get_args(Positions):
@@ -247,6 +249,7 @@ class GPT(nnx.Module):
                 f"positions={positions!r}: must be one of {', '.join(get_args(Positions))}"
             )
         self.context, self.tied, self.vocabulary = context, tied, vocabulary
+        self.parts = parts
         embed = nnx.initializers.normal(_INIT)
         self.embedding = nnx.Embed(
             vocabulary, embedding, embedding_init=embed, dtype=dtype, rngs=rngs
@@ -288,7 +291,7 @@ class GPT(nnx.Module):
         x_BxTxD = self.embedding(tokens_BxT.astype(jnp.int32))
         if self.positions is not None:
             x_BxTxD = x_BxTxD + self.positions[:time].astype(x_BxTxD.dtype)
-        x_BxTxD = self.norm(_through(self.blocks, x_BxTxD))
+        x_BxTxD = self.norm(_through(self.blocks, x_BxTxD, self.parts))
         logits_BxTxV = self.embedding.attend(x_BxTxD) if self.head is None else self.head(x_BxTxD)
         return logits_BxTxV.astype(jnp.float32)
 
@@ -314,6 +317,7 @@ class ViT(nnx.Module):
       mlp: `gelu` or `swiglu`.
       pooled: Whether the head reads the mean of all patches; else a class token.
       scan: As in `GPT`.
+      parts: As in `GPT`.
       dtype: Of the computation; float32 if not given. Parameters are float32.
       rngs: Random keys (stream `params`).
 
@@ -344,18 +348,19 @@ class ViT(nnx.Module):
         mlp: Mlp = "gelu",
         pooled: bool = False,
         scan: bool = False,
+        parts: int = 1,
         dtype: Any = None,
         rngs: nnx.Rngs,
     ) -> None:
         channels = image_shape[2] if len(image_shape) == 3 else 1
         embedding = scaled(embedding, width, heads)
-        hidden = _checked(embedding, depth, heads, 0, mlp)
+        hidden = _checked(embedding, depth, heads, 0, mlp, parts)
         if patch < 1 or image_shape[0] % patch or image_shape[1] % patch:
             raise ValueError(
                 f"patch={patch}: must divide the {image_shape[0]}x{image_shape[1]} pixels of an "
                 "image"
             )
-        self.patch, self.pooled = patch, pooled
+        self.patch, self.pooled, self.parts = patch, pooled, parts
         self.patches = _linear(patch * patch * channels, embedding, None, dtype, rngs, bias=True)
         time = (image_shape[0] // patch) * (image_shape[1] // patch) + (not pooled)
         embed = nnx.initializers.normal(_INIT)
@@ -387,7 +392,7 @@ class ViT(nnx.Module):
             token = jnp.broadcast_to(self.class_token[...].astype(x_BxTxD.dtype), (batch, 1, width))
             x_BxTxD = jnp.concatenate([token, x_BxTxD], axis=1)
         x_BxTxD = x_BxTxD + self.positions[...].astype(x_BxTxD.dtype)
-        x_BxTxD = self.norm(_through(self.blocks, x_BxTxD))
+        x_BxTxD = self.norm(_through(self.blocks, x_BxTxD, self.parts))
         x_BxD = x_BxTxD.mean(axis=1) if self.pooled else x_BxTxD[:, 0]
         return self.head(x_BxD).astype(jnp.float32)
 
@@ -406,14 +411,27 @@ def _blocks(make: Callable[[], Block], depth: int, scan: bool) -> nnx.List | Blo
     return nnx.merge(nnx.graphdef(blocks[0]), stacked)
 
 
-def _through(blocks: nnx.List | Block, x_BxTxD: jax.Array) -> jax.Array:
+def _through(blocks: nnx.List | Block, x_BxTxD: jax.Array, parts: int) -> jax.Array:
     """Calls the blocks one after the other."""
     if isinstance(blocks, Block):
-        loop = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        return loop(x_BxTxD, blocks)
+
+        def call(x_BxTxD: jax.Array, block: Block) -> jax.Array:
+            return _applied(block, x_BxTxD, parts)
+
+        return nnx.scan(call, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x_BxTxD, blocks)
     for block in blocks:
-        x_BxTxD = block(x_BxTxD)
+        x_BxTxD = _applied(block, x_BxTxD, parts)
     return x_BxTxD
+
+
+def _applied(block: Block, x_BxTxD: jax.Array, parts: int) -> jax.Array:
+    """Applies a block to parts of the batch; to all of it where kernels are scored for growth.
+
+    The scores of the parts would not add up to those of the batch.
+    """
+    if parts > 1 and layers.has_probes(block):
+        return recomputed(block, x_BxTxD)
+    return by_parts(block, x_BxTxD, parts)
 
 
 def scaled(embedding: int, width: float, heads: int) -> int:
@@ -436,9 +454,14 @@ def rotate(x_BxTxHxK: jax.Array, base: float = 10_000.0) -> jax.Array:
     time, half = x_BxTxHxK.shape[1], x_BxTxHxK.shape[-1] // 2
     frequency_K = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_TxK = jnp.arange(time, dtype=jnp.float32)[:, None] * frequency_K
-    cos, sin = (f(angle_TxK)[None, :, None, :].astype(x_BxTxHxK.dtype) for f in (jnp.cos, jnp.sin))
-    a, b = jnp.split(x_BxTxHxK, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    cos_TxK, sin_TxK = jnp.cos(angle_TxK), jnp.sin(angle_TxK)
+    # The two halves are turned by multiplying each by the cosine, the other by the sine.
+    cos_TxPxK = jnp.stack([cos_TxK, cos_TxK], axis=1).astype(x_BxTxHxK.dtype)
+    sin_TxPxK = jnp.stack([-sin_TxK, sin_TxK], axis=1).astype(x_BxTxHxK.dtype)
+    x_BxTxHxPxK = x_BxTxHxK.reshape(*x_BxTxHxK.shape[:3], 2, half)
+    other_BxTxHxPxK = jnp.flip(x_BxTxHxPxK, axis=3)
+    turned = x_BxTxHxPxK * cos_TxPxK[None, :, None] + other_BxTxHxPxK * sin_TxPxK[None, :, None]
+    return turned.reshape(x_BxTxHxK.shape)
 
 
 def cut(images_BxHxWxC: jax.Array, patch: int) -> jax.Array:
@@ -454,14 +477,14 @@ def cut(images_BxHxWxC: jax.Array, patch: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * cols, -1)
 
 
-def _checked(width: int, depth: int, heads: int, hidden: int, mlp: str) -> int:
+def _checked(width: int, depth: int, heads: int, hidden: int, mlp: str, parts: int) -> int:
     """The width of the MLP, of sizes that are sound."""
     if mlp not in get_args(Mlp):
         raise ValueError(f"mlp={mlp!r}: must be one of {', '.join(get_args(Mlp))}")
-    if min(width, depth, heads) < 1 or hidden < 0:
+    if min(width, depth, heads, parts) < 1 or hidden < 0:
         raise ValueError(
-            f"width={width}, depth={depth}, heads={heads}, hidden={hidden}: must be at least 1, "
-            "hidden at least 0"
+            f"width={width}, depth={depth}, heads={heads}, parts={parts}, hidden={hidden}: must be "
+            "at least 1, hidden at least 0"
         )
     if width % (2 * heads):
         raise ValueError(

@@ -6,7 +6,7 @@ from flax import nnx
 
 import rigl_optax
 from rigl_optax import _paths, accounting
-from rigl_optax.models import transformer
+from rigl_optax.models import attention, transformer
 from rigl_optax.models.transformer import GPT, ViT
 
 
@@ -84,16 +84,55 @@ def test_kernels_take_structures(structure):
     assert masks["blocks"][0]["attention"]["qkv"]["kernel"].shape == (16, 48)
 
 
-def test_flops_of_attention_scores_are_counted_as_dense():
-    model = gpt(context=10)
+@pytest.mark.parametrize("time", [8, 11])
+def test_attention_of_some_queries_at_a_time_is_that_of_all(monkeypatch, time):
+    monkeypatch.setattr(attention, "QUERIES", 4)
+    arrays = jax.random.normal(jax.random.key(0), (4, 2, time, 3, 4))
+
+    def both(attend):
+        y, pull = jax.vjp(lambda *qkv: attend(*qkv, is_causal=True), *arrays[:3])
+        return y, *pull(arrays[3])
+
+    found, expected = both(attention.attend), both(jax.nn.dot_product_attention)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("batch", [4, 6, 3])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(batch):
+    tokens = jax.random.randint(jax.random.key(batch), (batch, 10), 0, 256)
+    graphdef, params, rest = nnx.split(gpt(), nnx.Param, ...)
+    of_parts = nnx.graphdef(gpt(parts=4))
+
+    def both(graphdef):
+        loss = lambda params: nnx.merge(graphdef, params, rest)(tokens).var()
+        return jax.value_and_grad(loss)(params)
+
+    found, expected = both(of_parts), both(graphdef)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
+def test_in_parts_memory_is_that_of_a_part():
+    def planned(parts):
+        model = gpt(parts=parts, depth=4, context=64)
+        loss = lambda params, tokens: nnx.merge(graphdef, params, rest)(tokens).var()
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        shapes = params, jax.ShapeDtypeStruct((16, 64), jnp.int32)
+        return jax.jit(jax.grad(loss)).lower(*shapes).compile().memory_analysis()
+
+    assert planned(8).temp_size_in_bytes < planned(1).temp_size_in_bytes / 3
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_flops_of_attention_scores_are_counted_as_dense(parts):
+    model = gpt(context=10, parts=parts)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     run = lambda params, tokens: nnx.merge(graphdef, params, rest)(tokens)
     shapes = jax.eval_shape(lambda: nnx.to_pure_dict(params))
-    cost = accounting.count_flops(run, shapes, jax.ShapeDtypeStruct((1, 10), jnp.uint8))
-    of_kernel = {path: 2 * 10 * leaf.size for path, leaf in _paths.flatten_with_paths(shapes)}
+    cost = accounting.count_flops(run, shapes, jax.ShapeDtypeStruct((2, 10), jnp.uint8))
+    of_kernel = {path: 2 * 20 * leaf.size for path, leaf in _paths.flatten_with_paths(shapes)}
     for path, flops in cost.by_parameter.items():
         assert flops == (of_kernel[path] if path.endswith("kernel") else 0), path
-    scores = 2 * 2 * 2 * 10 * 10 * 16  # of 2 blocks: queries by keys, and weights by values
+    scores = 2 * 2 * 2 * 2 * 10 * 10 * 16  # of 2 blocks: queries by keys, and weights by values
     assert cost.total == sum(cost.by_parameter.values()) + scores
 
 
@@ -131,6 +170,7 @@ def test_bfloat16_is_of_the_computation_alone():
     [
         ({"embedding": 18}, "width=18: must be a multiple of twice the 2 heads"),
         ({"depth": 0}, "depth=0, heads=2"),
+        ({"parts": 0}, "parts=0, hidden=0: must be at least 1"),
         ({"mlp": "relu"}, "mlp='relu': must be one of gelu, swiglu"),
         ({"positions": "none"}, "positions='none': must be one of rotary, learned"),
         ({"vocabulary": 0}, "vocabulary=0, context=12: must be at least 1"),
@@ -177,7 +217,7 @@ def test_a_scan_over_the_blocks_is_the_same_network(kind):
         (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(pure)
         return pure, gradients, logits
 
-    apart, scanned = computed(make()), computed(make(scan=True))
+    apart, scanned = computed(make()), computed(make(scan=True, parts=2))
     jax.tree.map(np.testing.assert_array_equal, scanned[0], stacked_like(apart[0]))
     for found, expected in ((scanned[1], stacked_like(apart[1])), (scanned[2], apart[2])):
         jax.tree.map(

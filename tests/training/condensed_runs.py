@@ -104,6 +104,7 @@ KINDS = {
     "mobilenet_v1": MOBILENET,
     "gru": GRU,
     "gpt": GPT,
+    "gpt-parts": config_lib.changed(GPT, {"model.parts": 4}),
     "gru-fused": config_lib.changed(GRU, {"model.fused": True}),
     "lstm": config_lib.changed(
         GRU, {"model.name": "lstm", **{f"model.{k}": v for k, v in GRU.model.options.items()}}

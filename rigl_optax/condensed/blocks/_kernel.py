@@ -35,8 +35,8 @@ class BlockSparse(Kernel):
     \mathrm{score}_{io} = \mathrm{pool}(x_i^\top \, \partial L / \partial y_o)
     $$
 
-    which is computed for one row or column of blocks at a time and pooled at once. Growth needs it,
-    on rewiring steps alone; a program that does not ask for this gradient does not compute it.
+    which is computed for some rows or columns of blocks at a time and pooled at once. Growth needs
+    it, on rewiring steps alone; a program that does not ask for this gradient does not compute it.
     Where a kernel is used several times, the scores of its uses are added up: an upper bound of
     the score of the summed gradient.
 
@@ -196,8 +196,7 @@ def _multiply_backward(spec: Spec, saved: Any, dy: jax.Array) -> tuple[Any, ...]
         if probe is not None:
             dprobe = _features_first.scores(x, dy, spec.sizes(), spec.score(1, 2), probe)
     else:
-        dx = _product.backward_input(values, rows, cols, dy, features)
-        dvalues = _product.backward_values(rows, cols, x, dy, block)
+        dx, dvalues = _product.backward(values, rows, cols, x, dy)
         if probe is not None:
             dprobe = _product.scores(x, dy, spec.sizes(), block, spec.score(0, 2), probe)
     if dprobe is not None:

@@ -22,6 +22,9 @@ ROWS = 2048
 # blocks: a copy that stays in the cache is cheaper than many small products. A step of a recurrent
 # network is below it (`benchmarks/condensed_layers.py`: GRU and LSTM), a batch of an MLP above.
 GATHERED = 2 * 2**20
+# Bytes of the dense gradient that are scored at a time, a quarter of it at most; one row if that
+# is more. Products that give a row of blocks of 32x32 alone took twice as long.
+SCORED = 2**21
 
 # `score(gradient, sizes) -> scores` of a row or column of blocks.
 Score = Callable[[jax.Array, jax.Array], jax.Array]
@@ -69,6 +72,40 @@ def backward_values(
     )
 
 
+def backward(
+    values: jax.Array,
+    rows: jax.Array,
+    cols: jax.Array,
+    x: jax.Array,
+    dy: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Computes both gradients, of the inputs and of the stored values, in one loop over the blocks.
+
+    The columns of `dy` that a block needs for either are then cut out once.
+
+    Args:
+      values: [blocks, r, c].
+      rows: int32 [blocks]: input block of each.
+      cols: int32 [blocks]: output block of each, ascending.
+      x: [batch, inputs].
+      dy: [batch, outputs].
+
+    Returns:
+      [batch, inputs], and [blocks, r, c], of at least float32.
+    """
+    features, block = x.shape[1], (values.shape[1], values.shape[2])
+
+    def apart(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values, rows, cols, x, dy = arrays
+        dx = backward_input(values, rows, cols, dy, features)
+        return dx, backward_values(rows, cols, x, dy, block)
+
+    size = values.shape[0] * x.shape[0] * x.dtype.itemsize
+    if not values.shape[0] or is_gathered(size * values.shape[2]):
+        return apart(values, rows, cols, x, dy)
+    return lax.platform_dependent(values, rows, cols, x, dy, cpu=_backward_loop, default=apart)
+
+
 def scores(
     x: jax.Array,
     dy: jax.Array,
@@ -77,10 +114,10 @@ def scores(
     score: Score,
     probe: jax.Array,
 ) -> jax.Array:
-    """Scores all blocks of the dense gradient, a row of blocks at a time.
+    """Scores all blocks of the dense gradient, some rows of blocks at a time.
 
-    Only a row of blocks of the gradient exists at any time: the whole one would be as large as the
-    dense kernel.
+    Only these rows of the gradient exist at any time: the whole one would be as large as the dense
+    kernel.
 
     Args:
       x: [batch, inputs].
@@ -95,13 +132,17 @@ def scores(
     """
     (inputs, outputs), (r, c) = sizes.shape, block
     x, dy = _padded(x, inputs * r), _padded(dy, outputs * c)
+    size = r * outputs * c * accumulator(x, dy).itemsize
+    most = min(SCORED // size, inputs // 4)
+    n = max(n for n in range(1, max(1, most) + 1) if inputs % n == 0)
 
-    def row(each: tuple[jax.Array, jax.Array]) -> jax.Array:
-        index, sizes_O = each
-        product = _devices.summed(_gradient(_columns(x, index, r), dy), probe)
-        return score(product.reshape(r, outputs, c), sizes_O)
+    def rows(each: tuple[jax.Array, jax.Array]) -> jax.Array:
+        index, sizes_NxO = each
+        product = _devices.summed(_gradient(_columns(x, index, n * r), dy), probe)
+        return jax.vmap(score)(product.reshape(n, r, outputs, c), sizes_NxO)
 
-    return lax.map(row, (jnp.arange(inputs), sizes))
+    each = jnp.arange(inputs // n), sizes.reshape(-1, n, outputs)
+    return lax.map(rows, each).reshape(inputs, outputs)
 
 
 def is_gathered(size: int) -> bool:
@@ -192,6 +233,25 @@ def _values_loop(
         return _gradient(_columns(x, row, r), _columns(dy, col, c))
 
     return lax.map(one, (rows, cols))
+
+
+def _backward_loop(
+    values: jax.Array, rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    (_, r, c), features, dtype = values.shape, x.shape[1], accumulator(x, values, dy)
+    x, dy = _padded(x, -(-features // r) * r), _padded(dy, -(-dy.shape[1] // c) * c)
+
+    def add(dx: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        values_RxC, row, col = block
+        dy_BxC = _columns(dy, col, c)
+        part = dot(dy_BxC, values_RxC, (((1,), (1,)), ((), ())))
+        total = _columns(dx, row, r) + part
+        dx = lax.dynamic_update_slice_in_dim(dx, total, row * r, 1)
+        return dx, _gradient(_columns(x, row, r), dy_BxC)
+
+    dx = _devices.zeros(x.shape, dtype, values, x, dy)
+    dx, dvalues = lax.scan(add, dx, (values, rows, cols))
+    return dx[:, :features], dvalues
 
 
 def _values_gathered(
