@@ -72,7 +72,7 @@ def trained_vision(vision, tmp_path_factory):
     result = loop.train(vision, workdir, Console(file=io.StringIO(), width=120))
     run = setup.prepare(vision)
     with checkpoints.read_checkpoints(workdir) as saved:
-        state = checkpoints.restore_newest(saved, run.initial, print)
+        state = checkpoints.restore_newest(saved, run.abstract, print)
     return Trained(vision, workdir, result, run, state)
 
 

@@ -108,7 +108,7 @@ def runs(tmp_path_factory):
             said = None
         here = config_lib.changed(CONFIG, {"mesh.data": 1})
         with checkpoints.read_checkpoints(workdir) as saved:
-            state = checkpoints.restore_newest(saved, setup.prepare(here).initial, print)
+            state = checkpoints.restore_newest(saved, setup.prepare(here).abstract, print)
         found[name] = (workdir, jax.device_get(state), said)
     return found
 

@@ -83,7 +83,7 @@ def test_what_is_restored_is_what_was_saved(small, tmp_path, name):
     train(config, tmp_path)
     prepared = setup.prepare(config)
     with checkpoints.read_checkpoints(tmp_path) as saved:
-        expected = checkpoints.restore_newest(saved, prepared.initial, print)
+        expected = checkpoints.restore_newest(saved, prepared.abstract, print)
     run, state = training.load(tmp_path)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     for a, b in zip(*map(jax.tree.leaves, (state, expected)), strict=True):

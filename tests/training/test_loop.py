@@ -39,7 +39,7 @@ def train(config, workdir):
 
 def final_state(config, workdir):
     with checkpoints.open_checkpoints(workdir, 2) as saved:
-        return checkpoints.restore_newest(saved, setup.prepare(config).initial, print)
+        return checkpoints.restore_newest(saved, setup.prepare(config).abstract, print)
 
 
 def assert_same_state(found, expected):

@@ -63,7 +63,7 @@ def test_every_method_trains_and_does_what_its_entry_says(small, ticket, tmp_pat
             assert told["inference_ratio"] == flops["inference"] / flops["inference_dense"]
     assert (result["coverage"] is not None) == run.rewirings.happen
     with checkpoints.read_checkpoints(tmp_path) as saved:
-        state = checkpoints.restore_newest(saved, run.initial, print)
+        state = checkpoints.restore_newest(saved, run.abstract, print)
     if not method.masked:
         return
     at_start = checks.active_weights(run, run.initial)
@@ -122,7 +122,7 @@ def resumed_and_whole(config, tmp_path):
     states = []
     for folder in (whole, parts):
         with checkpoints.read_checkpoints(folder) as saved:
-            states.append(checkpoints.restore_newest(saved, setup.prepare(config).initial, print))
+            states.append(checkpoints.restore_newest(saved, setup.prepare(config).abstract, print))
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_array_equal(a, b)
     return expected, states[0]

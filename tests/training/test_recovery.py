@@ -40,7 +40,7 @@ def train(config, workdir):
 
 def final(config, workdir):
     with checkpoints.read_checkpoints(workdir) as saved:
-        return checkpoints.restore_newest(saved, setup.prepare(config).initial, print)
+        return checkpoints.restore_newest(saved, setup.prepare(config).abstract, print)
 
 
 def test_stop(small, tmp_path, spoiled):

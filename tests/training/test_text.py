@@ -74,7 +74,7 @@ def train(config, workdir):
 
 def final(config, workdir):
     with checkpoints.read_checkpoints(workdir) as saved:
-        return checkpoints.restore_newest(saved, setup.prepare(config).initial, print)
+        return checkpoints.restore_newest(saved, setup.prepare(config).abstract, print)
 
 
 @pytest.fixture(scope="module")

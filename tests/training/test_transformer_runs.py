@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
     result = loop.train(config, workdir, Console(file=io.StringIO()))
     run = setup.prepare(config)
     with checkpoints.read_checkpoints(workdir) as saved:
-        return config, result, run, checkpoints.restore_newest(saved, run.initial, print)
+        return config, result, run, checkpoints.restore_newest(saved, run.abstract, print)
 
 
 def test_a_gpt_learns_bytes_in_windows_and_stays_sparse(trained):
