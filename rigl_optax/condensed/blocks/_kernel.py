@@ -35,8 +35,8 @@ class BlockSparse(Kernel):
     \mathrm{score}_{io} = \mathrm{pool}(x_i^\top \, \partial L / \partial y_o)
     $$
 
-    which is computed for some rows or columns of blocks at a time and pooled at once. Growth needs it,
-    on rewiring steps alone; a program that does not ask for this gradient does not compute it.
+    which is computed for some rows or columns of blocks at a time and pooled at once. Growth needs
+    it, on rewiring steps alone; a program that does not ask for this gradient does not compute it.
     Where a kernel is used several times, the scores of its uses are added up: an upper bound of
     the score of the summed gradient.
 
