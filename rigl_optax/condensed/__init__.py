@@ -5,6 +5,7 @@ No dense weight, gradient or optimizer state exists at any time, rewirings inclu
 
 from rigl_optax.condensed._choice import Choice as Choice
 from rigl_optax.condensed._choice import choose as choose
+from rigl_optax.condensed._choice import measured_ratio as measured_ratio
 from rigl_optax.condensed._conversion import bind as bind
 from rigl_optax.condensed._conversion import condense as condense
 from rigl_optax.condensed._conversion import condense_csr as condense_csr

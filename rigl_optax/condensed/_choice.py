@@ -47,15 +47,40 @@ def choose(shape: tuple[int, ...], sparsity: float) -> Choice:
       >>> choose((2048, 2048), 0.95).ratio > 2, choose((32, 10), 0.9).block
       (True, None)
     """
-    kind = "product" if math.prod(shape[:-2]) == 1 else "convolution"
     best = Choice(None, 0.0)
-    for (measured, size), ratios in RATIOS.items():
-        if measured == kind and size <= min(shape[-2:]):
-            width = math.sqrt(shape[-2] * shape[-1])
-            ratio = _between(ratios, WIDTHS[kind], width, 1 - sparsity)
-            if ratio > best.ratio:
-                best = Choice(Block(size, size, pad=True), ratio)
+    for size in sorted({size for _, size in RATIOS}):
+        block = Block(size, size, pad=True)
+        ratio = measured_ratio(shape, sparsity, block)
+        if ratio is not None and ratio > best.ratio:
+            best = Choice(block, ratio)
     return best
+
+
+def measured_ratio(shape: tuple[int, ...], sparsity: float, block: Block) -> float | None:
+    """Looks up how many times as fast as dense a layer is with some blocks.
+
+    Args:
+      shape: As in `choose`, which says how layers are looked up.
+      sparsity: Of the layer, in [0, 1).
+      block: Its blocks.
+
+    Returns:
+      The ratio, forward and backward; None if such blocks were not measured, or are wider than the
+      layer.
+
+    Examples:
+      >>> import rigl_optax
+      >>> from rigl_optax.condensed import measured_ratio
+      >>> measured_ratio((2048, 2048), 0.95, rigl_optax.Block(64, 64)) > 2
+      True
+      >>> measured_ratio((2048, 2048), 0.95, rigl_optax.Block(5, 7))
+    """
+    kind = "product" if math.prod(shape[:-2]) == 1 else "convolution"
+    ratios = RATIOS.get((kind, block.rows))
+    if ratios is None or block.rows != block.cols or block.rows > min(shape[-2:]):
+        return None
+    width = math.sqrt(shape[-2] * shape[-1])
+    return _between(ratios, WIDTHS[kind], width, 1 - sparsity)
 
 
 def _between(

@@ -456,8 +456,10 @@ def rotate(x_BxTxHxK: jax.Array, base: float = 10_000.0) -> jax.Array:
     angle_TxK = jnp.arange(time, dtype=jnp.float32)[:, None] * frequency_K
     cos_TxK, sin_TxK = jnp.cos(angle_TxK), jnp.sin(angle_TxK)
     # The two halves are turned by multiplying each by the cosine, the other by the sine.
-    cos_TxPxK = jnp.stack([cos_TxK, cos_TxK], axis=1).astype(x_BxTxHxK.dtype)
-    sin_TxPxK = jnp.stack([-sin_TxK, sin_TxK], axis=1).astype(x_BxTxHxK.dtype)
+    cos_TxPxK, sin_TxPxK = (
+        jnp.concatenate(halves, axis=1).reshape(time, 2, half).astype(x_BxTxHxK.dtype)
+        for halves in ([cos_TxK, cos_TxK], [-sin_TxK, sin_TxK])
+    )
     x_BxTxHxPxK = x_BxTxHxK.reshape(*x_BxTxHxK.shape[:3], 2, half)
     other_BxTxHxPxK = jnp.flip(x_BxTxHxPxK, axis=3)
     turned = x_BxTxHxPxK * cos_TxPxK[None, :, None] + other_BxTxHxPxK * sin_TxPxK[None, :, None]

@@ -117,7 +117,10 @@ class Representation(Protocol):
         """Returns arrays that say which weights are active, by a name for each."""
 
     def storage(self, state: Any) -> list[str]:
-        """Returns a line of text for each layer of which less than all is stored."""
+        """Returns a line of text for each layer of which less than all is stored.
+
+        It says how fast the layer is by the table of measured ratios (`condensed.choose`).
+        """
 
     def delay(self, state: Any) -> int:
         """Counts the steps by which the optimizer's schedule is late: steps it has not seen.
@@ -325,7 +328,9 @@ class Condensed:
         for path, stored in state.opt_state.topologies.items():
             block, groups = stored.block, math.prod(stored.grid)
             size = f"{block.rows}x{block.cols}"
-            lines.append(f"{path}: {stored.number:,} of {groups:,} blocks of {size} stored")
+            ratio = condensed.measured_ratio(stored.shape, 1 - stored.density, block)
+            gain = "not measured" if ratio is None else f"about {ratio:.1f} times as fast as dense"
+            lines.append(f"{path}: {stored.number:,} of {groups:,} blocks of {size} stored; {gain}")
         return lines
 
     def delay(self, state: Any) -> int:

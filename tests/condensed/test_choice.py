@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rigl_optax import Block
-from rigl_optax.condensed import _choice, _measured, choose
+from rigl_optax.condensed import _choice, _measured, choose, measured_ratio
 
 
 def test_the_table_is_whole():
@@ -45,3 +45,14 @@ def test_between_points_ratios_lie_between_and_beyond_the_table_they_stay():
 def test_a_layer_narrower_than_all_blocks_has_none():
     assert choose((784, 10), 0.9) == (None, 0.0) and not choose((784, 10), 0.9).pays
     assert choose((1, 1, 64, 64), 0.9) == choose((64, 64), 0.9)
+
+
+def test_the_ratio_of_some_blocks_is_that_of_their_row_of_the_table():
+    for (kind, size), rows in _measured.RATIOS.items():
+        width = _measured.WIDTHS[kind][-1]
+        shape = (width, width) if kind == "product" else (3, 3, width, width)
+        sparsity = 1 - _measured.DENSITIES[1]
+        np.testing.assert_allclose(measured_ratio(shape, sparsity, Block(size, size)), rows[-1][1])
+    assert measured_ratio((512, 512), 0.9, Block(16, 32)) is None
+    assert measured_ratio((512, 512), 0.9, Block(8, 8)) is None
+    assert measured_ratio((512, 10), 0.9, Block(16, 16, pad=True)) is None

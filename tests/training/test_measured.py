@@ -1,11 +1,13 @@
 """The structure `measured`: blocks chosen by a table, and dense where that is quicker."""
 
+import re
+
 import pytest
 
 from rigl_optax import Block
 from rigl_optax.condensed import _choice
 from rigl_optax.training import config as config_lib
-from rigl_optax.training import setup, sparsity
+from rigl_optax.training import costs, setup, sparsity
 
 
 @pytest.fixture
@@ -45,6 +47,28 @@ def test_layers_get_the_quickest_blocks_or_stay_dense(config, table):
     assert why == "blocks would be 0.67 times as fast as dense"
     assert dense.reason("layers/2/kernel", shapes[2]["kernel"]) == "narrower than a block"
     assert dense.reason("layers/0/bias", shapes[0]["bias"]) == "fewer than two dimensions"
+
+
+@pytest.mark.parametrize("kind", ["gpt", "vit"])
+def test_what_a_transformer_gains_is_told_before_it_trains(small, table, kind):
+    sizes = {"depth": 1, "heads": 2, "embedding": 40}
+    changes = {
+        "gpt": {"data.name": "topics", "data.sequence_length": 8, "model": {"name": "gpt"} | sizes},
+        "vit": {"model": {"name": "vit", "patch": 4, "hidden": ()} | sizes},
+    }
+    condensed = {"method.condensed": True, "method.structure": {"name": "measured"}}
+    run = setup.prepare(
+        config_lib.changed(small, changes[kind] | condensed | {"method.sparsity": 0.5})
+    )
+    # 40x160 is 80 wide at the mean, 40x120 69, 40x40 narrower than the table.
+    gains = (("attention/qkv", 24, 1.8), ("mlp/down", 30, 2.0), ("mlp/up", 30, 2.0))
+    lines = run.representation.storage(run.initial)
+    for line, (layer, blocks, ratio) in zip(lines, gains, strict=True):
+        stored = rf"\d+ of {blocks} blocks of 16x16 stored; about {ratio} times as fast as dense"
+        assert re.fullmatch(f"blocks/0/{layer}/kernel: {stored}", line)
+    explained = {layer.path: layer.dense_because for layer in costs.explain(run).layers}
+    why = explained["blocks/0/attention/out/kernel"]
+    assert why == "blocks would be 0.5 times as fast as dense"
 
 
 def test_the_masked_form_refuses_it(config):
