@@ -71,7 +71,7 @@ def shallow():
         yield
 
 
-def filled(name, density=0.2, alive=0.7, seed=0):
+def filled(name, density=0.2, alive=0.8, seed=0):
     """A model with few weights, drawn by NumPy: whole units cut off, constants of all kinds."""
     rng = np.random.default_rng(seed)
     graphdef, params, rest = nnx.split(nnx.eval_shape(MODELS[name]), nnx.Param, ...)
