@@ -38,7 +38,7 @@ MODELS = {
     "resnet18": lambda: resnet.ResNet(IMAGE, 5, 0.15, depth=18, rngs=rngs()),
     "resnet50": lambda: resnet.ResNet(IMAGE, 5, 0.1, depth=50, rngs=rngs()),
     "wide_resnet": lambda: wide_resnet.WideResNet(
-        IMAGE, 5, depth=16, k=1, dropout=0.1, rngs=rngs()
+        IMAGE, 5, depth=10, k=1, dropout=0.1, rngs=rngs()
     ),
     "mobilenet_v1": lambda: mobilenet_v1.MobileNetV1(IMAGE, 5, 0.2, rngs=rngs()),
     "mobilenet_v2": lambda: mobilenet_v2.MobileNetV2(IMAGE, 5, 0.2, rngs=rngs()),
@@ -63,11 +63,12 @@ ENDS = ("stem", "convs/0/", "classifier", "patches", "head/", "logits")
 def shallow():
     """Fewer blocks of each kind: to compile them takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet.DEPTHS, 18, ((1, 2, 1, 1), False))
-        patch.setitem(resnet.DEPTHS, 50, ((2, 1, 1, 1), True))
+        patch.setattr(resnet, "STAGES", resnet.STAGES[:2])
+        patch.setitem(resnet.DEPTHS, 18, ((1, 2), False))
+        patch.setitem(resnet.DEPTHS, 50, ((2, 1), True))
         patch.setitem(vgg.DEPTHS, 11, (1, 1, 1, 2, 1))
-        patch.setattr(mobilenet_v1, "BLOCKS", mobilenet_v1.BLOCKS[:5])
-        patch.setattr(mobilenet_v2, "BLOCKS", mobilenet_v2.BLOCKS[:6])
+        patch.setattr(mobilenet_v1, "BLOCKS", mobilenet_v1.BLOCKS[:3])
+        patch.setattr(mobilenet_v2, "BLOCKS", mobilenet_v2.BLOCKS[:4])
         yield
 
 
