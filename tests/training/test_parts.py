@@ -79,8 +79,7 @@ def of_blocks(masks, heads, rotary, depth=3):
     }
 
 
-@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize(("mlp", "positions"), [("gelu", "rotary"), ("swiglu", "learned")])
 def test_dead_parts_are_those_of_products_of_masks(mlp, positions):
     run = outlined(**{"model.mlp": mlp, "model.positions": positions})
     found = parts.find(run)
