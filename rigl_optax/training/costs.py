@@ -149,8 +149,8 @@ class TrainingFlops:
             steps = [t for t in plan.steps_before(done) if t >= at_last]
             progress = [design.method.progress(t) for t in (max(at_last - 1, 0), *steps)]
             way = progress[-1] - progress[0]
-            for t, reached in zip(steps[:-1], progress[1:-1], strict=True):
-                share = (reached - progress[0]) / way if way else 0.0
+            for t, reached in zip(steps, progress[1:], strict=True):
+                share = (reached - progress[0]) / way if way else 1.0
                 self._counter.record(t + 1, before + share * (forward - before))
         self._counter.record(done, forward)
 

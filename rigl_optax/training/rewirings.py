@@ -49,7 +49,9 @@ class Rewirings(NamedTuple):
         That is where they may have changed. If they change at every step, it is only done before
         records of the training loss.
         """
-        if self.plan is not None and any(s.every == 1 for s in self.plan.schedules):
+        if self.plan is not None and any(
+            s.every == 1 and len(s.steps()) > 1 for s in self.plan.schedules
+        ):
             return (step + 1) % self.log_every == 0 or step + 1 == self.steps
         return self.happen_at(step)
 
