@@ -1,7 +1,7 @@
 """Flax NNX layers with condensed kernels. Needs Flax; the rest of `condensed` does not."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +176,93 @@ def condense(
             else:
                 setattr(parent, str(key), layer)
     return model
+
+
+class Start(NamedTuple):
+    """A model split for condensed training, as `initialize` makes it.
+
+    Attributes:
+      graphdef: The model's static part.
+      weights: Its parameters, a pure tree: stored values in place of sparse kernels.
+      rest: Its other variables, a pure tree.
+      topologies: `{path: topology}` of the sparse kernels.
+    """
+
+    graphdef: nnx.GraphDef[Any]
+    weights: PyTree
+    rest: PyTree
+    topologies: dict[str, Topology]
+
+
+def initialize(
+    make_model: Callable[[], nnx.Module],
+    sparsity: Callable[[PyTree], Mapping[str, float]],
+    block: Block,
+    *,
+    key: jax.Array,
+    seed: Seed = 0,
+) -> Start:
+    """Draws a model whose sparse kernels are stored as blocks, and never makes one dense.
+
+    Its layers must take a `BlockSparse` for a kernel, as those of `rigl_optax.models` do. Use it
+    for networks that would not fit into memory: `condense` and `extract` start from dense kernels.
+    Stored values are those of `random_values`, whatever the model's own initialization is; all
+    other parameters are the model's own.
+
+    Args:
+      make_model: Makes the model; the draws of its sparse kernels are compiled away.
+      sparsity: From shapes of parameters to `{path: sparsity}`, as `rigl_optax.uniform(0.9)`.
+      block: Structure of the sparse kernels.
+      key: For the stored values.
+      seed: Of the topologies.
+
+    Returns:
+      A `Start`; `nnx.merge(graphdef, condensed.bind(weights, topologies), rest)` is the model.
+
+    Raises:
+      ValueError: If the block does not divide a kernel.
+
+    Examples:
+      >>> import jax, rigl_optax
+      >>> from flax import nnx
+      >>> from rigl_optax.condensed import layers
+      >>> from rigl_optax.models.lenet import LeNet
+      >>> start = layers.initialize(
+      ...     lambda: LeNet((8, 8), 4, (32,), rngs=nnx.Rngs(0)),
+      ...     rigl_optax.uniform(0.5, overrides={"layers/1": 0.0}),
+      ...     rigl_optax.Block(16, 16),
+      ...     key=jax.random.key(0),
+      ... )
+      >>> {path: t.values_shape for path, t in start.topologies.items()}
+      {'layers/0/kernel': (4, 16, 16)}
+    """
+    outline = nnx.eval_shape(make_model)
+    shapes = nnx.to_pure_dict(nnx.state(outline, nnx.Param))
+    named = _paths.flatten_with_paths(shapes)
+    sparsities = sparsity(shapes)
+    found: dict[str, Topology] = {
+        path: random_topology(tuple(leaf.shape), sparsities[path], block, seed=seed, position=i)
+        for i, (path, leaf) in enumerate(named)
+        if sparsities.get(path)
+    }
+
+    @jax.jit
+    def others() -> tuple[dict[str, jax.Array], PyTree]:
+        model = make_model()
+        leaves = _paths.flatten_with_paths(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+        rest = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return {path: x for path, x in leaves if path not in found}, rest
+
+    dense, rest = others()
+
+    def weight(index: int, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if path not in found:
+            return dense[path]
+        return random_values(jax.random.fold_in(key, index), found[path], leaf.dtype)
+
+    weights = [weight(i, path, leaf) for i, (path, leaf) in enumerate(named)]
+    params = jax.tree.unflatten(jax.tree.structure(shapes), weights)
+    return Start(nnx.graphdef(outline), params, rest, found)
 
 
 class SparseConv(_Condensed):

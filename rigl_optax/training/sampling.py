@@ -46,7 +46,7 @@ def sample(
                 "only models over bytes can be sampled: these tokens have no text here"
             )
         window = jnp.frombuffer(prompt[-model.context :], jnp.uint8)
-        drawn = _draw_by_windows(
+        drawn = draw_by_windows(
             run.graphdef,
             (kernels, state.model_state),
             jnp.zeros((1, model.context), jnp.uint8).at[0, : len(window)].set(window),
@@ -93,7 +93,7 @@ def _draw(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
-def _draw_by_windows(
+def draw_by_windows(
     graphdef: nnx.GraphDef,
     variables: tuple[Any, Any],
     window_1xT: jax.Array,

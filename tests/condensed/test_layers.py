@@ -8,10 +8,11 @@ import pytest
 from flax import nnx
 
 import rigl_optax
-from rigl_optax import Block, condensed
+from rigl_optax import Block, _paths, condensed
 from rigl_optax.condensed import layers
 from rigl_optax.models import recurrent
 from rigl_optax.models.lenet import LeNet
+from rigl_optax.models.transformer import GPT, dense_layers
 
 
 class Network(nnx.Module):
@@ -236,3 +237,39 @@ def test_a_trained_model_becomes_condensed_layers(structure):
     assert "layers/0/kernel" in layers.topologies(again)
     with pytest.raises(ValueError, match="not those of the model: 'head/bias'"):
         layers.condense(make(), params, state.masks)
+
+
+def test_a_model_is_drawn_as_itself_but_for_its_sparse_kernels():
+    make = lambda: GPT(embedding=16, depth=1, heads=2, context=8, rngs=nnx.Rngs(3))
+    dense = rigl_optax.DenseLayers(dense_layers("uniform"))
+    start = layers.initialize(
+        make, rigl_optax.uniform(0.5, dense=dense), Block(8, 8), key=jax.random.key(1), seed=5
+    )
+    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make(), nnx.Param)))()
+    own = dict(_paths.flatten_with_paths(params))
+    names = {"attention/qkv", "attention/out", "mlp/up", "mlp/down"}
+    assert start.topologies.keys() == {f"blocks/0/{name}/kernel" for name in names}
+    for position, (path, leaf) in enumerate(_paths.flatten_with_paths(start.weights)):
+        if path in start.topologies:
+            expected = condensed.random_topology(
+                own[path].shape, 0.5, Block(8, 8), seed=5, position=position
+            )
+            jax.tree.map(np.testing.assert_array_equal, start.topologies[path], expected)
+            assert leaf.shape == expected.values_shape and (leaf != 0).all()
+        else:
+            np.testing.assert_allclose(leaf, own[path], rtol=1e-6)
+    kernels = condensed.bind(start.weights, start.topologies)
+    model = nnx.merge(start.graphdef, kernels, start.rest)
+    logits = jax.eval_shape(lambda x: model(x), jax.ShapeDtypeStruct((2, 8), jnp.uint8))
+    assert logits.shape == (2, 8, 256)
+
+
+def test_a_model_is_drawn_whose_dense_kernels_would_not_fit():
+    """They would take 38 GB; their draws are compiled away."""
+    make = lambda: GPT(embedding=2**14, depth=3, heads=2, vocabulary=2, rngs=nnx.Rngs(0))
+    dense = rigl_optax.DenseLayers(dense_layers("uniform"))
+    start = layers.initialize(
+        make, rigl_optax.uniform(0.9999, dense=dense), Block(512, 512), key=jax.random.key(0)
+    )
+    assert sum(np.prod(t.shape) for t in start.topologies.values()) * 4 > 38e9
+    assert sum(x.nbytes for x in jax.tree.leaves(start.weights)) < 20e6
