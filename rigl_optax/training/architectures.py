@@ -55,6 +55,7 @@ ARCHITECTURES = {
 # Of texts; recurrent models keep `rigl_optax.default_dense`.
 CELLS = ("gru", "lstm")
 GPT = "gpt"
+TRANSFORMERS = (GPT, "vit")
 
 
 def build(config: Config, image_shape: Sequence[int], classes: int, width: float) -> nnx.Module:
