@@ -309,6 +309,10 @@ def check(config: Config) -> None:
             f"config.model.name={config.model.name!r}: models for {config.data.name} are "
             f"{', '.join(fitting)}"
         )
+    if config.model.name in architectures.TRANSFORMERS and config.mesh.axes != "auto":
+        raise ValueError(
+            f"config.mesh.axes={config.mesh.axes!r}: transformers are for 'auto' alone"
+        )
     if is_text:
         is_recurrent = config.model.name in architectures.CELLS
         for key, value, only, is_meant in (

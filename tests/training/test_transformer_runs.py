@@ -114,6 +114,7 @@ def test_token_files_are_read_as_they_are(tmp_path):
         ({"model.width_of_mlp": 3}, "config.model.width_of_mlp: .*for 'gpt' .*embedding, heads"),
         ({"data.name": "digits", "data.sequence_length": 0}, "models for digits are lenet"),
         ({"data.name": "tokens"}, "needs train.bin"),
+        ({"mesh.axes": "explicit"}, "transformers are for 'auto' alone"),
         ({"data.augment": "pad_crop"}, "texts are for 'none' alone"),
     ],
 )
@@ -158,3 +159,20 @@ def test_the_vit_recipe_trains_for_some_steps(tmp_path):
     )
     result = loop.train(config, tmp_path, Console(file=io.StringIO()))
     assert np.isfinite(result["test"]["loss"]) and result["warnings"] == []
+
+
+def test_blocks_of_a_scan_are_not_stored_one_by_one():
+    with pytest.raises(
+        ValueError, match=r"blocks/attention/out/kernel.* counts layers.*model.scan"
+    ):
+        setup.prepare(config_lib.changed(GPT, {"model.scan": True}))
+
+
+def test_a_scan_is_made_as_small_as_its_blocks_would_be():
+    plain = {"method.condensed": False, "method.structure": {}, "method.name": "small_dense"}
+    sizes = []
+    for scan in (False, True):
+        changes = {"model.scan": scan, "model.depth": 3, "method.sparsity": 0.87}
+        run = setup.outline(config_lib.changed(GPT, plain | changes), tasks.Facts())
+        sizes.append(sum(leaf.size for leaf in jax.tree.leaves(run.shapes)))
+    assert sizes[0] == sizes[1]
