@@ -21,6 +21,7 @@ from rigl_optax.condensed._kernel import Kernel as Kernel
 from rigl_optax.condensed._topology import Topology as Topology
 from rigl_optax.condensed._training import CondensedState as CondensedState
 from rigl_optax.condensed._training import CondensedTransformation as CondensedTransformation
+from rigl_optax.condensed._training import mest as mest
 from rigl_optax.condensed._training import rigl as rigl
 from rigl_optax.condensed._training import (
     sparse_evolutionary_training as sparse_evolutionary_training,

@@ -52,7 +52,8 @@ class Ranking(NamedTuple):
 
     Attributes:
       weights: float32, of any sign: pooled weights, 0 where nothing is stored.
-      gradients: float32, of any sign: pooled gradients.
+      gradients: float32, of any sign: pooled gradients; if growth is random, 0 where nothing is
+        stored.
       mask: bool: which groups are stored.
       indices: int32: row-major index of each group in the grid of the layer.
       is_valid: bool scalar: False if the gradients are not those of this layer's loss, as where a
@@ -132,11 +133,18 @@ class Topology(Protocol):
     def limited(self, fraction: float) -> Self:
         """Prepares for rewirings that replace at most this fraction of the groups."""
 
-    def rank(self, values: jax.Array, scores: Any, growth: RandomGrowth | None) -> Ranking:
+    def rank(
+        self,
+        values: jax.Array,
+        gradients: jax.Array,
+        scores: Any,
+        growth: RandomGrowth | None,
+    ) -> Ranking:
         """Collects what a rewiring chooses from.
 
         Args:
           values: The stored ones.
+          gradients: Of these values; in the ranking if growth is random.
           scores: The gradient of the probe; zeros if growth is random.
           growth: What random growth is drawn from; None if scores decide.
         """

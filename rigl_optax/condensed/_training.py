@@ -26,6 +26,7 @@ from rigl_optax.condensed import _conversion, _devices
 from rigl_optax.condensed._conversion import Topologies
 from rigl_optax.condensed._topology import Move, RandomGrowth, Ranking, Topology
 from rigl_optax.methods import _drop_and_grow
+from rigl_optax.methods.mest import keep_by_magnitude_and_gradient
 
 _MISSED = "call rewire, in place of update, where is_rewiring_step(count): update never rewires."
 
@@ -206,6 +207,70 @@ def sparse_evolutionary_training(
     return _transformation(inner, method, most, min_fan_in, growth_seed=seed)
 
 
+def mest(
+    inner: optax.GradientTransformation,
+    *,
+    end: int,
+    every: int = 100,
+    begin: int = 0,
+    drop_fraction: float | optax.Schedule = 0.3,
+    gradient_weight: float = 1.0,
+    overrides: Overrides | None = None,
+    min_fan_in: int = 0,
+    seed: Seed = 0,
+) -> CondensedTransformation:
+    """MEST on condensed weights: as `rigl_optax.mest`, and nothing dense exists.
+
+    Only gradients of stored weights decide, so a rewiring costs no more backward pass than an
+    ordinary step. It needs no scores: pass `rewire` the zeros that `probes` makes.
+
+    Args:
+      inner: As in `rigl`.
+      end: As in `rigl`.
+      every: As in `rigl`.
+      begin: As in `rigl`.
+      drop_fraction: As in `rigl`.
+      gradient_weight: As in `rigl_optax.mest`.
+      overrides: As in `rigl`.
+      min_fan_in: As in `rigl`.
+      seed: Seed of the growth.
+
+    Returns:
+      A `CondensedTransformation`.
+
+    Raises:
+      ValueError: As `rigl`; if `gradient_weight` is not a finite number of at least 0.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, rigl_optax
+      >>> from rigl_optax import condensed
+      >>> topologies = {"w": condensed.random_topology((8, 8), 0.5, rigl_optax.Unstructured())}
+      >>> weights = {"w": jnp.ones(topologies["w"].values_shape)}
+      >>> tx = condensed.mest(optax.adam(1e-2), end=100)
+      >>> state = tx.init(weights, topologies)
+      >>> scores = condensed.probes(state.topologies)
+      >>> weights, state = tx.rewire(weights, scores, state, weights)
+      >>> int(state.rewirings), weights["w"].shape
+      (1, (32,))
+    """
+    method = _drop_and_grow.drop_and_grow_method(
+        _drop_and_grow.grow_at_random(seed),
+        keep_scores=keep_by_magnitude_and_gradient(gradient_weight),
+        end=end,
+        every=every,
+        begin=begin,
+        drop_fraction=drop_fraction,
+        overrides=overrides,
+        gradient_step=False,
+        min_fan_in=min_fan_in,
+        grown=AT_REST,
+        seed=seed,
+        needs_signal=False,
+    )
+    most = _drop_and_grow.most_dropped(drop_fraction, overrides)
+    return _transformation(inner, method, most, min_fan_in, growth_seed=seed)
+
+
 def static_sparse(inner: optax.GradientTransformation) -> CondensedTransformation:
     """Trains condensed weights whose topologies never change.
 
@@ -358,12 +423,12 @@ def _transformation(
         weights: PyTree,
     ) -> tuple[PyTree, CondensedState]:
         layout = _layout(weights, state.topologies)
-        rankings = _rankings(layout, scores, state)
+        named = zip(layout.paths, jax.tree.leaves(grads), strict=True)
+        stored_grads = {path: g for path, g in named if path in state.topologies}
+        rankings = _rankings(layout, stored_grads, scores, state)
         inputs = _inputs(layout, rankings, state.count)
         # The gradients of stored weights too: random growth is passed zeros for scores.
-        named = zip(layout.paths, jax.tree.leaves(grads), strict=True)
-        stored_grads = [g for path, g in named if path in state.topologies]
-        inspected = [*jax.tree.leaves(scores), *stored_grads]
+        inspected = [*jax.tree.leaves(scores), *stored_grads.values()]
         is_accepted = _rewiring.total([~jnp.isfinite(x) for x in inspected]) == 0
         for ranking in rankings:
             is_accepted = is_accepted & ranking.is_valid
@@ -399,7 +464,10 @@ def _transformation(
         )
 
     def _rankings(
-        layout: Layout, scores: Mapping[str, Any], state: CondensedState
+        layout: Layout,
+        gradients: Mapping[str, jax.Array],
+        scores: Mapping[str, Any],
+        state: CondensedState,
     ) -> list[Ranking]:
         rankings = []
         for leaf in layout.sparse:
@@ -407,7 +475,8 @@ def _transformation(
             growth = None
             if growth_seed is not None:
                 growth = RandomGrowth(growth_seed, leaf.position, state.count)
-            rankings.append(topology.rank(values, scores[leaf.path], growth))
+            own = gradients[leaf.path], scores[leaf.path]
+            rankings.append(topology.rank(values, *own, growth))
         return rankings
 
     def is_rewiring_step(count: jax.typing.ArrayLike) -> jax.Array:

@@ -162,7 +162,7 @@ class Method:
       structure: Which weights are active or inactive together.
       condensed: Stores only the active blocks of sparse kernels, so that time and memory follow the
         density (`rigl_optax.condensed`): same masks and weights as without, up to rounding. For
-        `static`, `set` and `rigl` with blocks, on meshes with `mesh.params = 1`.
+        `static`, `set`, `mest` and `rigl` with blocks, on meshes with `mesh.params = 1`.
       ticket: Workdir of the finished run whose masks `lottery` methods start from; else empty.
       options: Arguments of the method.
     """

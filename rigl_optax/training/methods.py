@@ -153,7 +153,7 @@ _FROM_CONFIG: dict[str, dict[str, Any]] = {
     "grasp": {"start": "grasp"},
     "synflow": {"start": "synflow"},
     "set": {"arguments": _rewiring, "stored": condensed.sparse_evolutionary_training},
-    "mest": {"arguments": _rewiring},
+    "mest": {"arguments": _rewiring, "stored": condensed.mest},
     "mest_soft": {"arguments": _rewiring},
     "deepr": {"arguments": _deep_rewiring},
     "snfs": {"arguments": _rewiring},

@@ -35,6 +35,7 @@ METHODS = {
         functools.partial(condensed.sparse_evolutionary_training, seed=SEED),
     ),
 }
+METHODS["mest"] = (rigl_optax.mest, functools.partial(condensed.mest, seed=SEED))
 INNER = {
     "momentum": lambda: optax.chain(
         optax.add_decayed_weights(1e-3),
@@ -130,6 +131,7 @@ CASES = [
     ("momentum", "rigl", "single"),
     ("adam", "rigl", "mixed"),
     ("adam", "set", "mixed"),
+    ("momentum", "mest", "mixed"),
 ]
 
 

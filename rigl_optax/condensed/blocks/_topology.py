@@ -137,11 +137,19 @@ class BlockTopology:
         del fraction
         return self
 
-    def rank(self, values: jax.Array, scores: jax.Array, growth: RandomGrowth | None) -> Ranking:
+    def rank(
+        self,
+        values: jax.Array,
+        gradients: jax.Array,
+        scores: jax.Array,
+        growth: RandomGrowth | None,
+    ) -> Ranking:
         """Collects all blocks of the layer. Random growth draws scores of its own for the grid."""
-        del growth
         sizes = jnp.asarray(self.block.group_sizes(self.shape), jnp.int32)[self.rows, self.cols]
-        each = self.block.score(values, tuple(range(1, values.ndim)), sizes)
+
+        def on_grid(stored: jax.Array) -> jax.Array:
+            each = self.block.score(stored, tuple(range(1, stored.ndim)), sizes)
+            return jnp.zeros(self.grid, jnp.float32).at[self.rows, self.cols].set(each)
 
         def move(mask: jax.Array) -> Move:
             new = _from_grid_mask(mask, self.number, self.shape, self.block)
@@ -152,8 +160,8 @@ class BlockTopology:
             return Move(new, jnp.maximum(source, 0), source >= 0)
 
         return Ranking(
-            weights=jnp.zeros(self.grid, jnp.float32).at[self.rows, self.cols].set(each),
-            gradients=scores.astype(jnp.float32),
+            weights=on_grid(values),
+            gradients=scores.astype(jnp.float32) if growth is None else on_grid(gradients),
             mask=self.grid_mask(),
             indices=jnp.arange(math.prod(self.grid), dtype=jnp.int32).reshape(self.grid),
             # Scores of several uses of a kernel add up to a bound of the score of the sum.

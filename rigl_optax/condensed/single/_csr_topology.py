@@ -173,9 +173,15 @@ class CSRTopology:
         most = int(self.number * fraction * (1 + 1e-6)) + 1
         return dataclasses.replace(self, replaceable=min(self.replaceable, most))
 
-    def rank(self, values: jax.Array, scores: Probe, growth: RandomGrowth | None) -> Ranking:
+    def rank(
+        self,
+        values: jax.Array,
+        gradients: jax.Array,
+        scores: Probe,
+        growth: RandomGrowth | None,
+    ) -> Ranking:
         """Lists the stored weights and the best places for new ones."""
-        return _ranking.rank(self, values, scores, growth)
+        return _ranking.rank(self, values, gradients, scores, growth)
 
     def with_places(self, places: jax.Array) -> "CSRTopology":
         """Returns the topology of as many weights at other row-major indices, ascending."""

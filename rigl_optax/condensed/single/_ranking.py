@@ -31,10 +31,14 @@ class _Gradients(NamedTuple):
 
 
 def rank(
-    t: "CSRTopology", values: jax.Array, scores: Probe, growth: RandomGrowth | None
+    t: "CSRTopology",
+    values: jax.Array,
+    of_values: jax.Array,
+    scores: Probe,
+    growth: RandomGrowth | None,
 ) -> Ranking:
     """Lists the stored weights and the candidates of a layer."""
-    gradients = _from_probe(t, scores) if growth is None else _random_places(t, growth)
+    gradients = _from_probe(t, scores) if growth is None else _random_places(t, of_values, growth)
     stored, candidates = t.places(), gradients.candidates
     length = t.number + t.replaceable
     # A candidate's index in the list: as many candidates come before it, and stored weights.
@@ -81,10 +85,10 @@ def _from_probe(t: "CSRTopology", scores: Probe) -> _Gradients:
     return _Gradients(scores.stored, Candidates(found, rows * t.shape[1] + cols), is_valid)
 
 
-def _random_places(t: "CSRTopology", growth: RandomGrowth) -> _Gradients:
+def _random_places(t: "CSRTopology", of_values: jax.Array, growth: RandomGrowth) -> _Gradients:
     """Draws candidates: the places of largest score, by the scores that the rule will draw."""
     purpose, (seed, position, count) = _random.Purpose.GROWTH, growth
     found = _candidates.at_random(seed, purpose, position, count, t.shape, t.replaceable, t)
-    # The rule draws the scores once more for the listed indices; gradients are not looked at.
+    # The rule draws the scores once more for the listed indices; candidates have no gradients.
     unused = Candidates(jnp.zeros_like(found.scores), found.places)
-    return _Gradients(jnp.zeros(t.values_shape, jnp.float32), unused, jnp.ones((), bool))
+    return _Gradients(of_values[t.order].astype(jnp.float32), unused, jnp.ones((), bool))
