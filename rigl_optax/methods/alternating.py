@@ -53,11 +53,9 @@ def acdc(
     Args:
       inner: As in `rigl`.
       sparsity: Sparsity of the sparse phases, as in `rigl`.
-      end: No change of phase at `count >= end`. The paper trains ResNet-50 for 100 epochs and
-        is sparse for the last 15.
-      every: Length of a phase in steps; 5 epochs of ImageNet in the paper.
-      begin: Count of the first compression, and so the length of the dense warm-up in steps;
-        10 epochs in the paper.
+      end: No change of phase at `count >= end`: leave time for a longer sparse phase at the end.
+      every: Length of a phase in steps; some epochs.
+      begin: Count of the first compression, and so the length of the dense warm-up in steps.
       scope: `layer` prunes each layer to its sparsity in the distribution; `global` ranks all
         layers together, and the distribution decides on the total only.
       keep_dense: Whether the state keeps the weights as they were before the last compression: the
