@@ -29,9 +29,8 @@ def by_parts(function: Function, x: jax.Array, parts: int) -> jax.Array:
       `function(x)`.
     """
     batch = x.shape[0]
-    parts = math.gcd(parts, batch)
-    if parts == 1:
-        return function(x)
+    if not isinstance(batch, int) or (parts := math.gcd(parts, batch)) == 1:
+        return function(x)  # an exported program's batch has no size yet, and no gradient
     # Each part takes examples from all over the batch: where a batch is spread over devices, they
     # stay where they are.
     cut = x.reshape(batch // parts, parts, *x.shape[1:]).swapaxes(0, 1)
