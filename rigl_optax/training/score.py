@@ -1,4 +1,4 @@
-"""The score of a run: accuracy, or bits per byte where the labels are the bytes of a text."""
+"""The score of a run: accuracy, or bits per byte or token of a text."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -51,8 +51,10 @@ class Score(NamedTuple):
 
 ACCURACY = Score("accuracy", "accuracy", "%", 100.0, 2, is_loss=False)
 BITS = Score("bits_per_byte", "bits per byte", "", 1.0, 3, is_loss=True)
+TOKEN_BITS = BITS._replace(key="bits_per_token", label="bits per token")
 
 
 def of(measured: Mapping[str, Any], prefix: str = "") -> Score:
-    """Returns the score of a run from its measurements: bits per byte wherever there are some."""
-    return BITS if prefix + BITS.key in measured else ACCURACY
+    """Returns the score of a run from its measurements: bits wherever there are some."""
+    bits = (score for score in (BITS, TOKEN_BITS) if prefix + score.key in measured)
+    return next(bits, ACCURACY)

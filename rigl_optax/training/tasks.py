@@ -255,6 +255,20 @@ class Windows(Bytes):
         return model_state
 
 
+class Tokens(Windows):
+    """Windows of tokens, each of which stands for several bytes."""
+
+    @property
+    def units(self) -> dict[str, float]:
+        """Bits a token."""
+        return {score.TOKEN_BITS.key: float(np.log(2))}
+
+    @property
+    def score(self) -> score.Score:
+        """The measure by which runs are compared."""
+        return score.TOKEN_BITS
+
+
 Task: TypeAlias = Images | Bytes
 
 
@@ -276,8 +290,9 @@ def find(config: Config, facts: Facts | None = None) -> Task:
             text.steps_per_epoch(
                 len(read().train.tokens), config.batch_size, config.data.sequence_length
             )
-        kind = Bytes if config.model.name in architectures.CELLS else Windows
-        return kind(read)
+        if config.model.name in architectures.CELLS:
+            return Bytes(read)
+        return Tokens(read) if config.data.name == "tokens" else Windows(read)
     load = functools.cache(functools.partial(_images, config))
     if facts is None:
         found = load()

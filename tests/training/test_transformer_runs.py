@@ -11,7 +11,7 @@ from rich.console import Console
 import rigl_optax
 from rigl_optax.data import text
 from rigl_optax.models import transformer
-from rigl_optax.training import checkpoints, costs, loop, sampling, setup, tasks
+from rigl_optax.training import checkpoints, costs, loop, sampling, score, setup, tasks
 from rigl_optax.training import config as config_lib
 from tests.training.condensed_runs import GPT
 
@@ -95,7 +95,10 @@ def test_token_files_are_read_as_they_are(tmp_path):
             "method.structure": {},
         },
     )
-    batch = tasks.find(config).training_batch(config, 0)
+    task = tasks.find(config)
+    assert set(task.units) == {"bits_per_token"} and task.score.label == "bits per token"
+    assert score.of({"loss": 1.0, "bits_per_token": 1.4}) is task.score
+    batch = task.training_batch(config, 0)
     np.testing.assert_array_equal(batch["labels"], batch["tokens"].astype(np.int32) + 3)
     assert batch["labels"].max() > 255
     evaluated = list(text.evaluation_batches(found.validation, 4, 5))
