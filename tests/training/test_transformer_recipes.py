@@ -138,7 +138,7 @@ def test_a_recipe_trains_and_is_healthy(trained):
 def test_the_other_scripts_go_on_from_there(trained, tmp_path, capsys):
     _, argv, workdir = trained
     result = json.loads((workdir / "result.json").read_text())
-    where, exported = f"--workdir={workdir}", tmp_path / "network.npz"
+    where, exported = f"--workdir={workdir}", tmp_path / "network.safetensors"
     script("explain", *argv, "--json")
     active = {x["path"]: x["active"] for x in json.loads(capsys.readouterr().out)["layers"]}
     assert active == result["active_weights"]
