@@ -175,12 +175,12 @@ def test_after_a_skipped_step_both_forms_rewire_at_the_same_steps(tmp_path, monk
         (
             LENET,
             {"method.name": "snfs"},
-            "method.name='snfs': methods of stored.*are static, set, rigl$",
+            "method.name='snfs': methods of stored.*are static, set, mest, rigl$",
         ),
         (
             LENET,
             {"method.name": "dense"},
-            "name='dense': methods of stored.*static, set, rigl$",
+            "name='dense': methods of stored.*static, set, mest, rigl$",
         ),
         (
             LENET,
