@@ -162,11 +162,11 @@ def main() -> None:
                 options.results.write_text(json.dumps(results, indent=1) + "\n")
                 results = json.loads(options.results.read_text())
             print(f"seed {seed}, {start}: {results[start][seed]['loss']:.3f}", flush=True)
-    print("| new weights start | spike at +1 | at +2 | move at +1: new | others | final loss |")
+    print("| new weights start | spike at +1 | at +20 | move at +1: new | others | final loss |")
     for start, runs in results.items():
         columns = [
             [r["spikes"]["1"] for r in runs],
-            [r["spikes"]["2"] for r in runs],
+            [r["spikes"]["20"] for r in runs],
             [r["moves"]["new"] for r in runs],
             [r["moves"]["others"] for r in runs],
             [r["loss"] for r in runs],

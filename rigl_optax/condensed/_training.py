@@ -143,20 +143,16 @@ def rigl(
       Evci et al., [Rigging the Lottery: Making All Tickets
       Winners](https://arxiv.org/abs/1911.11134), 2020, algorithm 1.
     """
-    method = _drop_and_grow.drop_and_grow_method(
+    return _drops_and_grows(
+        inner,
         _drop_and_grow.grow_by_gradient,
         end=end,
         every=every,
         begin=begin,
         drop_fraction=drop_fraction,
         overrides=overrides,
-        gradient_step=False,
         min_fan_in=min_fan_in,
-        grown=AT_REST,
-        seed=0,  # newborn weights start at 0 and gradients decide: nothing is random
     )
-    most = _drop_and_grow.most_dropped(drop_fraction, overrides)
-    return _transformation(inner, method, most, min_fan_in)
 
 
 def sparse_evolutionary_training(
@@ -190,21 +186,17 @@ def sparse_evolutionary_training(
     Raises:
       ValueError: As `rigl`.
     """
-    method = _drop_and_grow.drop_and_grow_method(
+    return _drops_and_grows(
+        inner,
         _drop_and_grow.grow_at_random(seed),
+        growth_seed=seed,
         end=end,
         every=every,
         begin=begin,
         drop_fraction=drop_fraction,
         overrides=overrides,
-        gradient_step=False,
         min_fan_in=min_fan_in,
-        grown=AT_REST,
-        seed=seed,
-        needs_signal=False,
     )
-    most = _drop_and_grow.most_dropped(drop_fraction, overrides)
-    return _transformation(inner, method, most, min_fan_in, growth_seed=seed)
 
 
 def mest(
@@ -253,22 +245,18 @@ def mest(
       >>> int(state.rewirings), weights["w"].shape
       (1, (32,))
     """
-    method = _drop_and_grow.drop_and_grow_method(
+    return _drops_and_grows(
+        inner,
         _drop_and_grow.grow_at_random(seed),
         keep_scores=keep_by_magnitude_and_gradient(gradient_weight),
+        growth_seed=seed,
         end=end,
         every=every,
         begin=begin,
         drop_fraction=drop_fraction,
         overrides=overrides,
-        gradient_step=False,
         min_fan_in=min_fan_in,
-        grown=AT_REST,
-        seed=seed,
-        needs_signal=False,
     )
-    most = _drop_and_grow.most_dropped(drop_fraction, overrides)
-    return _transformation(inner, method, most, min_fan_in, growth_seed=seed)
 
 
 def static_sparse(inner: optax.GradientTransformation) -> CondensedTransformation:
@@ -336,6 +324,33 @@ def value_grad_and_scores(
         return value, grads, scores
 
     return function
+
+
+def _drops_and_grows(
+    inner: optax.GradientTransformation,
+    growth: Any,
+    *,
+    growth_seed: Seed | None = None,
+    drop_fraction: float | optax.Schedule,
+    overrides: Overrides | None,
+    min_fan_in: int,
+    **arguments: Any,
+) -> CondensedTransformation:
+    """Builds a method that drops and grows; `growth_seed` if it grows at random."""
+    method = _drop_and_grow.drop_and_grow_method(
+        growth,
+        drop_fraction=drop_fraction,
+        overrides=overrides,
+        gradient_step=False,
+        min_fan_in=min_fan_in,
+        grown=AT_REST,
+        # Newborn weights start at 0: where gradients decide nothing is random.
+        seed=0 if growth_seed is None else growth_seed,
+        needs_signal=growth_seed is None,
+        **arguments,
+    )
+    most = _drop_and_grow.most_dropped(drop_fraction, overrides)
+    return _transformation(inner, method, most, min_fan_in, growth_seed=growth_seed)
 
 
 def _transformation(
