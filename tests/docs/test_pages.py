@@ -3,15 +3,14 @@ import importlib.util
 import pathlib
 import re
 import shlex
-import sys
 
 import numpy as np
 import optax
 import pytest
-from absl import flags
 
 import rigl_optax
-from rigl_optax.training import command_line, config
+from rigl_optax.training import config
+from rigl_optax_cli import command_line
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -72,13 +71,8 @@ def test_commands_with_a_config_are_accepted(page, monkeypatch):
         quote = "'" * (command.count("'") % 2)  # that closes the command of another program
         words = shlex.split(command.removesuffix(quote))[2:]
         given = [word for word in words if word.startswith("--config")]
-        values = flags.FlagValues()
-        command_line.define_config(values)
-        monkeypatch.setattr(command_line.flags, "FLAGS", values)
-        monkeypatch.setattr(sys, "argv", ["script", *given])
         monkeypatch.chdir(ROOT)
-        command_line.parse(sys.argv)
-        command_line.checked()
+        command_line.checked(command_line.parse(given, with_recipe=True))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
