@@ -1,6 +1,7 @@
 # make train   train a 95 %-sparse network on real data, beside its controls (minutes)
 # make test    all tests      make test-fast   without the slow ones
 # make test-core  the part of them that CI runs on the newest Python and JAX, too
+# make test-matrix  likewise, with the oldest and the newest versions of what it depends on
 # make lint    formatter, linter, type checker
 # make compare every method at 90, 95, 98 % on Fashion-MNIST; runs with a record are not repeated
 # make compare-text  methods at 75, 90 % on a recurrent language model (two hours); likewise
@@ -37,7 +38,7 @@ NEWEST := catalogue rewiring sharding trees users reproducible no_gather mask_me
 TEXT_METHODS := --methods=dense,small_dense,static,set,snfs,rigl,gmp --sparsities=.75,.9
 GPT_METHODS := --methods=dense,small_dense,static,set,rigl,gmp,granet
 
-.PHONY: train test test-fast test-core lint bench soak fuzz compare compare-fashion-mnist docs pages lock clean
+.PHONY: train test test-fast test-core test-matrix lint bench soak fuzz compare compare-fashion-mnist docs pages lock clean
 .PHONY: compare-text compare-text-quick bench-recurrent compare-vision bench-vision bench-input
 .PHONY: compare-structures bench-condensed bigger-than-dense compare-gpt compare-gpt-quick study-gpt
 
@@ -118,6 +119,14 @@ test-fast: $(VENV)/.test
 test-core: $(VENV)/.test
 	$(BIN)/python -m pytest $(SPREAD) -m "not slow" $(NEWEST:%=tests/core/test_%.py)
 
+# With the oldest and the newest versions that pyproject.toml allows: the core, and a run.
+test-matrix:
+	for resolution in lowest-direct highest; do \
+	  venv=.venv-$$resolution && $(PYTHON) -m venv $$venv && $$venv/bin/python -m pip install -q uv && \
+	  $$venv/bin/uv pip install -q --python=$$venv/bin/python --resolution=$$resolution -e '.[test]' && \
+	  $$venv/bin/python -m pytest $(SPREAD) -m "not slow" $(NEWEST:%=tests/core/test_%.py) \
+	    tests/cli/test_commands.py || exit 1; done
+
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -163,10 +172,10 @@ fuzz: $(VENV)/.train
 lock: $(VENV)/.test
 	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip compile -q --universal --python-version=3.11 --no-annotate --no-header \
-	  --extra=train --extra=test pyproject.toml --output-file=constraints.txt
+	  --extra=test pyproject.toml --output-file=constraints.txt
 
 clean:
-	rm -rf $(VENV) .venv-tf
+	rm -rf $(VENV) .venv-tf .venv-lowest-direct .venv-highest
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -175,7 +184,7 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.train: $(VENV)/.python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train,tfds]'
 	@touch $@
 
 # TensorFlow, for the other side of one benchmark alone; what it was measured with.
@@ -189,5 +198,5 @@ $(VENV)/.docs: $(VENV)/.train
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.train
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train,test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@

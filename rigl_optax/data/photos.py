@@ -4,10 +4,11 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 
 import numpy as np
 
-from rigl_optax.data import crops, decode
+from rigl_optax.data import crops, extras
 from rigl_optax.data.batches import Batch, BatchPart, Dataset
 from rigl_optax.data.records import BadRecords, Records
 
@@ -104,7 +105,7 @@ class Photos:
             if not 0 <= record.label < self.classes:
                 raise ValueError(f"label {record.label}; there are {self.classes} classes")
             flip = numbers is not None and bool(crops.is_flipped(numbers))
-            decode.photo(record.image, choose, image, flip=flip)
+            _decode().photo(record.image, choose, image, flip=flip)
         except ValueError as error:
             self.bad_records.add(self.records.name(i), error)
             return None
@@ -126,6 +127,10 @@ class Photos:
 
         list(_pool(self.threads).map(fill_chunk, range(0, count, _CHUNK)))
         return {"images": images, "labels": labels}
+
+
+def _decode() -> ModuleType:
+    return extras.load("rigl_optax.data.decode", "images")
 
 
 def dataset(
@@ -151,8 +156,10 @@ def dataset(
         but at least 500, or a tenth of all if that is less.
 
     Raises:
+      ImportError: If what decodes photos is not installed.
       ValueError: If there are too few photos, or too many that cannot be read.
     """
+    _decode()
     held_out = round((validation_fraction or HELD_OUT) * len(train))
     least = 1 if validation_fraction else min(LEAST, len(train) // 10)
     held_out = max(1, held_out, least)

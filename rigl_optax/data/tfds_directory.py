@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rigl_optax.data import hidden, tf_example, tfrecord
+from rigl_optax.data import extras, hidden, tf_example, tfrecord
 from rigl_optax.data.records import DamagedFileError, Record
 
 INFO, FEATURES = "dataset_info.json", "features.json"
@@ -287,11 +287,11 @@ def _version(name: str) -> list[int]:
 
 
 def _open_array_record(path: pathlib.Path) -> Any:
-    from array_record.python import array_record_module
+    array_record = extras.load("array_record.python.array_record_module", "tfds")
 
     try:
         # Records are read in random order, so reading ahead would be wasted.
-        return array_record_module.ArrayRecordReader(str(path), options="readahead_buffer_size:0")
+        return array_record.ArrayRecordReader(str(path), options="readahead_buffer_size:0")
     except (RuntimeError, ValueError) as error:
         raise DamagedFileError(f"{path}: not an array_record file ({error})") from error
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rigl_optax.data import batches, decode
+from rigl_optax.data import batches, extras
 from rigl_optax.data.records import BadRecords
 from rigl_optax.data.tfds_directory import Directory
 
@@ -20,9 +20,11 @@ def read(directory: Directory, split: str, bad_records: BadRecords) -> batches.S
       order of the files.
 
     Raises:
+      ImportError: If what decodes images is not installed.
       FileNotFoundError: If there is no such split, or not all of its files are there.
       ValueError: If the files are not what the metadata say, or too many records cannot be read.
     """
+    decode = extras.load("rigl_optax.data.decode", "images")
     records = directory.records(split)
     images: list[np.ndarray] = []
     labels = []

@@ -8,8 +8,9 @@ import os
 import pathlib
 import struct
 
-import google_crc32c
 import numpy as np
+
+from rigl_optax.data import extras
 
 HEADER, FOOTER = 12, 4  # bytes before and after a payload
 _MASK = 0xA282EAD8
@@ -64,5 +65,5 @@ def read(path: pathlib.Path, offset: int, length: int) -> bytes:
 
 def masked_crc(data: bytes) -> int:
     """Computes TFRecord's checksum: the CRC-32C, rotated by 15 bits and plus a constant."""
-    crc = google_crc32c.value(data)
+    crc = extras.load("google_crc32c", "tfds").value(data)
     return (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF

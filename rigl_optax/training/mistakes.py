@@ -33,7 +33,7 @@ def status(error: BaseException) -> int | None:
         return MISTAKEN
     if not _is_raised_here(error):
         return None
-    if isinstance(error, ValueError | TypeError | FileNotFoundError):
+    if isinstance(error, ValueError | TypeError | FileNotFoundError | ImportError):
         return MISTAKEN
     own = type(error).__module__.startswith("rigl_optax.")
     return FAILED if own or isinstance(error, RuntimeError) else None
