@@ -37,12 +37,12 @@ def main(steps: int = 500) -> float:
     # What is trained is the arrays of the model: the rest (functions, sizes) is static.
     params, static = eqx.partition(make(jax.random.key(0)), eqx.is_inexact_array)
 
-    # `equinox_axes` says which axes of a kernel are inputs. A kernel that is not in `dense` is
-    # sparse; the reason is what `explain` prints.
+    # `equinox_axes` says which axes of a kernel are inputs. `dense` adds to the
+    # layers that stay dense by default; its reason is what `explain` prints.
     distribution = rigl_optax.erk(
         0.9,
         axes=rigl_optax.equinox_axes,
-        dense=rigl_optax.DenseLayers({r"^layers/0/": "the first convolution has 288 weights"}),
+        dense={r"^layers/0/": "the first convolution has 288 weights"},
     )
     print(rigl_optax.explain(params, distribution, end=3 * steps // 4, every=50))
     tx = rigl_optax.rigl(optax.adamw(2e-3), distribution, end=3 * steps // 4, every=50)

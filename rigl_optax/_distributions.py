@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -97,15 +97,20 @@ def default_dense(path: str, leaf: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class DenseLayers:
-    """Keeps layers dense by name, with a reason for each; for `dense=` of a distribution.
+    """Names all layers that stay dense, with a reason for each; for `dense=` of a distribution.
 
     Use it if you know the model and want to name its dense layers, rather than have
     `default_dense` guess depthwise kernels from their shapes. It also keeps dense what cannot be a
     kernel: leaves that are not floating or have fewer than two dimensions, and leaves that
-    `default_dense` knows by name alone (biases, scales, embeddings, learned tokens).
+    `default_dense` knows by name alone (biases, scales, embeddings, learned tokens). To add layers
+    to those of `default_dense`, give `dense=` the mapping alone.
 
     Args:
       because: `{pattern: reason}`; patterns are regular expressions searched in the path.
+      by_default: Whether what `default_dense` keeps dense stays so besides.
+
+    Raises:
+      TypeError: If `because` is no mapping.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -118,15 +123,19 @@ class DenseLayers:
     """
 
     because: Mapping[str, str]
+    by_default: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.because, Mapping):
+            raise TypeError(f"{self.because!r}: dense layers are given as {{pattern: reason}}")
         for pattern in self.because:
             _paths.compile_pattern(pattern, "dense layers")
 
-    def reason(self, path: str, leaf: Any) -> str | None:
+    def reason(self, path: str, leaf: Any, axes: _axes.Axes = _axes.default_axes) -> str | None:
         """Says why a leaf stays dense; None if it does not."""
-        if reason := _no_kernel(path, leaf):
-            return reason
+        known = dense_reason(path, leaf, axes) if self.by_default else _no_kernel(path, leaf)
+        if known:
+            return known
         return next((why for p, why in self.because.items() if re.search(p, path)), None)
 
     def __call__(self, path: str, leaf: Any) -> bool:
@@ -222,6 +231,8 @@ class Distribution:
         """Returns the sparse leaves, in tree order; raises as a call does."""
         named = _paths.named_arrays(params)
         stacked = self.stacked_paths(params)
+        if isinstance(self.dense, DenseLayers) and self.dense.by_default:
+            _find_all(self.dense.because, [path for path, _ in named])
         layers: list[Layer] = []
         used: set[str] = set()
         for path, leaf in named:
@@ -273,6 +284,8 @@ class Distribution:
     def _is_dense(self, path: str, leaf: jax.ShapeDtypeStruct) -> bool:
         if self.dense is default_dense:
             return dense_reason(path, leaf, self.axes) is not None
+        if isinstance(self.dense, DenseLayers):
+            return self.dense.reason(path, leaf, self.axes) is not None
         return self.dense(path, leaf)
 
     def stacked_paths(self, params: PyTree) -> set[str]:
@@ -306,10 +319,29 @@ def stacked_paths(params: PyTree, stacked: Sequence[str]) -> set[str]:
     return paths
 
 
+def _find_all(patterns: Iterable[str], paths: list[str]) -> None:
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ValueError(
+                f"dense: {pattern!r} matches no leaf; leaves are {_paths.listing(paths)}"
+            )
+
+
+def _predicate(dense: DensePredicate | Mapping[str, str]) -> DensePredicate:
+    """Returns the predicate that a distribution is given, or that of layers to be added."""
+    if isinstance(dense, Mapping):
+        return DenseLayers(dense, by_default=True)
+    if not callable(dense):
+        raise TypeError(
+            f"dense={dense!r}: must be {{pattern: reason}}, or a function of path and leaf"
+        )
+    return dense
+
+
 def uniform(
     sparsity: float,
     *,
-    dense: DensePredicate = default_dense,
+    dense: DensePredicate | Mapping[str, str] = default_dense,
     overrides: Mapping[str, float] | None = None,
     stacked: Sequence[str] = (),
     axes: _axes.Axes = _axes.default_axes,
@@ -323,8 +355,9 @@ def uniform(
 
     Args:
       sparsity: Fraction of zeros, in [0, 1).
-      dense: `dense(path, leaf) -> bool`; leaves for which it is True stay dense. It replaces
-        `default_dense`.
+      dense: `{pattern: reason}`: layers that stay dense besides those of `default_dense`. Or
+        `dense(path, leaf) -> bool`, as `DenseLayers`, which replaces `default_dense`; leaves for
+        which it is True stay dense.
       overrides: `{pattern: sparsity}`; leaves whose path contains a match of the regular
         expression get that sparsity and do not count in the overall one.
       stacked: Patterns of leaves whose first axis counts layers (a scan over layers).
@@ -343,14 +376,18 @@ def uniform(
       >>> params = {"conv1": {"kernel": conv}, "fc": {"kernel": fc}}
       >>> uniform(0.8, overrides={"conv1": 0.0})(params)
       {'conv1/kernel': 0.0, 'fc/kernel': 0.8}
+      >>> uniform(0.8, dense={"^fc/": "few classes"})(params)
+      {'conv1/kernel': 0.8}
     """
-    return Distribution(sparsity, None, "uniform", dense, dict(overrides or {}), stacked, axes)
+    return Distribution(
+        sparsity, None, "uniform", _predicate(dense), dict(overrides or {}), stacked, axes
+    )
 
 
 def erdos_renyi(
     sparsity: float,
     *,
-    dense: DensePredicate = default_dense,
+    dense: DensePredicate | Mapping[str, str] = default_dense,
     overrides: Mapping[str, float] | None = None,
     stacked: Sequence[str] = (),
     axes: _axes.Axes = _axes.default_axes,
@@ -376,14 +413,16 @@ def erdos_renyi(
         if the target cannot be reached.
     """
     scale = _erdos_renyi_scale
-    return Distribution(sparsity, scale, "erdos_renyi", dense, dict(overrides or {}), stacked, axes)
+    return Distribution(
+        sparsity, scale, "erdos_renyi", _predicate(dense), dict(overrides or {}), stacked, axes
+    )
 
 
 def erk(
     sparsity: float,
     power: float = 1.0,
     *,
-    dense: DensePredicate = default_dense,
+    dense: DensePredicate | Mapping[str, str] = default_dense,
     overrides: Mapping[str, float] | None = None,
     stacked: Sequence[str] = (),
     axes: _axes.Axes = _axes.default_axes,
@@ -421,7 +460,9 @@ def erk(
     if not math.isfinite(power):
         raise ValueError(f"power={power}: must be a finite number")
     scale = functools.partial(_erk_scale, power=power)
-    return Distribution(sparsity, scale, "erk", dense, dict(overrides or {}), stacked, axes)
+    return Distribution(
+        sparsity, scale, "erk", _predicate(dense), dict(overrides or {}), stacked, axes
+    )
 
 
 # On the module's level, not closures, so that a distribution can be pickled.

@@ -45,7 +45,7 @@ def _reason_without_mask(
     shape = tuple(leaf.shape)[path in ours.stacked_paths(params) :]
     one = jax.ShapeDtypeStruct(shape, leaf.dtype)
     if isinstance(ours.dense, _distributions.DenseLayers):
-        reason = ours.dense.reason(path, one)
+        reason = ours.dense.reason(path, one, ours.axes)
     elif ours.dense is _distributions.default_dense:
         reason = _distributions.dense_reason(path, one, ours.axes)
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 import rigl_optax
 from rigl_optax import DenseLayers, Unstructured, _paths, condensed, default_dense
+from rigl_optax._axes import Axes, default_axes
 from rigl_optax._distributions import DensePredicate, dense_reason
 from rigl_optax._structures import Structure, Structures, by_path
 from rigl_optax.training import architectures
@@ -131,10 +132,10 @@ class DenseWhereFaster(DenseLayers):
     sparsity: float = 0.0
     others: DensePredicate = default_dense
 
-    def reason(self, path: str, leaf: Any) -> str | None:
+    def reason(self, path: str, leaf: Any, axes: Axes = default_axes) -> str | None:
         """Returns why a leaf is kept dense; None if it is not."""
         others = self.others.reason if isinstance(self.others, DenseLayers) else dense_reason
-        if (found := others(path, leaf)) is not None:
+        if (found := others(path, leaf, axes)) is not None:
             return found
         choice = condensed.choose(tuple(leaf.shape), self.sparsity)
         if choice.pays:

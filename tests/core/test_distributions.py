@@ -460,3 +460,28 @@ def test_masks_are_independent_of_weights_drawn_from_the_same_seed(seed):
         raw = np.asarray(draw(jax.random.key(seed), (200, 200)))
         inside = raw[np.asarray(state.masks["kernel"])].mean()
         assert abs(inside - raw.mean()) < 5 * raw.std() / np.sqrt(chosen.size)
+
+
+def test_layers_named_in_a_mapping_stay_dense_besides_the_default():
+    params = {
+        "stem": {"weight": jnp.ones((16, 1, 3, 3))},  # one input channel, as Equinox lays it out
+        "body": {"weight": jnp.ones((32, 16))},
+        "head": {"weight": jnp.ones((10, 32))},
+    }
+    named = {"^head/": "few classes"}
+    besides = erk(0.9, dense=named, axes=rigl_optax.equinox_axes)
+    assert list(besides(params)) == ["body/weight"]
+    replaced = erk(0.9, dense=rigl_optax.DenseLayers(named), axes=rigl_optax.equinox_axes)
+    assert list(replaced(params)) == ["body/weight", "stem/weight"]
+    because = {x.path: x.dense_because for x in rigl_optax.explain(params, besides, end=9).layers}
+    with pytest.raises(ValueError, match="dense: 'haed' matches no leaf; leaves are 'body/weight'"):
+        erk(0.9, dense={"haed": "a typing mistake"})(params)
+    assert because["head/weight"] == "few classes" and "one input channel" in because["stem/weight"]
+
+
+@pytest.mark.parametrize("dense", [["head"], "head", None])
+def test_dense_layers_of_another_type_are_refused(dense):
+    with pytest.raises(TypeError, match=r"must be \{pattern: reason\}, or a function"):
+        erk(0.9, dense=dense)
+    with pytest.raises(TypeError, match=r"given as \{pattern: reason\}"):
+        rigl_optax.DenseLayers(dense)
