@@ -27,7 +27,7 @@ os.environ.setdefault(
 # Nor is it of use here which line of the source each operation comes from.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # What one test has compiled the next ones read: in this process, in other workers, and in the
-# processes that tests start, which all inherit these variables.
+# processes that tests start, which inherit these variables.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(suffix=f"-compiled-{os.getpid()}")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -38,6 +38,9 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Here most programs are compiled once, and to write one takes a sixth of compiling it. The
+# processes that tests start are many of a kind: these write all they compile.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.25)
 
 hypothesis.settings.register_profile(
     "rigl",
