@@ -144,6 +144,12 @@ def _threefry(first_key: Any, second_key: Any, low: Any) -> Keys:
     Returns:
       Two uint32 arrays.
     """
+    if all(isinstance(word, np.ndarray) for word in (first_key, second_key, low)):
+        return _rounds(first_key, second_key, low)
+    return _traced_rounds(first_key, second_key, low)
+
+
+def _rounds(first_key: Any, second_key: Any, low: Any) -> Keys:
     schedule = (first_key, second_key, first_key ^ second_key ^ np.uint32(0x1BD11BDA))
     first, second = first_key, low + second_key
     for group in range(5):
@@ -154,3 +160,7 @@ def _threefry(first_key: Any, second_key: Any, low: Any) -> Keys:
         first = first + schedule[(group + 1) % 3]
         second = second + schedule[(group + 2) % 3] + np.uint32(group + 1)
     return first, second
+
+
+# Traced once for each shape, and outside of jit one program instead of a hundred operations.
+_traced_rounds = jax.jit(_rounds)
