@@ -13,8 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Thousands of small programs are compiled here and run for a few steps: most of the time is
 # spent in the compiler. `XLA_FLAGS=` compiles as for everybody else. With XLA's older way of
 # emitting fusions, and each program in one part, it takes a fifth as long: `make test` asks for it
-# where no two programs are compared bit for bit, for it rounds differently in each. Newer ones no
-# longer have it, nor know its flag.
+# but for tests marked `exact`, since it may round differently in each program. Newer ones no longer
+# have it, nor know its flag.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
