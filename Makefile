@@ -30,8 +30,8 @@ WORKERS ?= 2
 # A process that crashes ends the run: pytest-xdist 3.8 may wait for ever for one in its place.
 SPREAD := -n $(WORKERS) --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=15
 
-# Where programs of several devices or policies are to give the same bits (tests/conftest.py).
-EXACT := tests/training/test_hosts.py tests/training/test_recovery.py tests/methods/test_sharded.py
+# The modules with tests that are not compiled the quick way (tests/conftest.py).
+EXACT = $(shell grep -rl --include='test_*.py' 'mark\.exact' tests)
 
 NEWEST := catalogue rewiring sharding trees users reproducible no_gather mask_memory selection errors blend
 
@@ -108,8 +108,8 @@ compare-structures: $(VENV)/.train
 	$(BIN)/python docs/structured.py
 
 test: $(VENV)/.test
-	QUICK_COMPILE=1 $(BIN)/python -m pytest $(SPREAD) $(EXACT:%=--ignore=%)
-	$(BIN)/python -m pytest $(SPREAD) $(EXACT)
+	QUICK_COMPILE=1 $(BIN)/python -m pytest $(SPREAD) -m "not exact"
+	$(BIN)/python -m pytest $(SPREAD) -m exact $(EXACT)
 
 test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest $(SPREAD) -m "not slow"

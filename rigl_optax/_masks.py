@@ -24,24 +24,23 @@ def random_masks(layout: Layout, seed: Seed) -> list[jax.Array]:
     A mask is made with the sharding of its parameter, so it is never whole on one device.
     """
     shapes = tuple(tuple(leaf.shape) for leaf in layout.leaves)
-    # An array, so that another seed does not compile the draw again.
-    word = jnp.asarray(seed, jnp.uint32)
+    # Arrays, so that another seed does not compile the draw again.
+    positions = [s.position for s in layout.sparse]
+    keys = jax.tree.map(jnp.asarray, _random.keys(seed, _random.Purpose.INITIAL_MASK, positions))
     draw = functools.partial(_draw_masks, shapes, tuple(layout.sparse))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
-        return [_sharding.like(m, leaf) for m, leaf in zip(draw(word), layout.leaves, strict=True)]
-    return _compiled_draw(draw.args, _shardings(layout.leaves))(word)
+        return [_sharding.like(m, leaf) for m, leaf in zip(draw(keys), layout.leaves, strict=True)]
+    return _compiled_draw(draw.args, _shardings(layout.leaves))(keys)
 
 
 def _draw_masks(
-    shapes: tuple[tuple[int, ...], ...], sparse: tuple[SparseLeaf, ...], seed: jax.Array
+    shapes: tuple[tuple[int, ...], ...], sparse: tuple[SparseLeaf, ...], keys: _random.Keys
 ) -> list[jax.Array]:
     masks = [jnp.ones(shape, bool) for shape in shapes]
     if not sparse:
         return masks
     packing = _layout.packing(sparse)
-    scores = _random.random_scores(
-        seed, _random.Purpose.INITIAL_MASK, [s.position for s in sparse], packing
-    )
+    scores = _random.draw(keys, packing)
     zeros = np.repeat(np.asarray([s.zeros for s in sparse], np.int32), packing.rankings_per_leaf)
     k = packing.per_row(jnp.asarray(packing.sizes() - zeros))
     chosen = _top_k.top_k(scores, packing.ranking_ids, k)

@@ -13,8 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Thousands of small programs are compiled here and run for a few steps: most of the time is
 # spent in the compiler. `XLA_FLAGS=` compiles as for everybody else. With XLA's older way of
 # emitting fusions, and each program in one part, it takes a fifth as long: `make test` asks for it
-# where no two programs are compared bit for bit, for it rounds differently in each. Newer ones no
-# longer have it, nor know its flag.
+# but for tests marked `exact`, since it may round differently in each program. Newer ones no longer
+# have it, nor know its flag.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -27,7 +27,7 @@ os.environ.setdefault(
 # Nor is it of use here which line of the source each operation comes from.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # What one test has compiled the next ones read: in this process, in other workers, and in the
-# processes that tests start, which all inherit these variables.
+# processes that tests start, which inherit these variables.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(suffix=f"-compiled-{os.getpid()}")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -38,6 +38,9 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Here most programs are compiled once, and to write one takes a sixth of compiling it. The
+# processes that tests start are many of a kind: these write all they compile.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.25)
 
 hypothesis.settings.register_profile(
     "rigl",

@@ -29,7 +29,7 @@ def masked(mask: jax.Array, x: jax.Array) -> jax.Array:
     # Not `jnp.where`: it is jitted itself, and takes long to trace on hundreds of leaves.
     x = jnp.asarray(x)
     if _pays(mask, x):
-        return _masked(mask, x)
+        return _cached_masked(mask, x)
     return lax.select(mask, x, lax.full_like(x, 0))
 
 
@@ -45,7 +45,7 @@ def select(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
       Array of the shape and dtype of `x`.
     """
     if _pays(mask, x):
-        return _select(mask, x, y)
+        return _cached_select(mask, x, y)
     return lax.select(mask, x, y)
 
 
@@ -89,3 +89,8 @@ def _bits(x: jax.Array) -> jax.Array:
 
 def _floats(bits: jax.Array, like: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(bits, like.dtype)
+
+
+# Traced once for each shape. Inlined, so programs are those of the functions themselves.
+_cached_masked = jax.jit(_masked, inline=True)
+_cached_select = jax.jit(_select, inline=True)

@@ -63,6 +63,9 @@ ALL = {name: make for name, make in CASES.items() if name != "static"} | {
 # Weights change places, or groups lie on several devices: docs/scale.md says that these gather.
 MIXES = {"grown initial", "blocks over devices", "blocks at edges"}
 SUMS_OF_FLOATS = {"grown normal", "str"}  # in another order on another number of devices
+# One of each kind of score; the others are compiled the quick way.
+EXACT = {"rigl", "set", "mest", "snfs_redistribute", "top_kast", "n:m"}
+NAMES = [pytest.param(n, marks=pytest.mark.exact if n in EXACT else ()) for n in ALL]
 
 
 def some_tree(seed):
@@ -96,7 +99,7 @@ def on_one_device(name):
 
 
 @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_as_on_one_device_and_no_weight_travels(name, axes):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axes,) * 2)
     params, state, initial, program = run(name, mesh, SPECS)

@@ -39,7 +39,6 @@ def together(commands, devices, meanwhile=None):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
     started = [
         subprocess.Popen(
@@ -117,6 +116,7 @@ def result_of(workdir):
     return json.loads((workdir / checkpoints.RESULT_FILE).read_text())
 
 
+@pytest.mark.exact
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(MESHES)[1:])
 def test_masks_and_integers_are_the_same_on_every_mesh(runs, name):
@@ -135,6 +135,7 @@ def test_masks_and_integers_are_the_same_on_every_mesh(runs, name):
     assert len(results[0]["devices"]) == 8
 
 
+@pytest.mark.exact
 @pytest.mark.slow
 def test_where_sums_are_added_up_in_one_order_all_is_the_same_bit_for_bit(runs):
     """However the state lies: the batch is spread over the same eight devices of one process."""
@@ -143,6 +144,7 @@ def test_where_sums_are_added_up_in_one_order_all_is_the_same_bit_for_bit(runs):
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.exact
 @pytest.mark.slow
 def test_what_is_logged_is_the_same_on_every_mesh(runs):
     first = None
@@ -160,6 +162,7 @@ def test_what_is_logged_is_the_same_on_every_mesh(runs):
         np.testing.assert_allclose(losses, first[1], rtol=1e-5)
 
 
+@pytest.mark.exact
 @pytest.mark.slow
 def test_only_the_first_process_prints_and_writes(runs):
     workdir, _, said = runs["two processes"]

@@ -51,6 +51,7 @@ def test_stop(small, tmp_path, spoiled):
     assert not (tmp_path / checkpoints.RESULT_FILE).exists()
 
 
+@pytest.mark.exact
 def test_skip_and_rollback_end_alike_without_that_step(small, tmp_path, spoiled):
     ends = []
     for policy in ("skip", "rollback"):
@@ -168,6 +169,7 @@ def test_an_evaluation_that_is_not_finite_ends_a_run(small, tmp_path, monkeypatc
         files.parse(line, files.RECORD)
 
 
+@pytest.mark.exact
 def test_a_healthy_run_is_the_same_under_every_policy(small, tmp_path):
     ends = []
     for policy in recovery.POLICIES:
