@@ -174,23 +174,31 @@ def block_products(run: Run) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from rigl_optax import Block, condensed
+    from rigl_optax import Block
+    from rigl_optax.condensed import (
+        PRODUCTS,
+        BlockSparse,
+        products,
+        random_topology,
+        random_values,
+    )
 
     size, width, tokens = (16, 64, 24) if run.is_tiny else (128, 1024, 512)
-    topology = condensed.random_topology((width, width), 0.8, Block(size, size))
+    topology = random_topology((width, width), 0.8, Block(size, size))
 
     @jax.jit
     def all_three(values: Any, x: Any, dy: Any) -> Any:
         def product(values: Any, x: Any) -> Any:
-            return x @ condensed.BlockSparse(values, topology)
+            return x @ BlockSparse(values, topology)
 
         y, pull = jax.vjp(product, values, x)
         return (y, *pull(dy))
 
-    def errors(dtype: Any) -> dict[str, Any]:
-        values = condensed.random_values(jax.random.key(0), topology).astype(dtype)
+    def errors(dtype: Any, form: str) -> dict[str, Any]:
+        values = random_values(jax.random.key(0), topology).astype(dtype)
         x, dy = (normal(seed, (tokens, width), dtype) for seed in (1, 2))
-        y, dvalues, dx = jax.device_get(all_three(values, x, dy))
+        with products({(None, None, None): form}):
+            y, dvalues, dx = jax.device_get(all_three(values, x, dy))
         w = np.asarray(topology.bind(values).dense(), np.float64)
         x64, dy64 = np.asarray(x, np.float64), np.asarray(dy, np.float64)
         stored = topology.extract(jnp.asarray(x64.T @ dy64, jnp.float32))
@@ -204,8 +212,9 @@ def block_products(run: Run) -> None:
         return {**worst, "as_promised": max(worst.values()) < 0.05}
 
     for dtype in (jnp.float32, jnp.bfloat16):
-        name = f"blocks of {size}, {jnp.dtype(dtype).name}"
-        run.attempt(name, 5, lambda dtype=dtype: errors(dtype))
+        for form in PRODUCTS:
+            name = f"blocks of {size}, {jnp.dtype(dtype).name}, {form}"
+            run.attempt(name, 5, lambda d=dtype, f=form: errors(d, f))
 
 
 def optimizer(run: Run) -> None:
@@ -309,6 +318,8 @@ def products(run: Run) -> None:
     """Products of stored blocks against dense `jax.dot` in bfloat16."""
     import jax.numpy as jnp
 
+    from rigl_optax.condensed import PRODUCTS
+
     tokens = 32 if run.is_tiny else 8192
     sizes = (16,) if run.is_tiny else (128, 64, 256)
     widths = (64,) if run.is_tiny else (4096, 2048, 8192, 1024)
@@ -323,7 +334,7 @@ def products(run: Run) -> None:
         x = normal(0, (tokens, width), jnp.bfloat16)
         if width not in dense:
             dense[width] = product_steps(run, x, normal(1, (width, width), jnp.bfloat16), None)
-        for form in FORMS:
+        for form in PRODUCTS:
             name = f"{width} wide, blocks of {size}, {sparsity}, {form}"
             run.attempt(
                 name,
@@ -332,9 +343,6 @@ def products(run: Run) -> None:
                     run, dense[w], x, s, b, f
                 ),
             )
-
-
-FORMS = ("batched",)
 
 
 def product_steps(run: Run, x: Any, weight: Any, topology: Any) -> dict[str, Callable[[], None]]:
@@ -404,7 +412,8 @@ def against_dense(
     steps = product_steps(run, x, values, topology)
     found: dict[str, Any] = {"density": topology.density}
     for name, step in steps.items():
-        seconds = median_seconds({"dense": dense[name], "stored": step}, run)
+        with condensed.products({(None, None, None): form}):
+            seconds = median_seconds({"dense": dense[name], "stored": step}, run)
         found[f"{name}_x"] = seconds["dense"] / seconds["stored"]
     return found
 
@@ -450,7 +459,6 @@ def condensed(run: Run) -> None:
     block = rigl_optax.Block(size, size)
 
     def compare(make: Any, inputs: Any, sparsity: float, form: str) -> dict[str, Any]:
-        del form
         case = condensed_models.Case(
             make, lambda rng: inputs, rigl_optax.adamw(1e-3), dense, optax.adamw(1e-3)
         )
@@ -473,7 +481,8 @@ def condensed(run: Run) -> None:
         batch = ((inputs[0],), inputs[1])
         turns, megabytes = {}, {}
         for name, (kind, step) in steps.items():
-            program, megabytes[name] = condensed_models.compiled(step, states[kind], *batch)
+            with rigl_optax.condensed.products({(None, None, None): form}):
+                program, megabytes[name] = condensed_models.compiled(step, states[kind], *batch)
 
             def turn(kind: str = kind, program: Any = program) -> None:
                 states[kind] = jax.block_until_ready(program(states[kind], *batch))
@@ -491,7 +500,8 @@ def condensed(run: Run) -> None:
         }
 
     for name, (make, inputs) in networks.items():
-        for form in FORMS:
+        forms = rigl_optax.condensed.PRODUCTS
+        for form in forms[:1] if run.is_tiny else forms:
             label = f"{name}, blocks of {size}, 0.9, {form}"
             run.attempt(label, 15, lambda m=make, i=inputs, f=form: compare(m, i, 0.9, f))
 
