@@ -16,6 +16,8 @@
 # make bench-recurrent  recurrent language models against Flax's own cells
 # make bench-condensed  training steps of really sparse weights against the same dense model
 # make bigger-than-dense  under 3 GB: dense networks fail, condensed ones learn (ten minutes)
+# make accelerator  every check and measurement on a GPU or TPU, with the JAX of $(PYTHON)
+#              (eight minutes); make accelerator ARGS=--tiny: that the command works, on a CPU
 # make soak   half an hour of rewiring and kills     make fuzz   mutated files into every loader
 # make docs    the site, into build/site      make pages  the tables in docs/ that are generated
 # make lock    renew constraints.txt
@@ -40,7 +42,7 @@ GPT_METHODS := --methods=dense,small_dense,static,set,rigl,gmp,granet
 
 .PHONY: train test test-fast test-core test-matrix lint bench soak fuzz compare compare-fashion-mnist docs pages lock clean
 .PHONY: compare-text compare-text-quick bench-recurrent compare-vision bench-vision bench-input
-.PHONY: compare-structures bench-condensed bigger-than-dense compare-gpt compare-gpt-quick study-gpt
+.PHONY: accelerator compare-structures bench-condensed bigger-than-dense compare-gpt compare-gpt-quick study-gpt
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits
@@ -157,6 +159,10 @@ bench-condensed: $(VENV)/.train
 	$(BIN)/python benchmarks/condensed.py
 	$(BIN)/python benchmarks/condensed_layers.py
 	$(BIN)/python benchmarks/condensed_csr.py
+
+# Not in .venv, whose JAX has no device: with the JAX that was installed for the device.
+accelerator:
+	PYTHONPATH=. $(PYTHON) benchmarks/accelerator.py $(ARGS)
 
 bigger-than-dense: $(VENV)/.train
 	$(BIN)/python benchmarks/bigger_than_dense.py --figure=docs/images/bigger_than_dense.png

@@ -34,6 +34,8 @@ from rigl_optax.condensed.blocks._kernel import BlockSparse as BlockSparse
 from rigl_optax.condensed.blocks._kernel import matmul as matmul
 from rigl_optax.condensed.blocks._recurrence import gru as gru
 from rigl_optax.condensed.blocks._recurrence import lstm as lstm
+from rigl_optax.condensed.blocks._table import PRODUCTS as PRODUCTS
+from rigl_optax.condensed.blocks._table import products as products
 from rigl_optax.condensed.blocks._topology import BlockTopology as BlockTopology
 from rigl_optax.condensed.blocks._topology import as_blocks as as_blocks
 from rigl_optax.condensed.single._csr import CSR as CSR

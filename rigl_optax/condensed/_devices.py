@@ -29,6 +29,21 @@ def zeros(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *like: jax.Array)
     return functools.reduce(lax.add, [lax.full_like(x, 0, dtype, shape) for x in like])
 
 
+def shaped(
+    shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *like: jax.Array
+) -> jax.ShapeDtypeStruct:
+    """Returns the type of an array that differs over devices as those of `like` do together."""
+    kind: Any = jax.typeof(zeros((), dtype, *like))
+    if hasattr(kind, "mat"):  # as in `_varying`
+        return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind.mat)
+    return jax.ShapeDtypeStruct(shape, dtype, **{"vma": kind.vma})
+
+
+def differs(*arrays: jax.Array) -> bool:
+    """Returns whether the type of any of these arrays differs over devices."""
+    return any(map(_varying, arrays))
+
+
 def differing(x: jax.Array, *like: jax.Array) -> jax.Array:
     """Returns `x`, with a type that differs over devices at least as those of `like` do."""
     missing = frozenset().union(*map(_varying, like)) - _varying(x)

@@ -14,7 +14,7 @@ from rigl_optax._xla import _sharding
 from rigl_optax.condensed import _devices
 from rigl_optax.condensed._dot import common_dtype
 from rigl_optax.condensed._kernel import Kernel
-from rigl_optax.condensed.blocks import _features_first, _product
+from rigl_optax.condensed.blocks import _features_first, _product, _table
 
 if TYPE_CHECKING:  # whose `bind` makes kernels, and so imports this module
     from rigl_optax.condensed.blocks._topology import BlockTopology
@@ -125,7 +125,8 @@ def matmul(x: jax.Array, kernel: BlockSparse, *, features_first: bool = False) -
         y = _multiply(spec, values, topology.rows, topology.cols, part, kernel.probe)
         return y if features_first else y.reshape(*x.shape[:-1], outputs)
 
-    spec = Spec(topology.block, topology.shape, features_first)
+    chosen = _table.chosen(topology.block, common_dtype(x, kernel.values))
+    spec = Spec(topology.block, topology.shape, features_first, chosen)
     cut = _devices.examples(x, axis)
     if cut is not None:
         product = _devices.by_parts(product, (cut, PartitionSpec()), cut)
@@ -133,11 +134,19 @@ def matmul(x: jax.Array, kernel: BlockSparse, *, features_first: bool = False) -
 
 
 class Spec(NamedTuple):
-    """The static part of a product: block, shape of the dense kernel, layout of activations."""
+    """The static part of a product.
+
+    Attributes:
+      block: Structure of the kernel.
+      shape: Of the dense kernel.
+      features_first: Layout of activations.
+      products: Which product each platform uses; of activations with features last.
+    """
 
     block: Block
     shape: tuple[int, ...]
     features_first: bool = False
+    products: tuple[_table.Product, ...] = ("batched",)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -178,7 +187,8 @@ def _multiply_forward(
     # alone: so JAX can differentiate forward through a gradient (Hessian-vector products).
     saved, (inputs, outputs), dtype = (values, rows, cols, x, probe), spec.grid, x.dtype
     if not spec.features_first:
-        return _product.forward(values, rows, cols, x, spec.shape[-1]).astype(dtype), saved
+        args, features = (values, rows, cols, x), spec.shape[-1]
+        return _table.apply("forward", spec.products, args, features).astype(dtype), saved
     x = _blocked(x, inputs, spec.block.rows)
     y = _flat(_features_first.forward(values, rows, cols, x, outputs), spec.shape[-1])
     return y.astype(dtype), saved
@@ -196,7 +206,7 @@ def _multiply_backward(spec: Spec, saved: Any, dy: jax.Array) -> tuple[Any, ...]
         if probe is not None:
             dprobe = _features_first.scores(x, dy, spec.sizes(), spec.score(1, 2), probe)
     else:
-        dx, dvalues = _product.backward(values, rows, cols, x, dy)
+        dx, dvalues = _table.apply("backward", spec.products, (values, rows, cols, x, dy))
         if probe is not None:
             dprobe = _product.scores(x, dy, spec.sizes(), block, spec.score(0, 2), probe)
     if dprobe is not None:

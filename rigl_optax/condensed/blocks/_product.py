@@ -131,7 +131,7 @@ def scores(
       [input blocks, output blocks].
     """
     (inputs, outputs), (r, c) = sizes.shape, block
-    x, dy = _padded(x, inputs * r), _padded(dy, outputs * c)
+    x, dy = padded(x, inputs * r), padded(dy, outputs * c)
     size = r * outputs * c * accumulator(x, dy).itemsize
     most = min(SCORED // size, inputs // 4)
     n = max(n for n in range(1, max(1, most) + 1) if inputs % n == 0)
@@ -191,7 +191,7 @@ def _loop(
     x: jax.Array,
 ) -> jax.Array:
     size, other = values.shape[axis], values.shape[3 - axis]
-    x, dtype = _padded(x, -(-x.shape[1] // size) * size), accumulator(values, x)
+    x, dtype = padded(x, -(-x.shape[1] // size) * size), accumulator(values, x)
     contracted = (((1,), (axis - 1,)), ((), ()))
 
     # Slices of columns, in place: transposing what many rows give, to have features first, takes
@@ -226,7 +226,7 @@ def _values_loop(
     block: tuple[int, int], rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array
 ) -> jax.Array:
     (r, c), sizes = block, (x.shape[1], dy.shape[1])
-    x, dy = (_padded(a, -(-n // s) * s) for a, n, s in zip((x, dy), sizes, block, strict=True))
+    x, dy = (padded(a, -(-n // s) * s) for a, n, s in zip((x, dy), sizes, block, strict=True))
 
     def one(place: tuple[jax.Array, jax.Array]) -> jax.Array:
         row, col = place
@@ -239,7 +239,7 @@ def _backward_loop(
     values: jax.Array, rows: jax.Array, cols: jax.Array, x: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     (_, r, c), features, dtype = values.shape, x.shape[1], accumulator(x, values, dy)
-    x, dy = _padded(x, -(-features // r) * r), _padded(dy, -(-dy.shape[1] // c) * c)
+    x, dy = padded(x, -(-features // r) * r), padded(dy, -(-dy.shape[1] // c) * c)
 
     def add(dx: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         values_RxC, row, col = block
@@ -288,9 +288,10 @@ def _columns(x: jax.Array, block: jax.Array, size: int) -> jax.Array:
 def _blocked(x: jax.Array, size: int) -> jax.Array:
     """Turns [batch, features] into [blocks, batch, size], with zeros beyond the edge."""
     blocks = -(-x.shape[1] // size)
-    return _padded(x, blocks * size).reshape(x.shape[0], blocks, size).swapaxes(0, 1)
+    return padded(x, blocks * size).reshape(x.shape[0], blocks, size).swapaxes(0, 1)
 
 
-def _padded(x: jax.Array, features: int) -> jax.Array:
+def padded(x: jax.Array, features: int) -> jax.Array:
+    """Adds columns of zeros, up to `features` columns."""
     missing = features - x.shape[1]
     return jnp.pad(x, ((0, 0), (0, missing))) if missing else x
