@@ -59,6 +59,29 @@ def fan_out(mask: jax.Array, axes: KernelAxes | None = None) -> jax.Array:
     return _summed(mask, _axes.or_last(axes, mask.ndim).inputs)
 
 
+@jax.jit
+def effective_units(counts: jax.Array) -> jax.Array:
+    r"""Returns over how many units connections are spread, as if evenly: a float32 scalar.
+
+    $(\sum_j n_j)^2 / \sum_j n_j^2$ for n_j connections of unit j: all units where they have equally
+    many, 1 where one has all. Use it to see whether a method gathers its connections on a few
+    units, which `dead_units` shows only at the end.
+
+    Args:
+      counts: Number of active weights of each unit, as from `fan_in` or `fan_out`.
+
+    Returns:
+      The number; 0 without any connection.
+
+    Examples:
+      >>> float(effective_units(jnp.array([4, 4, 0]))), float(effective_units(jnp.array([8, 0, 0])))
+      (2.0, 1.0)
+    """
+    numbers = _sharding.whole(counts).astype(jnp.float32)
+    squares = jnp.sum(numbers**2)
+    return jnp.sum(numbers) ** 2 / jnp.where(squares > 0, squares, 1)
+
+
 @functools.partial(jax.jit, static_argnames="heads")
 def dead_heads(values: jax.Array, out: jax.Array, *, heads: int) -> jax.Array:
     """Finds the heads of attention whose output does not depend on the input.
