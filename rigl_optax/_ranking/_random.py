@@ -10,6 +10,7 @@ from jax import lax
 from jax.extend.random import threefry2x32_p
 
 from rigl_optax import _numbers
+from rigl_optax._ranking import _scores
 from rigl_optax._ranking._packing import Packing, iota
 from rigl_optax._types import Seed
 
@@ -27,6 +28,7 @@ class Purpose(enum.IntEnum):
     GROWN_VALUE = 3
     SIGN = 4
     CANDIDATE = 5
+    REMOVAL = 6
 
 
 def check_seed(seed: Seed) -> None:
@@ -47,6 +49,32 @@ def symmetric(scores: jax.Array) -> jax.Array:
 def normal(scores: jax.Array) -> jax.Array:
     """Maps scores of `random_scores` to standard normal float32 numbers."""
     return jnp.float32(2**0.5) * lax.erf_inv(symmetric(scores))
+
+
+def gumbel(scores: jax.Array) -> jax.Array:
+    r"""Maps scores of `random_scores` to Gumbel noise, to base 2 and in units of 1 / 4,096.
+
+    The largest of $\log_2 w_i + g_i$ is entry i with a probability in proportion to $w_i$; the k
+    largest are a sample without replacement. In integers, so that it is the same in every program:
+    $g = -\log_2 e$ of an exponential number $e = -\ln(1 - v)$, with v in [0, 1) from the scores.
+    Below 1/2, $e / v$ is a polynomial in v; its error changes weights by at most 0.1 %.
+
+    Args:
+      scores: int32 in [0, 2**31).
+
+    Returns:
+      int32: from -5 to 31 times 4,096.
+    """
+    one = _scores.LOG_BITS
+    scores = jnp.maximum(scores, 1)
+    is_small = scores < (1 << 30)
+    rest = jnp.where(is_small, scores, (np.int32(2**31 - 1) - scores) + 1)
+    log = (31 << one) - _scores.log2(rest)  # of 1 / v, or of 1 / (1 - v)
+    v = jnp.where(is_small, scores, 0) >> 18  # in units of 2**-13
+    bend = (v * (2984 + (v * (908 + (v * 1671 >> 13)) >> 13))) >> 13
+    # ln 2 = 2**(-2166 / 4096).
+    large = (one << one) + 2166 - _scores.log2(jnp.maximum(log, 1))
+    return jnp.where(is_small, log - bend, large)
 
 
 def random_scores(
@@ -76,16 +104,7 @@ def random_scores(
     Returns:
       int32 arrays, laid out as `packing`; -1 where there is only padding.
     """
-    # The same words as `jax.random.key(seed, impl="threefry2x32")`, but not affected by
-    # `jax_random_seed_offset` and `jax_enable_x64`.
-    low = seed.astype(jnp.uint32) if isinstance(seed, jax.Array) else np.uint32(seed)
-    words = jnp.stack([jnp.zeros((), jnp.uint32), jnp.asarray(low)])
-    key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), int(purpose))
-
-    def leaf_key(position: jax.Array) -> jax.Array:
-        return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, position), count))
-
-    keys = jax.vmap(leaf_key)(jnp.asarray(positions, jnp.uint32))  # [leaves, 2]
+    keys = leaf_keys(seed, purpose, positions, count)
     leaf_of, first_of = packing.rankings()
     sizes = packing.sizes()
     scores = []
@@ -97,17 +116,38 @@ def random_scores(
         index = (
             within + first_of[ranking_ids.ids].reshape(to_row) if indices is None else indices[i]
         )
-        # Straight to the primitive: `jax.random.bits` cannot draw some entries of a leaf alone, and
-        # without `jax_threefry_partitionable` it draws other bits.
         row_keys = keys[leaf_of[ranking_ids.ids]]  # [*rows, 2]
         first, second = (
             jnp.broadcast_to(row_keys[..., word].reshape(to_row), shape) for word in range(2)
         )
-        low_word = jnp.broadcast_to(index, shape).astype(jnp.uint32)
-        bits = jnp.bitwise_xor(
-            *threefry2x32_p.bind(first, second, jnp.zeros_like(low_word), low_word)
-        )
-        score = (bits >> 1).astype(jnp.int32)
+        drawn = bits(first, second, jnp.broadcast_to(index, shape).astype(jnp.uint32))
+        score = (drawn >> 1).astype(jnp.int32)
         is_entry = within < sizes[ranking_ids.ids].reshape(to_row)
         scores.append(jnp.where(is_entry, score, -1) if packing.is_packed else score)
     return scores
+
+
+def leaf_keys(
+    seed: Seed, purpose: Purpose, positions: Sequence[int], count: jax.Array | int
+) -> jax.Array:
+    """Returns the words of the key of each leaf, uint32 [leaves, 2]; as in `random_scores`."""
+    # The same words as `jax.random.key(seed, impl="threefry2x32")`, but not affected by
+    # `jax_random_seed_offset` and `jax_enable_x64`.
+    low = seed.astype(jnp.uint32) if isinstance(seed, jax.Array) else np.uint32(seed)
+    words = jnp.stack([jnp.zeros((), jnp.uint32), jnp.asarray(low)])
+    key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), int(purpose))
+
+    def leaf_key(position: jax.Array) -> jax.Array:
+        return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, position), count))
+
+    return jax.vmap(leaf_key)(jnp.asarray(positions, jnp.uint32))
+
+
+def bits(first: jax.Array, second: jax.Array, index: jax.Array) -> jax.Array:
+    """Draws the bits of some entries alone, from the two words of a key: uint32.
+
+    Straight to the primitive: `jax.random.bits` cannot do it, and without
+    `jax_threefry_partitionable` it draws other bits.
+    """
+    first, second = (jnp.broadcast_to(word, index.shape) for word in (first, second))
+    return jnp.bitwise_xor(*threefry2x32_p.bind(first, second, jnp.zeros_like(index), index))

@@ -154,6 +154,8 @@ class Method(NamedTuple):
         rewiring at this count, as a fraction of those; None if never any.
       wider: `wider(layout)`, the layout of the weights that have gradients, where these are more
         than the active ones; None otherwise.
+      rewiring_flops: `rewiring_flops(layout)`, what deciding costs at a rewiring beside the pass
+        backwards, whatever the batch: multiplies and adds; None for nothing that counts.
       moves_between_layers: Whether training decides how many weights of each layer are active.
 
     Examples:
@@ -187,6 +189,7 @@ class Method(NamedTuple):
     final: Callable[[Layout], Layout] | None = None
     excess: Callable[[int], float] | None = None
     wider: Callable[[Layout], Layout] | None = None
+    rewiring_flops: Callable[[Layout], float] | None = None
     moves_between_layers: bool = False
 
 

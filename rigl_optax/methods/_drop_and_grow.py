@@ -206,6 +206,7 @@ def drop_and_grow_method(
     grow_counts: GrowCounts | None = None,
     remember: Remember | None = None,
     may_refuse: bool = False,
+    after_drops: bool = False,
 ) -> Method:
     """Makes the method that keeps and grows by these scores.
 
@@ -227,6 +228,8 @@ def drop_and_grow_method(
         grows itself.
       remember: As in `drop_and_grow`.
       may_refuse: Whether scores may be -1, and may be anything where there is only padding.
+      after_drops: Whether `grow_scores` see the masks of what is kept, in place of the old ones.
+        Not with `needs_signal` or `may_refuse`.
 
     Returns:
       The method for `sparse_transform`.
@@ -253,7 +256,7 @@ def drop_and_grow_method(
         keep = active - _keep_and_grow.drop_counts(active, fraction)
         to_keep = _of_active(keep_scores(inputs), inputs.masks)
         kept = _top_k.top_k(to_keep, layers, keep)
-        to_grow = grow_scores(inputs)
+        to_grow = grow_scores(inputs._replace(masks=kept) if after_drops else inputs)
         if may_refuse:
             # A part must be able to grow what it lost: what may not grow comes last.
             to_grow = [jnp.maximum(s, 0) for s in to_grow]
@@ -298,7 +301,7 @@ def drop_and_grow_method(
             return own + grow_counts(total, room - own, inputs)
 
         to_keep = _of_active(keep_scores(inputs), inputs.masks)
-        to_grow = grow_scores(inputs)
+        to_grow = [] if after_drops else grow_scores(inputs)
         if may_refuse:
             to_grow = without_padding(to_grow, packing)
             # Less is dropped where too little may grow: numbers never change.
@@ -306,10 +309,19 @@ def drop_and_grow_method(
             growable = _top_k.counts([~m & (s >= 0) for m, s in pairs], rows)
             dropped = jnp.minimum(dropped, growable)
             keep = active - dropped
-        prefer = None
+
+        def after(kept: Arrays) -> Arrays:
+            return grow_scores(inputs._replace(masks=kept)) if after_drops else to_grow
+
+        prefer = after if after_drops else None
         if min_fan_in:
             to_keep = _min_fan_in.protected(to_keep, inputs.leaves, packing, min_fan_in)
-            prefer = _min_fan_in.preferred(to_grow, inputs.leaves, packing, min_fan_in)
+
+            def prefer(kept: Arrays) -> Arrays:
+                scores = after(kept)
+                first = _min_fan_in.preferred(scores, inputs.leaves, packing, min_fan_in)
+                return first(kept)
+
         if not needs_signal:
             return Decision(
                 _keep_and_grow.keep_and_grow(to_keep, to_grow, rows, keep, dropped, prefer)
