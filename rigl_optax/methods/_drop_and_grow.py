@@ -1,21 +1,24 @@
 """Methods that drop by one score and grow as many by another: the rule they share."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rigl_optax import _numbers, _plan
 from rigl_optax._layout import Layout, check_total, layer_ids
-from rigl_optax._ranking import _keep_and_grow, _packing, _random, _top_k
+from rigl_optax._ranking import _keep_and_grow, _order, _packing, _random, _top_k
 from rigl_optax._ranking._packing import Packing, RankingIds
 from rigl_optax._structures import UNSTRUCTURED, Structures
 from rigl_optax._types import Arrays, Overrides, PyTree, Seed, Sparsity
 from rigl_optax._wrapper import _transform
 from rigl_optax._wrapper._method import Decision, Method, RewiringInputs
 from rigl_optax._wrapper._newborn import AT_REST, Grown
+from rigl_optax._xla import _sharding
 from rigl_optax.methods import _ablation, _min_fan_in
 
 # scores(inputs) -> int32 arrays laid out as inputs.weights; -1 for never.
@@ -56,7 +59,7 @@ def grow_at_random(seed: Seed) -> Scores:
 
 
 def grow_among_candidates(grow_scores: Scores, ratio: float, seed: Seed) -> Scores:
-    """Makes scores of a random sample of the inactive positions; -1 for all others.
+    """Makes scores of the inactive positions in a random sample; -1 for all others.
 
     Args:
       grow_scores: The scores of the sample.
@@ -65,20 +68,40 @@ def grow_among_candidates(grow_scores: Scores, ratio: float, seed: Seed) -> Scor
     """
 
     def scores(inputs: RewiringInputs) -> Arrays:
+        packing, rows = inputs.packing, inputs.packing.ranking_ids
         positions = [leaf.position for leaf in inputs.leaves]
-        purpose = _random.Purpose.CANDIDATE
-        drawn = _random.random_scores(seed, purpose, positions, inputs.packing, inputs.count)
+        purpose, sizes = _random.Purpose.CANDIDATE, _sizes(inputs)
+        ranks = _order.ranks(seed, purpose, positions, packing, sizes, inputs.count, inputs.indices)
+        ranks = [_sharding.like(r, mask) for r, mask in zip(ranks, inputs.masks, strict=True)]
         active = inputs.active()
-        room = jnp.asarray(inputs.packing.sizes()) - active
         # As float32 first: the product may be more than int32 holds.
         wanted = jnp.minimum(active.astype(jnp.float32) * jnp.float32(ratio), jnp.float32(2**30))
-        number = jnp.minimum(room, wanted.astype(jnp.int32))
-        sample = inputs.top_k(_without(inputs.masks, drawn), number)
+        number = jnp.minimum(wanted.astype(jnp.int32), jnp.asarray(sizes))
+        each = zip(inputs.masks, ranks, grow_scores(inputs), rows, strict=True)
         excluded = jnp.int32(_top_k.EXCLUDED)
-        pairs = zip(sample, grow_scores(inputs), strict=True)
-        return [jnp.where(is_candidate, s, excluded) for is_candidate, s in pairs]
+        return [
+            jnp.where(~mask & (rank < _top_k.spread(number, rank, ids)), s, excluded)
+            for mask, rank, s, ids in each
+        ]
 
     return scores
+
+
+def sample_size(active: int, ratio: float, size: int) -> int:
+    """Returns how many of `size` positions `grow_among_candidates` samples."""
+    return min(size, int(np.minimum(np.float32(active) * np.float32(ratio), np.float32(2**30))))
+
+
+def _sizes(inputs: RewiringInputs) -> np.ndarray:
+    """Counts the positions of each ranking, listed or not, int32 [rankings]."""
+    if inputs.indices is None:
+        return inputs.packing.sizes()
+    # Of condensed single weights, a list; of blocks, all.
+    whole = [
+        math.prod(leaf.layer_shape if leaf.structure == UNSTRUCTURED else leaf.grid)
+        for leaf in inputs.leaves
+    ]
+    return np.asarray(whole, np.int32)
 
 
 def drop_and_grow(

@@ -92,9 +92,39 @@ def sum_toward_zero(x, y):
     return np.where(nearest > exact, np.nextafter(nearest, np.float32(0)), nearest)
 
 
+def random_order(keys, size, number):
+    """The first positions of a random order: a Feistel network on a grid, of eight rounds."""
+    width = int(np.ceil(np.sqrt(np.float32(size))))
+    height = -(-size // width)
+    word = 2**32 - 1
+
+    def mixed(x, key):
+        h = (x * 0x9E3779B1 & word) ^ key
+        h = (h ^ h >> 16) * 0x85EBCA6B & word
+        h = (h ^ h >> 13) * 0xC2B2AE35 & word
+        return h ^ h >> 16
+
+    def permuted(x):
+        i, j = divmod(x, width)
+        for r, key in enumerate(keys):
+            if r % 2:
+                i = (i + mixed(j, key) % height) % height
+            else:
+                j = (j + mixed(i, key) % width) % width
+        return i * width + j
+
+    found = []
+    for rank in range(number):
+        place = permuted(rank)
+        while place >= size:
+            place = permuted(place)
+        found.append(place)
+    return found
+
+
 @dataclass
 class Gse(Set):
-    """The largest gradients grow of a random sample of what is inactive."""
+    """The largest gradients grow of those inactive positions that are in a random sample."""
 
     ratio: float = 1.0
 
@@ -104,9 +134,11 @@ class Gse(Set):
         for n in self.sparse:
             mask = state.masks[n]
             active = int(mask.sum())
-            number = min(mask.size - active, int(np.float32(active) * np.float32(self.ratio)))
-            sample = grow_largest(mask, self.scores(t, n), number) & ~mask
-            drop = min(number_to_drop(active, fraction), number)
+            number = min(mask.size, int(np.float32(active) * np.float32(self.ratio)))
+            sample = np.zeros(mask.size, bool)
+            sample[random_order(self.scores(t, n), mask.size, number)] = True
+            sample = sample.reshape(mask.shape) & ~mask
+            drop = min(number_to_drop(active, fraction), int(sample.sum()))
             kept = keep_largest(mask, params[n], active - drop)
             grown = grow_largest(~sample, magnitude(grads[n]), drop) & sample
             new[n] = kept | grown
