@@ -72,17 +72,18 @@ def log2(x: jax.Array) -> jax.Array:
     return (exponent << LOG_BITS) | fraction
 
 
-def units_of_largest(score: jax.Array, bits: int) -> jax.Array:
+def units_of_largest(score: jax.Array, bits: int, axis: int | None = None) -> jax.Array:
     """Rounds magnitudes down to multiples of a power of two, so that sums of them are exact.
 
     Args:
       score: int32 from `magnitude_scores`.
       bits: How many bits the largest has, at most 24.
+      axis: The axis along which it is the largest; None for all.
 
     Returns:
       int32 below 2**bits.
     """
-    behind = _exponent(jnp.max(score, initial=0)) - _exponent(score)
+    behind = _exponent(jnp.max(score, axis, keepdims=True, initial=0)) - _exponent(score)
     return _mantissa(score) >> jnp.minimum(behind + _FRACTION_BITS + 1 - bits, 31)
 
 

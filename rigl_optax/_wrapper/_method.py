@@ -147,6 +147,7 @@ class Method(NamedTuple):
       check: `check(layout, first layout)` raises at `init` what does not suit the method; the
         first layout has the numbers of zeros of the first masks, where they are known.
       ablates: Whether `rule` ablates units where the structure asks for it.
+      transposes: Whether `rule` keeps masks of `NM(transposable=True)` so.
       progress: `progress(count)`, how far the numbers of active weights are on their way from the
         first to the final ones after the rewiring at this count; None if they never change.
       final: `final(layout)`, the layout when training ends, where it is not the distribution's.
@@ -185,6 +186,7 @@ class Method(NamedTuple):
     shadow: Shadow | None = None
     check: Callable[[Layout, Layout], None] | None = None
     ablates: bool = False
+    transposes: bool = False
     progress: Callable[[int], float] | None = None
     final: Callable[[Layout], Layout] | None = None
     excess: Callable[[int], float] | None = None
