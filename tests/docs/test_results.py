@@ -21,7 +21,7 @@ NOT_COMPARED = {
     "acdc",
     "spdf",
     "iht",
-}  # there are no runs
+}  # runs are missing
 COMPARED = [name for name in methods.METHODS if name not in NOT_COMPARED]
 
 
