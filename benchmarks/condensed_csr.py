@@ -7,7 +7,8 @@ First one layer on a batch; CSR and dense take turns, and their medians and rati
 optimizer, with weights and moments donated as in training.
 
 Then whole training steps of an MLP 784-2048-2048-10 with Adam, all kernels but the last in CSR,
-against the same dense one, in turn; every fifth round also takes a rewiring by `condensed.rigl`.
+against the same dense one, in turn; every fifth round also takes a rewiring by `condensed.rigl`,
+with `--candidates=1` among as many sampled positions as there are weights.
 Memory is XLA's plan for one step: arguments (weights, optimizer state, topologies, batch) and
 temporaries.
 """
@@ -83,7 +84,9 @@ def milliseconds(step: Callable[..., Any], state: Any, batch: Any) -> tuple[floa
     return 1e3 * (time.perf_counter() - start), state
 
 
-def train(width: int, batch_size: int, sparsity: float, rounds: int) -> None:
+def train(
+    width: int, batch_size: int, sparsity: float, rounds: int, candidates: float | None
+) -> None:
     """Trains both networks; prints medians of steps and of rewirings, and the bytes of each."""
     shapes = list(itertools.pairwise([784, width, width, 10]))
     rng = np.random.default_rng(0)
@@ -106,7 +109,7 @@ def train(width: int, batch_size: int, sparsity: float, rounds: int) -> None:
         {"kernel": condensed.random_values(keys[i], topology), "bias": jnp.zeros(topology.shape[1])}
         for i, topology in enumerate(topologies.values())
     ] + [jax.tree.map(jnp.copy, params[-1])]
-    tx = condensed.rigl(ADAM, end=1_000_000)
+    tx = condensed.rigl(ADAM, end=1_000_000, candidates=candidates)
 
     def dense(params: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
         updates, state = ADAM.update(jax.grad(network_loss)(params, x, y), state, params)
@@ -154,6 +157,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--sparsities", default=".9,.95,.98")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--candidates", type=float)
     parser.add_argument("--only-training", action="store_true", help="leaves out the one layer")
     options = parser.parse_args()
     if not options.only_training:
@@ -163,7 +167,7 @@ def main() -> None:
     print(f"MLP 784-{options.width}-{options.width}-10, batch {options.batch}, Adam, float32")
     print("          dense        CSR  ratio      rewiring     dense     CSR  ratio   rewiring")
     for sparsity in map(float, options.sparsities.split(",")):
-        train(options.width, options.batch, sparsity, options.rounds)
+        train(options.width, options.batch, sparsity, options.rounds, options.candidates)
 
 
 def one_layer(n: int, batch_size: int, sparsity: float, rounds: int) -> None:

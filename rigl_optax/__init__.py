@@ -66,6 +66,7 @@ from rigl_optax.methods._drop_and_grow import grow_by_gradient as grow_by_gradie
 from rigl_optax.methods._drop_and_grow import keep_by_magnitude as keep_by_magnitude
 from rigl_optax.methods.alternating import acdc as acdc
 from rigl_optax.methods.alternating import dense_model as dense_model
+from rigl_optax.methods.cannistraci_hebb import cht as cht
 from rigl_optax.methods.deep_rewiring import deep_rewiring as deep_rewiring
 from rigl_optax.methods.dense_finetuning import spdf as spdf
 from rigl_optax.methods.evolutionary import (
@@ -120,6 +121,7 @@ __all__ = [
     "analysis",
     "apply_masks",
     "check",
+    "cht",
     "condensed",
     "constant_drop_fraction",
     "cosine_drop_fraction",

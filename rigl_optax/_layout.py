@@ -103,6 +103,12 @@ class SparseLeaf(NamedTuple):
 
         return jax.vmap(expand)(mask) if self.stacked else expand(mask)
 
+    def choose(self, scores: jax.Array) -> jax.Array:
+        """Returns the mask of the groups of a transposable leaf: its structure's choice."""
+        assert isinstance(self.structure, _structures.NM)
+        choose = self.structure.choose
+        return jax.vmap(choose)(scores) if self.stacked else choose(scores)
+
     def misfit(self, mask: np.ndarray) -> str:
         """Says why a mask of the weights does not fit the structure; empty if it does."""
         if not self._is_grouped:

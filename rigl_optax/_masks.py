@@ -44,8 +44,9 @@ def _draw_masks(
     zeros = np.repeat(np.asarray([s.zeros for s in sparse], np.int32), packing.rankings_per_leaf)
     k = packing.per_row(jnp.asarray(packing.sizes() - zeros))
     chosen = _top_k.top_k(scores, packing.ranking_ids, k)
-    for s, mask in zip(sparse, packing.unpack(chosen), strict=True):
-        masks[s.position] = s.expand(mask)
+    for s, mask, score in zip(sparse, packing.unpack(chosen), packing.unpack(scores), strict=True):
+        is_square = s.structure.transposable and s.zeros != 0
+        masks[s.position] = s.expand(s.choose(score) if is_square else mask)
     return masks
 
 

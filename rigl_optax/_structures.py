@@ -7,6 +7,8 @@ weight is a group.
 
 import dataclasses
 import fractions
+import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
@@ -17,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from rigl_optax import _distributions, _numbers, _paths
+from rigl_optax._ranking import _scores
 from rigl_optax._xla import _sharding
 
 Pool = Literal["l1", "l2", "max"]
@@ -31,6 +34,7 @@ class Unstructured:
 
     has_parts = False  # whether the parts of a layer are ranked separately
     min_salient = 0.0  # above 0 if units may be ablated
+    transposable = False  # whether masks are valid for the transposed kernel too
 
     def grid(self, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
         """Returns the shape of a layer's grid of groups.
@@ -127,6 +131,7 @@ class Block:
     pad: bool = False
 
     has_parts = False
+    transposable = False
     min_salient = 0.0
 
     def __post_init__(self) -> None:
@@ -289,6 +294,7 @@ class ConstantFanIn:
     min_salient: float = 0.0
 
     has_parts = True
+    transposable = False
 
     def __post_init__(self) -> None:
         what = "a number from 0 (no ablation) to 1"
@@ -366,6 +372,10 @@ class NM:
     Attributes:
       n: Number of active weights among m consecutive inputs.
       m: Number of consecutive inputs; divides the inputs of every layer.
+      transposable: Whether n of every m consecutive outputs of an input are active too, so that
+        the backward pass multiplies such a matrix as well. With m up to 4, which divides the
+        outputs too, for `dnw` and `static_sparse`. Of each m by m weights the mask of the largest
+        sum is taken, of all 90 for 2:4; magnitudes count in units of 2**-20 of the largest.
 
     Examples:
       >>> import jax.numpy as jnp, optax, rigl_optax
@@ -378,6 +388,7 @@ class NM:
 
     n: int
     m: int
+    transposable: bool = dataclasses.field(default=False, repr=False)
 
     has_parts = True
     min_salient = 0.0
@@ -387,6 +398,13 @@ class NM:
             object.__setattr__(self, name, _numbers.integer(f"NM: {name}", getattr(self, name)))
         if not 1 <= self.n <= self.m:
             raise ValueError(f"NM({self.n}, {self.m}): must be integers, 1 <= n <= m")
+        if not isinstance(self.transposable, bool):
+            raise TypeError(f"NM: transposable={self.transposable!r}: must be True or False")
+        if self.transposable and self.m > _LARGEST_SQUARE:
+            raise ValueError(
+                f"NM({self.n}, {self.m}, transposable=True): m must be at most {_LARGEST_SQUARE}, "
+                "since all masks of m by m weights are compared"
+            )
 
     def grid(self, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
         """Returns the shape of the grid, [units, *window, in / m, m].
@@ -400,6 +418,11 @@ class NM:
             raise ValueError(
                 f"{self}: {self.m} does not divide the {shape[-2]} inputs of {path!r}; give this "
                 "layer another structure by its pattern, or keep it dense"
+            )
+        if self.transposable and shape[-1] % self.m:
+            raise ValueError(
+                f"{self}, transposable: {self.m} does not divide the {shape[-1]} outputs of "
+                f"{path!r}; give this layer another structure by its pattern, or keep it dense"
             )
         return shape[-1], *shape[:-2], shape[-2] // self.m, self.m
 
@@ -444,7 +467,33 @@ class NM:
     def misfit(self, mask: np.ndarray) -> str:
         """Says so if some m inputs have not n active weights."""
         active = np.asarray(self.groups(jnp.asarray(mask))).sum(-1)
+        if self.transposable and (active == self.n).all():
+            of_outputs = mask.reshape(*mask.shape[:-1], mask.shape[-1] // self.m, self.m)
+            if not (of_outputs.sum(-1) == self.n).all():
+                return f"groups of {self.m} outputs have not {self.n} each"
         return "" if (active == self.n).all() else f"groups of {self.m} have not {self.n} each"
+
+    def choose(self, scores: jax.Array) -> jax.Array:
+        """Chooses the mask of a transposable layer: of each m by m weights that of largest sum.
+
+        Args:
+          scores: int32 from `magnitude_scores`, on the grid.
+
+        Returns:
+          Bool, on the grid. Of equal sums the first mask is taken, in the order of their entries.
+        """
+        m, patterns = self.m, _square_masks(self.n, self.m)
+        # [units / m, *window, in / m, m units, m inputs]
+        whole = _sharding.whole(scores)
+        squares = jnp.moveaxis(whole.reshape(-1, m, *whole.shape[1:]), 1, -2)
+        flat = squares.reshape(*squares.shape[:-2], m * m)
+        units = _scores.units_of_largest(flat, _SQUARE_BITS, axis=-1)
+        # Sums stay below 2**24, so that float32 holds them exactly, in any order.
+        table = jnp.asarray(patterns, jnp.float32)
+        sums = jnp.matmul(units.astype(jnp.float32), table.T, precision=lax.Precision.HIGHEST)
+        best = jax.nn.one_hot(jnp.argmax(sums, -1), len(patterns), dtype=jnp.float32)
+        chosen = (jnp.matmul(best, table) > 0.5).reshape(squares.shape)
+        return _sharding.like(jnp.moveaxis(chosen, -2, 1).reshape(scores.shape), scores)
 
 
 Structure: TypeAlias = Unstructured | Block | NM | ConstantFanIn
@@ -453,19 +502,30 @@ Structure: TypeAlias = Unstructured | Block | NM | ConstantFanIn
 Structures: TypeAlias = Structure | Mapping[str, Structure]
 
 UNSTRUCTURED = Unstructured()
+_LARGEST_SQUARE = 4
+_SQUARE_BITS = 20  # of a magnitude; a sum of at most 16 is below 2**24
 _KINDS = "Unstructured(), Block(rows, cols), NM(n, m) or ConstantFanIn()"
 
 
-def check(structure: Structures, ablates: bool = True) -> None:
+@functools.cache
+def _square_masks(n: int, m: int) -> np.ndarray:
+    """Lists all masks of m by m weights with n in each row and column, bool [masks, m * m]."""
+    rows = [np.isin(range(m), chosen) for chosen in itertools.combinations(range(m), n)]
+    masks = [np.stack(each) for each in itertools.product(rows, repeat=m)]
+    return np.stack([x.reshape(-1) for x in masks if (x.sum(0) == n).all()])
+
+
+def check(structure: Structures, ablates: bool = True, transposes: bool = False) -> None:
     """Checks the argument `structure` of a method.
 
     Args:
       structure: A structure, or `{pattern: structure}`.
       ablates: Whether the method can ablate units.
+      transposes: Whether it keeps masks transposable.
 
     Raises:
       TypeError: If it is neither.
-      ValueError: If a pattern is malformed, or a structure ablates units and the method cannot.
+      ValueError: If a pattern is malformed, or a structure needs what the method cannot do.
     """
     named: Mapping[str, Structure] = {}
     if isinstance(structure, Structure):
@@ -485,6 +545,11 @@ def check(structure: Structures, ablates: bool = True) -> None:
             raise ValueError(
                 f"structure: {one}: this method ablates no units; rigl, "
                 "sparse_evolutionary_training and sparse_momentum do"
+            )
+        if isinstance(one, NM) and one.transposable and not transposes:
+            raise ValueError(
+                f"structure: {one} with transposable=True: this method ranks each {one.m} inputs "
+                "alone; dnw and static_sparse keep masks transposable"
             )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from rigl_optax import _numbers
+from rigl_optax._ranking import _scores
 from rigl_optax._ranking._packing import Packing, iota
 from rigl_optax._types import Seed
 
@@ -30,6 +31,7 @@ class Purpose(enum.IntEnum):
     GROWN_VALUE = 3
     SIGN = 4
     CANDIDATE = 5
+    REMOVAL = 6
 
 
 def check_seed(seed: Seed) -> None:
@@ -50,6 +52,32 @@ def symmetric(scores: jax.Array) -> jax.Array:
 def normal(scores: jax.Array) -> jax.Array:
     """Maps scores of `random_scores` to standard normal float32 numbers."""
     return jnp.float32(2**0.5) * lax.erf_inv(symmetric(scores))
+
+
+def gumbel(scores: jax.Array) -> jax.Array:
+    r"""Maps scores of `random_scores` to Gumbel noise, to base 2 and in units of 1 / 4,096.
+
+    The largest of $\log_2 w_i + g_i$ is entry i with a probability in proportion to $w_i$; the k
+    largest are a sample without replacement. In integers, so that it is the same in every program:
+    $g = -\log_2 e$ of an exponential number $e = -\ln(1 - v)$, with v in [0, 1) from the scores.
+    Below 1/2, $e / v$ is a polynomial in v; its error changes weights by at most 0.1 %.
+
+    Args:
+      scores: int32 in [0, 2**31).
+
+    Returns:
+      int32: from -5 to 31 times 4,096.
+    """
+    one = _scores.LOG_BITS
+    scores = jnp.maximum(scores, 1)
+    is_small = scores < (1 << 30)
+    rest = jnp.where(is_small, scores, (np.int32(2**31 - 1) - scores) + 1)
+    log = (31 << one) - _scores.log2(rest)  # of 1 / v, or of 1 / (1 - v)
+    v = jnp.where(is_small, scores, 0) >> 18  # in units of 2**-13
+    bend = (v * (2984 + (v * (908 + (v * 1671 >> 13)) >> 13))) >> 13
+    # ln 2 = 2**(-2166 / 4096).
+    large = (one << one) + 2166 - _scores.log2(jnp.maximum(log, 1))
+    return jnp.where(is_small, log - bend, large)
 
 
 def random_scores(
@@ -113,14 +141,21 @@ def draw(
         index = (
             within + first_of[ranking_ids.ids].reshape(to_row) if indices is None else indices[i]
         )
-        # `jax.random.bits` cannot draw some entries of a leaf alone, and without
-        # `jax_threefry_partitionable` it draws other bits.
-        first_key, second_key = (word[leaf_of[ranking_ids.ids]].reshape(to_row) for word in keys)
-        first, second = _threefry(first_key, second_key, index.astype(jnp.uint32))
-        score = jnp.broadcast_to(((first ^ second) >> 1).astype(jnp.int32), shape)
+        first, second = (word[leaf_of[ranking_ids.ids]].reshape(to_row) for word in keys)
+        drawn = bits(first, second, index.astype(jnp.uint32))
+        score = jnp.broadcast_to((drawn >> 1).astype(jnp.int32), shape)
         is_entry = within < sizes[ranking_ids.ids].reshape(to_row)
         scores.append(jnp.where(is_entry, score, -1) if packing.is_packed else score)
     return scores
+
+
+def bits(first: Any, second: Any, index: Any) -> Any:
+    """Draws the bits of some entries alone, from the two words of a key: uint32.
+
+    `jax.random.bits` cannot do it, and without `jax_threefry_partitionable` it draws other bits.
+    """
+    left, right = _threefry(first, second, index)
+    return left ^ right
 
 
 def _word(number: jax.Array | int) -> Any:

@@ -147,6 +147,7 @@ class Method(NamedTuple):
       check: `check(layout, first layout)` raises at `init` what does not suit the method; the
         first layout has the numbers of zeros of the first masks, where they are known.
       ablates: Whether `rule` ablates units where the structure asks for it.
+      transposes: Whether `rule` keeps masks of `NM(transposable=True)` so.
       progress: `progress(count)`, how far the numbers of active weights are on their way from the
         first to the final ones after the rewiring at this count; None if they never change.
       final: `final(layout)`, the layout when training ends, where it is not the distribution's.
@@ -154,6 +155,8 @@ class Method(NamedTuple):
         rewiring at this count, as a fraction of those; None if never any.
       wider: `wider(layout)`, the layout of the weights that have gradients, where these are more
         than the active ones; None otherwise.
+      rewiring_flops: `rewiring_flops(layout)`, what deciding costs at a rewiring beside the pass
+        backwards, whatever the batch: multiplies and adds; None for nothing that counts.
       moves_between_layers: Whether training decides how many weights of each layer are active.
 
     Examples:
@@ -183,10 +186,12 @@ class Method(NamedTuple):
     shadow: Shadow | None = None
     check: Callable[[Layout, Layout], None] | None = None
     ablates: bool = False
+    transposes: bool = False
     progress: Callable[[int], float] | None = None
     final: Callable[[Layout], Layout] | None = None
     excess: Callable[[int], float] | None = None
     wider: Callable[[Layout], Layout] | None = None
+    rewiring_flops: Callable[[Layout], float] | None = None
     moves_between_layers: bool = False
 
 

@@ -68,7 +68,7 @@ def sparse_transform(
     inner = optax.with_extra_args_support(inner)
     distribution = _layout.as_distribution(sparsity, initial_masks)
     _random.check_seed(seed)
-    _structures.check(structure, method.ablates)
+    _structures.check(structure, method.ablates, method.transposes)
     rewire_if = _rewiring.rewirer(method)
 
     def layouts(params: PyTree) -> Layouts:

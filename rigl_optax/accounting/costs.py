@@ -116,6 +116,7 @@ class FlopsCounter:
         *,
         batch_size: int = 1,
         f_wider: float | None = None,
+        per_rewiring: float = 0.0,
     ) -> None:
         """Starts before the first step.
 
@@ -127,7 +128,10 @@ class FlopsCounter:
           f_sparse: FLOPs of a sparse forward pass, per example, at the start.
           batch_size: Examples per step.
           f_wider: As in `cumulative_cost`.
+          per_rewiring: FLOPs of a rewiring whatever the batch, beside those of its passes.
         """
+        self._rewirings = plan if per_rewiring else None
+        self._per_rewiring = per_rewiring
         self._method, self._batch_size = method, batch_size
         self._f_dense, self._f_wider = f_dense, f_wider
         # Rewirings that cost as much as any other step need not be counted.
@@ -184,7 +188,11 @@ class FlopsCounter:
             for each in (self._method.rewiring or self._method.ordinary, self._method.ordinary)
         )
         per_example = dense * rewiring + (steps - start - dense) * ordinary
-        return self._spent[index] + self._batch_size * per_example
+        own = 0.0
+        if self._rewirings is not None:
+            number = self._rewirings.rewirings_before
+            own = (number(steps) - number(start)) * self._per_rewiring
+        return self._spent[index] + self._batch_size * per_example + own
 
 
 def flops_at_sparsity(cost: Cost, sparsity: Mapping[str, float]) -> float:
@@ -252,6 +260,7 @@ def cumulative_cost(
     accumulate: int = 1,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     f_wider: float | None = None,
+    per_rewiring: float = 0.0,
 ) -> Callable[[Any], Any]:
     """Returns a function that computes the training FLOPs spent after any number of steps.
 
@@ -266,6 +275,8 @@ def cumulative_cost(
       sparse one before the transformation can tell;
     - SNIP `3 f_D` once, to score one batch of the dense network before the first step;
     - pruning `3 f_S(t)`, with `f_sparse` a function of the step;
+    - CHT `3 f_S`, and `per_rewiring` once for each rewiring: for a layer of i inputs and o outputs
+      `4 i o (i + o)`, of the dense matrices that link prediction multiplies;
     - Top-KAST `2 f_S + f_B`, with the forward FLOPs `f_B` of its backward set in `f_wider`.
 
     Args:
@@ -282,6 +293,7 @@ def cumulative_cost(
       overrides: Schedules of single layers, as in `rigl`.
       f_wider: FLOPs of a forward pass with all weights that have a gradient, if these are more
         than the active ones.
+      per_rewiring: FLOPs of a rewiring whatever the batch, beside those of its passes.
 
     Returns:
       `spent(steps)`, from a number of steps done (scalar or array) to FLOPs (float or array).
@@ -297,7 +309,7 @@ def cumulative_cost(
     """
     kind = _method(method)
     plan, changes = None, [0]
-    if callable(f_sparse) or kind.rewiring not in (None, kind.ordinary):
+    if callable(f_sparse) or per_rewiring or kind.rewiring not in (None, kind.ordinary):
         if end is None:
             raise ValueError(f"method {method!r} needs `end`, the step at which rewiring stops")
         plan = _plan.rewiring_plan(begin=begin, end=end, every=every, overrides=overrides)
@@ -308,7 +320,15 @@ def cumulative_cost(
     if callable(f_sparse) and plan is not None and end is not None:
         steps = {t for schedule in plan.schedules for t in schedule.steps()}
         changes = sorted({0, *steps, *(t + 1 for t in steps), end, end + 1})
-    counter = FlopsCounter(kind, plan, f_dense, f_at(0), batch_size=batch_size, f_wider=f_wider)
+    counter = FlopsCounter(
+        kind,
+        plan,
+        f_dense,
+        f_at(0),
+        batch_size=batch_size,
+        f_wider=f_wider,
+        per_rewiring=per_rewiring,
+    )
     for t in changes[1:]:
         counter.record(t, f_at(t))
     counter.spent(1)  # raises now if `f_wider` is missing, not at the first use

@@ -71,8 +71,8 @@ def explain(
       overrides: As in `rigl`.
       structure: As in `rigl`.
       initial_masks: As in `rigl`.
-      method: `rigl`, `set`, `mest`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `acdc`, `spdf`,
-        `iht`, `top_kast`, `dnw`, `str`, `static`, `dense`; `snip`, `grasp`, `synflow` and
+      method: `rigl`, `set`, `mest`, `cht`, `snfs`, `dsr`, `deepr`, `gmp`, `granet`, `acdc`,
+        `spdf`, `iht`, `top_kast`, `dnw`, `str`, `static`, `dense`; `snip`, `grasp`, `synflow` and
         `lottery`, which train as `static` does; or the name of the function, as `sparse_momentum`.
       steps: Number of training steps, for the cost of training; None: `end`.
       model: Forward pass, `model(params, *inputs)`; None: FLOPs are not counted.
@@ -129,6 +129,7 @@ def explain_design(
     model: Callable[..., Any] | None = None,
     inputs: Sequence[PyTree] = (),
     spent_before: float = 0.0,
+    batch_size: int | None = None,
 ) -> Explanation:
     """Explains a transformation that has been built already, as `explain` does.
 
@@ -140,6 +141,8 @@ def explain_design(
       model: As in `explain`.
       inputs: As in `explain`.
       spent_before: FLOPs of finding the initial masks, per example of a batch.
+      batch_size: Examples per step, over which what a rewiring costs whatever the batch is shared
+        out; None leaves that out of the FLOPs of training, and a note says what it is.
 
     Returns:
       The explanation.
@@ -163,6 +166,9 @@ def explain_design(
         f_dense = float(cost.total)
         f_sparse = costs.flops_at_sparsity(cost, _sparsities(final, end.weights))
         spent = spent_before + _spent(design, method, cost, first, start, end, steps)
+        if batch_size is not None and design.plan is not None:
+            rewirings = design.plan.rewirings_before(steps)
+            spent += rewirings * rewiring_flops(design, final) / batch_size
         training = spent / (3 * f_dense * steps) if f_dense else None
     size = sum(x.size for x in layers)
     average = _average(
@@ -186,6 +192,7 @@ def explain_design(
         notes=(
             *([] if cost is None else _notes(cost)),
             *_decided_in_training(method, design, steps),
+            *(_not_per_example(rewiring_flops(design, final)) if batch_size is None else []),
         ),
         warnings=(),
     )
@@ -470,6 +477,21 @@ def _average(design: Design, first: float, last: float, without: float, steps: i
         total += (done - at) * value
         at, value = done, new
     return (total + (steps - at) * value) / steps if steps else first
+
+
+def rewiring_flops(design: Design, layout: _layout.Layout) -> float:
+    """Returns the FLOPs of a rewiring whatever the batch, beside those of its passes."""
+    own = design.method.rewiring_flops
+    return 0.0 if own is None else own(layout)
+
+
+def _not_per_example(flops: float) -> list[str]:
+    if not flops:
+        return []
+    return [
+        f"each rewiring also costs {flops:.3g} FLOPs whatever the batch, which the FLOPs of "
+        "training here, per example, leave out"
+    ]
 
 
 def _notes(cost: Cost) -> tuple[str, ...]:

@@ -133,6 +133,21 @@ class Topology(Protocol):
     def limited(self, fraction: float) -> Self:
         """Prepares for rewirings that replace at most this fraction of the groups."""
 
+    def with_sample(self, ratio: float, seed: Seed, position: int) -> Self:
+        """Prepares for growth among a random sample of positions.
+
+        Args:
+          ratio: How many are sampled, for each stored group.
+          seed: Of the sample.
+          position: Of the leaf, among all leaves of params.
+
+        Raises:
+          ValueError: If int32 cannot number them.
+        """
+
+    def at_count(self, count: jax.Array) -> Self:
+        """Prepares for gradients of the step with this count."""
+
     def rank(
         self,
         values: jax.Array,

@@ -27,6 +27,7 @@ from rigl_optax.condensed._conversion import Topologies
 from rigl_optax.condensed._topology import Move, RandomGrowth, Ranking, Topology
 from rigl_optax.methods import _drop_and_grow
 from rigl_optax.methods.mest import keep_by_magnitude_and_gradient
+from rigl_optax.methods.rigl import check_candidates
 
 _MISSED = "call rewire, in place of update, where is_rewiring_step(count): update never rewires."
 
@@ -82,8 +83,10 @@ def rigl(
     every: int = 100,
     begin: int = 0,
     drop_fraction: float | optax.Schedule = 0.3,
+    candidates: float | None = None,
     overrides: Overrides | None = None,
     min_fan_in: int = 0,
+    seed: Seed = 0,
 ) -> CondensedTransformation:
     r"""RigL on condensed weights: as `rigl_optax.rigl`, and nothing dense exists.
 
@@ -113,8 +116,12 @@ def rigl(
       begin: Count of the first rewiring.
       drop_fraction: Fraction of the blocks, or weights, of a layer to replace. For single weights
         a number also bounds how many candidates are kept; a schedule could ask for all of them.
+      candidates: As in `rigl_optax.rigl`. For single weights the gradients of the sample alone are
+        computed: a rewiring takes time in proportion to the stored weights, and a kernel may be
+        used several times. For blocks it decides on masks, and saves nothing.
       overrides: As in `rigl_optax.rigl`: other schedules for some layers.
       min_fan_in: Each output block keeps at least this many blocks; 0 for single weights.
+      seed: Seed of the candidates.
 
     Returns:
       A `CondensedTransformation`.
@@ -141,11 +148,18 @@ def rigl(
 
     References:
       Evci et al., [Rigging the Lottery: Making All Tickets
-      Winners](https://arxiv.org/abs/1911.11134), 2020, algorithm 1.
+      Winners](https://arxiv.org/abs/1911.11134), 2020, algorithm 1; `candidates`: Heddes et al.,
+      [Always-sparse training by growing connections with guided stochastic
+      exploration](https://arxiv.org/abs/2401.06898), 2024.
     """
+    growth: _drop_and_grow.Scores = _drop_and_grow.grow_by_gradient
+    if candidates is not None:
+        candidates = check_candidates(candidates, min_fan_in)
+        growth = _drop_and_grow.grow_among_candidates(growth, candidates, seed)
     return _drops_and_grows(
         inner,
-        _drop_and_grow.grow_by_gradient,
+        growth,
+        sample=None if candidates is None else (candidates, seed),
         end=end,
         every=every,
         begin=begin,
@@ -310,7 +324,7 @@ def value_grad_and_scores(
     Returns:
       `function(weights, topologies, *args) -> (value, gradients, scores)`. Scores are, for each
       path, those of all blocks; for single weights, of the best places, as many as the topologies
-      of a `CondensedState` ask for.
+      of a `CondensedState` ask for, or of the sampled places with `candidates`.
     """
 
     def function(
@@ -331,12 +345,16 @@ def _drops_and_grows(
     growth: Any,
     *,
     growth_seed: Seed | None = None,
+    sample: tuple[float, Seed] | None = None,
     drop_fraction: float | optax.Schedule,
     overrides: Overrides | None,
     min_fan_in: int,
     **arguments: Any,
 ) -> CondensedTransformation:
-    """Builds a method that drops and grows; `growth_seed` if it grows at random."""
+    """Builds a method that drops and grows; `growth_seed` if it grows at random.
+
+    `sample` is the ratio and the seed of candidates, if growth is among some.
+    """
     method = _drop_and_grow.drop_and_grow_method(
         growth,
         drop_fraction=drop_fraction,
@@ -347,10 +365,11 @@ def _drops_and_grows(
         # Newborn weights start at 0: where gradients decide nothing is random.
         seed=0 if growth_seed is None else growth_seed,
         needs_signal=growth_seed is None,
+        may_refuse=sample is not None,
         **arguments,
     )
     most = _drop_and_grow.most_dropped(drop_fraction, overrides)
-    return _transformation(inner, method, most, min_fan_in, growth_seed=growth_seed)
+    return _transformation(inner, method, most, min_fan_in, growth_seed, sample)
 
 
 def _transformation(
@@ -359,6 +378,7 @@ def _transformation(
     most_dropped: float = 1.0,
     min_fan_in: int = 0,
     growth_seed: Seed | None = None,
+    sample: tuple[float, Seed] | None = None,
 ) -> CondensedTransformation:
     """Makes a transformation of a method of the masked form.
 
@@ -368,14 +388,16 @@ def _transformation(
       most_dropped: The largest fraction that any rewiring drops.
       min_fan_in: As in `rigl`.
       growth_seed: Seed of random growth; None if scores decide.
+      sample: Ratio and seed of the candidates for growth; None if all positions are.
     """
     if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
         raise TypeError(
             f"inner={inner!r}: must be an Optax transformation, as optax.sgd(0.1); it has no "
             "init and update"
         )
-    if growth_seed is not None:
-        _random.check_seed(growth_seed)
+    for seed in (growth_seed, None if sample is None else sample[1]):
+        if seed is not None:
+            _random.check_seed(seed)
     inner = optax.with_extra_args_support(inner)
     warned: list[int] = []  # the count of the first missed rewiring, which alone is warned of
     plan = None if method is None else method.plan
@@ -392,13 +414,15 @@ def _transformation(
             plan.check([leaf.path for leaf in layout.sparse])
         if method is not None and method.check is not None:
             method.check(layout, layout)
+        limited = {path: t.limited(most_dropped) for path, t in topologies.items()}
+        if sample is not None:
+            for leaf in layout.sparse:
+                own = limited[leaf.path]
+                limited[leaf.path] = own.with_sample(*sample, leaf.position)
         # Copies: a step that donates the state must not delete the caller's arrays.
         return CondensedState(
             count=jnp.zeros((), jnp.int32),
-            topologies={
-                path: jax.tree.map(jnp.copy, topology.limited(most_dropped))
-                for path, topology in topologies.items()
-            },
+            topologies={path: jax.tree.map(jnp.copy, t) for path, t in limited.items()},
             inner_state=inner.init(weights),
             rewirings=jnp.zeros((), jnp.int32),
             uninformed=jnp.zeros((), jnp.int32),
@@ -413,7 +437,8 @@ def _transformation(
             warnings.warn(f"update at count {warned[0]}: {_MISSED}", stacklevel=2)
         updates, inner_state = inner.update(grads, state.inner_state, weights, **extra_args)
         count = optax.safe_increment(state.count)
-        return updates, state._replace(count=count, inner_state=inner_state)
+        topologies = {path: t.at_count(count) for path, t in state.topologies.items()}
+        return updates, state._replace(count=count, topologies=topologies, inner_state=inner_state)
 
     def rewire(
         grads: PyTree,
@@ -470,9 +495,10 @@ def _transformation(
         inner_state = _settled(
             layout, moves, state.inner_state, stepped, weights, inner, new_weights
         )
+        count = optax.safe_increment(state.count)
         return new_weights, CondensedState(
-            count=optax.safe_increment(state.count),
-            topologies={path: moves[path].topology for path in state.topologies},
+            count=count,
+            topologies={path: moves[path].topology.at_count(count) for path in state.topologies},
             inner_state=inner_state,
             rewirings=_rewiring.saturating_add(state.rewirings, is_accepted.astype(jnp.int32)),
             uninformed=_rewiring.saturating_add(jnp.asarray(state.uninformed), uninformed),

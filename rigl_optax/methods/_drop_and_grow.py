@@ -1,21 +1,24 @@
 """Methods that drop by one score and grow as many by another: the rule they share."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rigl_optax import _numbers, _plan
 from rigl_optax._layout import Layout, check_total, layer_ids
-from rigl_optax._ranking import _keep_and_grow, _packing, _random, _top_k
+from rigl_optax._ranking import _keep_and_grow, _order, _packing, _random, _top_k
 from rigl_optax._ranking._packing import Packing, RankingIds
 from rigl_optax._structures import UNSTRUCTURED, Structures
 from rigl_optax._types import Arrays, Overrides, PyTree, Seed, Sparsity
 from rigl_optax._wrapper import _transform
 from rigl_optax._wrapper._method import Decision, Method, RewiringInputs
 from rigl_optax._wrapper._newborn import AT_REST, Grown
+from rigl_optax._xla import _sharding
 from rigl_optax.methods import _ablation, _min_fan_in
 
 # scores(inputs) -> int32 arrays laid out as inputs.weights; -1 for never.
@@ -56,7 +59,7 @@ def grow_at_random(seed: Seed) -> Scores:
 
 
 def grow_among_candidates(grow_scores: Scores, ratio: float, seed: Seed) -> Scores:
-    """Makes scores of a random sample of the inactive positions; -1 for all others.
+    """Makes scores of the inactive positions in a random sample; -1 for all others.
 
     Args:
       grow_scores: The scores of the sample.
@@ -65,20 +68,40 @@ def grow_among_candidates(grow_scores: Scores, ratio: float, seed: Seed) -> Scor
     """
 
     def scores(inputs: RewiringInputs) -> Arrays:
+        packing, rows = inputs.packing, inputs.packing.ranking_ids
         positions = [leaf.position for leaf in inputs.leaves]
-        purpose = _random.Purpose.CANDIDATE
-        drawn = _random.random_scores(seed, purpose, positions, inputs.packing, inputs.count)
+        purpose, sizes = _random.Purpose.CANDIDATE, _sizes(inputs)
+        ranks = _order.ranks(seed, purpose, positions, packing, sizes, inputs.count, inputs.indices)
+        ranks = [_sharding.like(r, mask) for r, mask in zip(ranks, inputs.masks, strict=True)]
         active = inputs.active()
-        room = jnp.asarray(inputs.packing.sizes()) - active
         # As float32 first: the product may be more than int32 holds.
         wanted = jnp.minimum(active.astype(jnp.float32) * jnp.float32(ratio), jnp.float32(2**30))
-        number = jnp.minimum(room, wanted.astype(jnp.int32))
-        sample = inputs.top_k(_without(inputs.masks, drawn), number)
+        number = jnp.minimum(wanted.astype(jnp.int32), jnp.asarray(sizes))
+        each = zip(inputs.masks, ranks, grow_scores(inputs), rows, strict=True)
         excluded = jnp.int32(_top_k.EXCLUDED)
-        pairs = zip(sample, grow_scores(inputs), strict=True)
-        return [jnp.where(is_candidate, s, excluded) for is_candidate, s in pairs]
+        return [
+            jnp.where(~mask & (rank < _top_k.spread(number, rank, ids)), s, excluded)
+            for mask, rank, s, ids in each
+        ]
 
     return scores
+
+
+def sample_size(active: int, ratio: float, size: int) -> int:
+    """Returns how many of `size` positions `grow_among_candidates` samples."""
+    return min(size, int(np.minimum(np.float32(active) * np.float32(ratio), np.float32(2**30))))
+
+
+def _sizes(inputs: RewiringInputs) -> np.ndarray:
+    """Counts the positions of each ranking, listed or not, int32 [rankings]."""
+    if inputs.indices is None:
+        return inputs.packing.sizes()
+    # Of condensed single weights, a list; of blocks, all.
+    whole = [
+        math.prod(leaf.layer_shape if leaf.structure == UNSTRUCTURED else leaf.grid)
+        for leaf in inputs.leaves
+    ]
+    return np.asarray(whole, np.int32)
 
 
 def drop_and_grow(
@@ -206,6 +229,7 @@ def drop_and_grow_method(
     grow_counts: GrowCounts | None = None,
     remember: Remember | None = None,
     may_refuse: bool = False,
+    after_drops: bool = False,
 ) -> Method:
     """Makes the method that keeps and grows by these scores.
 
@@ -227,6 +251,8 @@ def drop_and_grow_method(
         grows itself.
       remember: As in `drop_and_grow`.
       may_refuse: Whether scores may be -1, and may be anything where there is only padding.
+      after_drops: Whether `grow_scores` see the masks of what is kept, in place of the old ones.
+        Not with `needs_signal` or `may_refuse`.
 
     Returns:
       The method for `sparse_transform`.
@@ -253,7 +279,7 @@ def drop_and_grow_method(
         keep = active - _keep_and_grow.drop_counts(active, fraction)
         to_keep = _of_active(keep_scores(inputs), inputs.masks)
         kept = _top_k.top_k(to_keep, layers, keep)
-        to_grow = grow_scores(inputs)
+        to_grow = grow_scores(inputs._replace(masks=kept) if after_drops else inputs)
         if may_refuse:
             # A part must be able to grow what it lost: what may not grow comes last.
             to_grow = [jnp.maximum(s, 0) for s in to_grow]
@@ -298,7 +324,7 @@ def drop_and_grow_method(
             return own + grow_counts(total, room - own, inputs)
 
         to_keep = _of_active(keep_scores(inputs), inputs.masks)
-        to_grow = grow_scores(inputs)
+        to_grow = [] if after_drops else grow_scores(inputs)
         if may_refuse:
             to_grow = without_padding(to_grow, packing)
             # Less is dropped where too little may grow: numbers never change.
@@ -306,10 +332,19 @@ def drop_and_grow_method(
             growable = _top_k.counts([~m & (s >= 0) for m, s in pairs], rows)
             dropped = jnp.minimum(dropped, growable)
             keep = active - dropped
-        prefer = None
+
+        def after(kept: Arrays) -> Arrays:
+            return grow_scores(inputs._replace(masks=kept)) if after_drops else to_grow
+
+        prefer = after if after_drops else None
         if min_fan_in:
             to_keep = _min_fan_in.protected(to_keep, inputs.leaves, packing, min_fan_in)
-            prefer = _min_fan_in.preferred(to_grow, inputs.leaves, packing, min_fan_in)
+
+            def prefer(kept: Arrays) -> Arrays:
+                scores = after(kept)
+                first = _min_fan_in.preferred(scores, inputs.leaves, packing, min_fan_in)
+                return first(kept)
+
         if not needs_signal:
             return Decision(
                 _keep_and_grow.keep_and_grow(to_keep, to_grow, rows, keep, dropped, prefer)

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import optax
 
 from rigl_optax.methods.alternating import acdc
+from rigl_optax.methods.cannistraci_hebb import cht
 from rigl_optax.methods.deep_rewiring import deep_rewiring
 from rigl_optax.methods.dense_finetuning import spdf
 from rigl_optax.methods.evolutionary import sparse_evolutionary_training
@@ -75,6 +76,8 @@ METHODS: dict[str, Facts] = {
     "set": Facts(sparse_evolutionary_training, _REWIRED),
     "mest": Facts(mest, _REWIRED),
     "mest_soft": Facts(functools.partial(mest, soft=True), _REWIRED, keeps_counts=False),
+    "cht": Facts(cht, _REWIRED),
+    "cht_soft": Facts(functools.partial(cht, soft=True), _REWIRED),
     "deepr": Facts(deep_rewiring, _REWIRED),
     "snfs": Facts(sparse_momentum, _BY_DENSE_GRADIENTS, "every step", grows_by_gradient=True),
     "snfs_redistribute": Facts(

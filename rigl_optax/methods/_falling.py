@@ -1,5 +1,6 @@
 """Numbers of active weights that fall on a curve from the first masks to the final ones."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -61,16 +62,39 @@ def linear_active_counts(steps: range) -> Callable[[RewiringInputs], jax.Array]:
     shift = max(length.bit_length() - _BITS, 0)
 
     def active_counts(inputs: RewiringInputs) -> jax.Array:
-        sizes = jnp.asarray(inputs.packing.sizes())
         done = jnp.clip(inputs.count - first, 0, length) >> shift
         gone = (done << _BITS) // (length >> shift)
-        gone = jnp.where(inputs.count >= steps[-1], 1 << _BITS, gone)
-        at_start = sizes - inputs.numbers
-        to_go = jnp.asarray(final_zeros(inputs)) - at_start
-        whole, rest = to_go >> _BITS, to_go & ((1 << _BITS) - 1)
-        return sizes - (at_start + whole * gone + (rest * gone >> _BITS))
+        return _active(inputs, jnp.where(inputs.count >= steps[-1], 1 << _BITS, gone))
 
     return active_counts
+
+
+def sigmoid_active_counts(steps: range, steepness: float) -> Callable[[RewiringInputs], jax.Array]:
+    """Returns `active_counts(inputs) -> int32 [rankings]` of `sigmoid_progress`.
+
+    The way gone is rounded to a multiple of 1 / 32,768.
+
+    Args:
+      steps: Counts of the rewirings.
+      steepness: As in `sigmoid_progress`.
+    """
+    way = sigmoid_progress(steps, steepness)
+    table = np.asarray([round(way(t) * (1 << _BITS)) for t in steps], np.int32)
+
+    def active_counts(inputs: RewiringInputs) -> jax.Array:
+        index = jnp.clip((inputs.count - steps.start) // steps.step, 0, len(steps) - 1)
+        return _active(inputs, jnp.asarray(table)[index])
+
+    return active_counts
+
+
+def _active(inputs: RewiringInputs, gone: jax.Array) -> jax.Array:
+    """Returns the numbers of active weights after `gone` / 32,768 of the way."""
+    sizes = jnp.asarray(inputs.packing.sizes())
+    at_start = sizes - inputs.numbers
+    to_go = jnp.asarray(final_zeros(inputs)) - at_start
+    whole, rest = to_go >> _BITS, to_go & ((1 << _BITS) - 1)
+    return sizes - (at_start + whole * gone + (rest * gone >> _BITS))
 
 
 def final_zeros(inputs: RewiringInputs) -> np.ndarray:
@@ -135,6 +159,27 @@ def progress(steps: range, power: float) -> Callable[[int], float]:
     """
     length = max(steps[-1] - steps[0], 1)
     return lambda count: 1 - (min(max(steps[-1] - count, 0), length) / length) ** power
+
+
+def sigmoid_progress(steps: range, steepness: float) -> Callable[[int], float]:
+    r"""Returns `progress(count)` of a sigmoid from 0 at the first rewiring to 1 at the last.
+
+    It is $\sigma(k (x - 1/2))$ of the share x of the time, stretched to reach 0 and 1.
+
+    Args:
+      steps: Counts of the rewirings.
+      steepness: k.
+    """
+    length = max(steps[-1] - steps[0], 1)
+
+    def progress(count: int) -> float:
+        x = min(max((count - steps[0]) / length, 0.0), 1.0)
+        if count >= steps[-1]:
+            return 1.0
+        # A stretched sigmoid is a stretched hyperbolic tangent.
+        return 0.5 + 0.5 * math.tanh(steepness * (x - 0.5) / 2) / math.tanh(steepness / 4)
+
+    return progress
 
 
 def _largest_first(scores: Arrays, ranking_ids: Sequence[RankingIds]) -> Arrays:

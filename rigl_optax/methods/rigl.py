@@ -76,11 +76,11 @@ def rigl(
       accumulate: Number of calls, the rewiring step included, whose dense gradients are summed
         before growth; at most `every`. Gradients of small batches are noisy (at batch 1,024 the
         rigl-torch authors gain 0.3 to 1 % with several).
-      candidates: $\gamma$ of guided stochastic exploration: only a random sample of the positions
-        that are inactive before the rewiring may grow, $\mathrm{int32}(\gamma n)$ of each
-        layer, or all where there are fewer; 1 in its paper. None for all positions, in which case
-        dropped weights may grow again. Where fewer are sampled than dropped, less is dropped; under
-        `NM` and `ConstantFanIn` parts that lack candidates grow others.
+      candidates: $\gamma$ of guided stochastic exploration: $\mathrm{int32}(\gamma n)$ different
+        positions of each layer are drawn at random, and only those of them that are inactive
+        before the rewiring may grow; 1 in its paper. None for all positions, in which case dropped
+        weights may grow again. Where fewer may grow than are dropped, less is dropped; under `NM`
+        and `ConstantFanIn` parts that lack candidates grow others.
       overrides: Another `begin`, `end`, `every` or `drop_fraction` for some layers:
         `{"Dense_0": {"drop_fraction": 0.1}}`, with regular expressions searched in the path. On a
         rewiring step, layers that are not due keep their masks, and take no gradient step either.
@@ -130,13 +130,7 @@ def rigl(
     """
     grow_scores: _drop_and_grow.Scores = _drop_and_grow.grow_by_gradient
     if candidates is not None:
-        ratio = _numbers.real("candidates", candidates)
-        if not 0 < ratio < float("inf"):
-            raise ValueError(f"candidates={ratio}: must be a finite number above 0")
-        if min_fan_in:
-            raise ValueError(
-                f"candidates={ratio}, min_fan_in={min_fan_in}: a unit may have no candidate to grow"
-            )
+        ratio = check_candidates(candidates, min_fan_in)
         grow_scores = _drop_and_grow.grow_among_candidates(grow_scores, ratio, seed)
     method = _drop_and_grow.drop_and_grow_method(
         grow_scores,
@@ -157,6 +151,22 @@ def rigl(
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )
+
+
+def check_candidates(candidates: float, min_fan_in: int) -> float:
+    """Checks the number of candidates for growth, for each active weight, and returns it.
+
+    Raises:
+      ValueError: If it is not a finite number above 0, or a least fan-in is to be kept.
+    """
+    ratio = _numbers.real("candidates", candidates)
+    if not 0 < ratio < float("inf"):
+        raise ValueError(f"candidates={ratio}: must be a finite number above 0")
+    if min_fan_in:
+        raise ValueError(
+            f"candidates={ratio}, min_fan_in={min_fan_in}: a unit may have no candidate to grow"
+        )
+    return ratio
 
 
 def _accumulation(

@@ -47,7 +47,10 @@ def dnw(
     state and shadow are dense at every step. The masks before the first step are random, or given.
 
     With `structure=NM(2, 4)` this is training by a straight-through estimator; with a `decay` it is
-    SR-STE, which pulls the weights that do not show towards 0, so that masks settle.
+    SR-STE, which pulls the weights that do not show towards 0, so that masks settle. With
+    `NM(2, 4, transposable=True)` the masks are valid for the transposed kernel too, so that both
+    passes can be accelerated (Hubara et al., [Accelerated sparse neural
+    training](https://arxiv.org/abs/2102.08124), 2021).
 
     Args:
       inner: As in `rigl`; it moves the shadow weights, and its weight decay acts on them.
@@ -98,13 +101,21 @@ def dnw(
 
     def rule(inputs: RewiringInputs) -> Decision:
         scores = [_top_k.magnitude_scores(w) for w in inputs.weights]
-        number = _top_k.counts_for(inputs.packing, inputs.masks)
-        return Decision(_top_k.top_k(scores, inputs.packing.ranking_ids, number))
+        is_square = [leaf.structure.transposable and leaf.zeros != 0 for leaf in inputs.leaves]
+        masks = scores
+        if not all(is_square):
+            number = _top_k.counts_for(inputs.packing, inputs.masks)
+            masks = _top_k.top_k(scores, inputs.packing.ranking_ids, number)
+        if any(is_square):  # then leaves are not packed
+            each = zip(inputs.leaves, is_square, masks, scores, strict=True)
+            masks = [leaf.choose(s) if square else m for leaf, square, m, s in each]
+        return Decision(masks)
 
     method = Method(
         _plan.rewiring_plan(begin=begin, end=_last(end), every=every),
         rule,
         shadow=Shadow(backward, settled, shown),
+        transposes=True,
     )
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure

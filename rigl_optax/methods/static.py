@@ -48,7 +48,7 @@ def static_sparse(
       Evci et al., [Rigging the Lottery: Making All Tickets
       Winners](https://arxiv.org/abs/1911.11134), 2020, section 4.
     """
-    method = Method(None, lambda inputs: Decision(inputs.masks))
+    method = Method(None, lambda inputs: Decision(inputs.masks), transposes=True)
     return _transform.sparse_transform(
         inner, sparsity, method, initial_masks=initial_masks, seed=seed, structure=structure
     )

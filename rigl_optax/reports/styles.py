@@ -56,6 +56,8 @@ _STYLES = {
     "set": Style("SET", REWIRED, "#009E73", "-."),
     "mest": Style("MEST", REWIRED),
     "mest_soft": Style("MEST, soft", REWIRED),
+    "cht": Style("CHT", REWIRED),
+    "cht_soft": Style("CHT, soft", REWIRED),
     "deepr": Style("DeepR", REWIRED),
     "dsr": Style("DSR", REWIRED),
     "rigl": Style("RigL", REWIRED, "#0072B2", "-"),

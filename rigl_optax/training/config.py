@@ -129,9 +129,9 @@ class Structure:
     """Which weights are active or inactive together. Other keys are arguments of the structure.
 
     Attributes:
-      name: `unstructured`, `block` (`rows`, `cols`, `pool_by`, `pad`), `nm` (`n`, `m`),
-        `constant_fan_in` (`min_salient`); with `condensed` also `measured`: for each layer the
-        fastest blocks by a measured table, and dense where that is faster.
+      name: `unstructured`, `block` (`rows`, `cols`, `pool_by`, `pad`), `nm` (`n`, `m`,
+        `transposable`), `constant_fan_in` (`min_salient`); with `condensed` also `measured`: for
+        each layer the fastest blocks by a measured table, and dense where that is faster.
       layers: Exceptions: pairs of a pattern of paths and a structure,
         `(("layers/0", {"name": "block", "rows": 16, "cols": 16}),)`.
       options: Arguments of the structure.

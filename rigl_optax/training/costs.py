@@ -54,7 +54,12 @@ def explain(run: Run) -> accounting.Explanation | None:
         return accounting.explain(run.shapes, config.method.sparsity, method="dense", **about)
     before = _cost_of_ticket(config) / config.batch_size
     return explanation.explain_design(
-        design, run.shapes, method=config.method.name, spent_before=before, **about
+        design,
+        run.shapes,
+        method=config.method.name,
+        spent_before=before,
+        batch_size=config.batch_size,
+        **about,
     )
 
 
@@ -112,6 +117,7 @@ class TrainingFlops:
             first,
             batch_size=config.batch_size,
             f_wider=wider,
+            per_rewiring=_rewiring_flops(run),
         )
         for done, forward in recorded:
             self._record(done, forward)
@@ -180,6 +186,14 @@ def _reference(run: Run) -> float:
     whole = setup.outline(dense, run.task.facts)
     example = whole.task.example(dense)
     return float(accounting.count_flops(_forward(whole), whole.shapes, *example).total)
+
+
+def _rewiring_flops(run: Run) -> float:
+    """Returns the FLOPs of a rewiring whatever the batch, beside those of its passes."""
+    design = methods.design(run.config, run.tx, run.shapes)
+    if design is None:
+        return 0.0
+    return explanation.rewiring_flops(design, design.layouts(run.shapes)[1])
 
 
 def _cost_of_ticket(config: Config) -> float:

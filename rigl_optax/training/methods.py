@@ -155,6 +155,8 @@ _FROM_CONFIG: dict[str, dict[str, Any]] = {
     "set": {"arguments": _rewiring, "stored": condensed.sparse_evolutionary_training},
     "mest": {"arguments": _rewiring, "stored": condensed.mest},
     "mest_soft": {"arguments": _rewiring},
+    "cht": {"arguments": _rewiring},
+    "cht_soft": {"arguments": _rewiring},
     "deepr": {"arguments": _deep_rewiring},
     "snfs": {"arguments": _rewiring},
     "snfs_redistribute": {"arguments": _rewiring},

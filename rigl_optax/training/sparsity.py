@@ -103,7 +103,8 @@ def describe(section: config_lib.Structure) -> str:
         more = [k for k in ("pad",) if options.get(k)] + [str(options.get("pool_by", ""))]
         return " ".join(filter(None, [words, *more])).replace("pad", "padded")
     if section.name == "nm":
-        return f"{options.get('n')} of {options.get('m')}"
+        both = " both ways" * bool(options.get("transposable"))
+        return f"{options.get('n')} of {options.get('m')}{both}"
     if section.name == "constant_fan_in":
         return f"constant fan-in {options.get('min_salient', '')}".rstrip()
     return "" if section.name == "unstructured" else section.name

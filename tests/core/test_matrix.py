@@ -30,6 +30,7 @@ METHODS = {
     "set": lambda inner: rigl_optax.sparse_evolutionary_training(inner, HALF, **PLAN),
     "mest": lambda inner: rigl_optax.mest(inner, HALF, **PLAN),
     "mest, soft": lambda inner: rigl_optax.mest(inner, HALF, soft=True, min_fan_in=1, **PLAN),
+    "cht": lambda inner: rigl_optax.cht(inner, HALF, soft=True, **PLAN),
     "snfs": lambda inner: rigl_optax.sparse_momentum(inner, HALF, redistribute=True, **PLAN),
     "dsr": lambda inner: rigl_optax.dynamic_sparse_reparameterization(inner, HALF, **PLAN),
     "pruning": lambda inner: rigl_optax.gradual_magnitude_pruning(

@@ -19,6 +19,7 @@ METHODS = {
     "rigl": ({"sparsity": 0.5, "drop_fraction": 0.25, "accumulate": 2, "min_fan_in": 1}, PLAN),
     "sparse_evolutionary_training": ({"sparsity": 0.5, "drop_fraction": 0.25}, PLAN),
     "mest": ({"sparsity": 0.5, "drop_fraction": 0.25, "gradient_weight": 0.5}, PLAN),
+    "cht": ({"sparsity": 0.75, "drop_fraction": 0.25, "initial_sparsity": 0.5}, PLAN),
     "sparse_momentum": ({"sparsity": 0.5, "momentum": 0.5}, PLAN),
     "gradual_magnitude_pruning": ({"sparsity": 0.5, "power": 3.0, "initial_sparsity": 0.25}, PLAN),
     "granet": ({"sparsity": 0.75, "power": 3.0, "initial_sparsity": 0.25}, PLAN),

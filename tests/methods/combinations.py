@@ -36,6 +36,8 @@ METHODS = {
     ),
     "mest": functools.partial(rigl_optax.mest, **PLAN),
     "mest(soft=True)": functools.partial(rigl_optax.mest, soft=True, **PLAN),
+    "cht": functools.partial(rigl_optax.cht, **PLAN),
+    "cht(soft=True)": functools.partial(rigl_optax.cht, soft=True, **PLAN),
     "sparse_momentum": functools.partial(rigl_optax.sparse_momentum, **PLAN),
     "sparse_momentum(redistribute=True)": functools.partial(
         rigl_optax.sparse_momentum, redistribute=True, **PLAN
@@ -64,7 +66,8 @@ METHODS = {
         )
     ),
 }
-DROP_AND_GROW = ("rigl", "sparse_evolutionary_training", "mest", "sparse_momentum")
+CHT = ("cht", "cht(soft=True)")
+DROP_AND_GROW = ("rigl", "sparse_evolutionary_training", "mest", *CHT, "sparse_momentum")
 SOFT = "mest(soft=True)"
 REDISTRIBUTED = "sparse_momentum(redistribute=True)"
 IN_TOTAL = (REDISTRIBUTED, "dynamic_sparse_reparameterization")
@@ -116,6 +119,8 @@ def takes(method):
         found += [GRADIENT_STEP, GROWN]
     if method == SOFT:
         found += [MIN_FAN_IN, GRADIENT_STEP, GROWN]
+    if method in CHT:
+        found += [SPARSER]
     if method in FALLING:
         found += [SPARSER, MIN_FAN_IN if method.startswith("iter") else GRADIENT_STEP]
     if method in (*ALTERNATING, "spdf"):
@@ -137,7 +142,7 @@ def does(method, option):
         return BLOCKS  # the others fix numbers
     if option == MIN_FAN_IN:
         return BLOCKS
-    found = ALL if method in DROP_AND_GROW else NO_ABLATION
+    found = ALL if method in DROP_AND_GROW and option != SPARSER else NO_ABLATION
     # n:m is one sparsity, from the start to the end.
     return tuple(s for s in found if s != N_M) if option == SPARSER else found
 

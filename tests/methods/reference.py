@@ -92,9 +92,39 @@ def sum_toward_zero(x, y):
     return np.where(nearest > exact, np.nextafter(nearest, np.float32(0)), nearest)
 
 
+def random_order(keys, size, number):
+    """The first positions of a random order: a Feistel network on a grid, of eight rounds."""
+    width = int(np.ceil(np.sqrt(np.float32(size))))
+    height = -(-size // width)
+    word = 2**32 - 1
+
+    def mixed(x, key):
+        h = (x * 0x9E3779B1 & word) ^ key
+        h = (h ^ h >> 16) * 0x85EBCA6B & word
+        h = (h ^ h >> 13) * 0xC2B2AE35 & word
+        return h ^ h >> 16
+
+    def permuted(x):
+        i, j = divmod(x, width)
+        for r, key in enumerate(keys):
+            if r % 2:
+                i = (i + mixed(j, key) % height) % height
+            else:
+                j = (j + mixed(i, key) % width) % width
+        return i * width + j
+
+    found = []
+    for rank in range(number):
+        place = permuted(rank)
+        while place >= size:
+            place = permuted(place)
+        found.append(place)
+    return found
+
+
 @dataclass
 class Gse(Set):
-    """The largest gradients grow of a random sample of what is inactive."""
+    """The largest gradients grow of those inactive positions that are in a random sample."""
 
     ratio: float = 1.0
 
@@ -104,9 +134,11 @@ class Gse(Set):
         for n in self.sparse:
             mask = state.masks[n]
             active = int(mask.sum())
-            number = min(mask.size - active, int(np.float32(active) * np.float32(self.ratio)))
-            sample = grow_largest(mask, self.scores(t, n), number) & ~mask
-            drop = min(number_to_drop(active, fraction), number)
+            number = min(mask.size, int(np.float32(active) * np.float32(self.ratio)))
+            sample = np.zeros(mask.size, bool)
+            sample[random_order(self.scores(t, n), mask.size, number)] = True
+            sample = sample.reshape(mask.shape) & ~mask
+            drop = min(number_to_drop(active, fraction), int(sample.sum()))
             kept = keep_largest(mask, params[n], active - drop)
             grown = grow_largest(~sample, magnitude(grads[n]), drop) & sample
             new[n] = kept | grown
@@ -313,3 +345,155 @@ class Pruning(Falling):
                 grow = int(masks[n].sum() - kept.sum())
                 masks[n] = grow_largest(kept, magnitude(grads[n]), grow)
         return masks
+
+
+def log2_units(x):
+    """Logarithms of positive integers in units of 1 / 4,096: a bit from each of 12 squarings."""
+    exponent = int(x).bit_length() - 1
+    mantissa = (int(x) << 16) >> (exponent + 1)
+    fraction = 0
+    for _ in range(12):
+        mantissa = mantissa * mantissa >> 15
+        fraction = 2 * fraction + (mantissa >= 2**16)
+        mantissa >>= mantissa >= 2**16
+    return exponent * 4096 + fraction
+
+
+def gumbel_units(drawn):
+    """-log2 of an exponential number, -ln(1 - v) with v = drawn / 2**31."""
+    drawn = max(int(drawn), 1)
+    if drawn >= 2**30:
+        of_rest = 31 * 4096 - log2_units(2**31 - drawn)
+        return 12 * 4096 + 2166 - log2_units(max(of_rest, 1))
+    v = drawn >> 18
+    bend = v * (2984 + (v * (908 + (v * 1671 >> 13)) >> 13)) >> 13
+    return 31 * 4096 - log2_units(drawn) - bend
+
+
+def float_units(x):
+    """`log2_units` of a float32 times 2**149."""
+    return log2_units(max(int(np.float64(x) * 2.0**149), 1))
+
+
+def bits(x):
+    return int(x).bit_length()
+
+
+def link_scores(links):
+    """CH2-L3n from sets of neighbours, in units of a power of two."""
+    inputs, outputs = links.shape
+    of_input = [set(np.flatnonzero(links[u])) for u in range(inputs)]
+    of_output = [set(np.flatnonzero(links[:, v])) for v in range(outputs)]
+    contributions = {}
+    largest = [[0, 0], [0, 0]]  # of fractions, and of their numerators; through outputs, inputs
+
+    def contribution(side, neighbours, z, end):
+        """From a node z whose links are shared with those of an end."""
+        inside = len(neighbours[z] & neighbours[end])
+        elsewhere = len(neighbours[z]) - inside - 1
+        return (1 + inside, 1 + elsewhere) if inside and elsewhere >= 0 else (0, 1)
+
+    for side, neighbours in enumerate((of_output, of_input)):
+        for z in range(len(neighbours)):
+            for end in range(len(neighbours)):
+                n, d = contribution(side, neighbours, z, end)
+                contributions[side, z, end] = n, d
+                largest[side][0] = max(largest[side][0], n * 256 // d + 1)
+                largest[side][1] = max(largest[side][1], n)
+    degrees = [max(map(len, of_input)), max(map(len, of_output))]
+    most = max(bits(k) + bits(m) for k, (m, _) in zip(degrees, largest, strict=True))
+    shift = 31 - most
+    up = min(max(shift, 0), 31 - max(bits(n) for _, n in largest))
+    down = max(-shift, 0)
+
+    def units(side, z, end):
+        n, d = contributions[side, z, end]
+        return ((n << up) // d) >> down
+
+    scores = np.zeros(links.shape, np.int64)
+    for u in range(inputs):
+        for v in range(outputs):
+            scores[u, v] = sum(units(0, z, v) for z in of_input[u])
+            scores[u, v] += sum(units(1, z, u) for z in of_output[v])
+    return scores
+
+
+def relative_importance(weights):
+    """Its logarithm, 0 where there is no weight; sums are of integers."""
+    largest = magnitude(weights).max()
+    if not largest:
+        return np.zeros(weights.shape, np.int64)
+    unit = 2.0 ** (exponent(largest) + 1 - min(24, 30 - bits(max(weights.shape))))
+    quanta = (magnitude(weights).astype(np.float64) / unit).astype(np.int64)
+    found = np.zeros(weights.shape, np.int64)
+    for i, j in zip(*np.nonzero(weights), strict=True):
+        a, b = max(quanta[i].sum(), 1), max(quanta[:, j].sum(), 1)
+        log = float_units(magnitude(weights[i, j])) + log2_units(a + b)
+        found[i, j] = log - log2_units(a) - log2_units(b) + 62 * 4096
+    return found
+
+
+@dataclass
+class Cht(Set):
+    """Grows where links are predicted, of the graph that is kept."""
+
+    removed: object = None  # draws, as `scores`, for the noise of removal
+    soft: bool = False
+    by_importance: bool = False
+    delta: tuple = (0.5, 0.9)
+    zeros: dict = field(default_factory=dict)  # in the end, if the density falls
+    start: dict = field(default_factory=dict)
+
+    def rewire(self, t, state, params, grads):
+        fraction = self.fraction(t) if callable(self.fraction) else self.fraction
+        steps = range(self.begin, self.end, self.every)
+        new = {}
+        for n in self.sparse:
+            mask = state.masks[n]
+            if self.zeros:
+                mask = self.pruned(t, steps, n, mask, params[n])
+            drop = number_to_drop(int(mask.sum()), fraction)
+            kept = keep_scored(mask, self.importance(t, steps, n, mask, params[n]), drop)
+            new[n] = grow_largest(kept, self.growth(t, n, kept), drop)
+        return new
+
+    def pruned(self, t, steps, n, mask, weights):
+        x = (t - steps[0]) / (steps[-1] - steps[0])
+        ends = [1 / (1 + np.exp(-6 * (s - 0.5))) for s in (0, x, 1)]
+        gone = round((ends[1] - ends[0]) / (ends[2] - ends[0]) * 2**15)
+        zeros = self.start[n] + (self.zeros[n] - self.start[n]) * gone // 2**15
+        drop = int(mask.sum()) - (mask.size - zeros)
+        return keep_scored(mask, relative_importance(np.where(mask, weights, 0)), drop)
+
+    def importance(self, t, steps, n, mask, weights):
+        if self.by_importance:
+            scores = relative_importance(np.where(mask, weights, 0))
+        elif not self.soft:
+            return magnitude(weights)
+        else:
+            scores = np.vectorize(float_units)(magnitude(weights))
+        if not self.soft:
+            return scores
+        first, last = self.delta
+        delta = np.linspace(first, last, len(steps))[(t - steps[0]) // self.every]
+        factor = round((1 - delta) / delta * 1024)
+        return scores + (np.vectorize(gumbel_units)(self.removed(t, n)) * factor >> 10)
+
+    def growth(self, t, n, kept):
+        found, drawn = link_scores(kept), self.scores(t, n)
+        if self.soft:
+            sampled = np.vectorize(log2_units)(np.maximum(found, 1))
+            sampled = sampled + np.vectorize(gumbel_units)(drawn) + 80 * 4096
+            linked = 2**30 + (sampled << 8) + (drawn & 255)
+        else:
+            linked = 2**30 + (found << 6) + (drawn & 63)
+        return np.where(found > 0, linked, drawn >> 1)
+
+
+def keep_scored(mask, scores, drop):
+    """Without the `drop` active weights of smallest score."""
+    active = np.flatnonzero(mask)
+    order = active[np.argsort(-scores.reshape(-1)[active], kind="stable")]
+    kept = np.zeros(mask.size, bool)
+    kept[order[: active.size - drop]] = True
+    return kept.reshape(mask.shape)

@@ -18,6 +18,7 @@ TREES = {
 STEPS = 8
 PLAN = {"end": 7, "every": 2, "begin": 1}
 ERK = rigl_optax.erk(0.6)
+MATRICES = rigl_optax.erk(0.6, dense=lambda path, leaf: len(leaf.shape) != 2)
 
 
 def sgd():
@@ -29,6 +30,8 @@ CASES = {
     "set": lambda: rigl_optax.sparse_evolutionary_training(sgd(), ERK, **PLAN),
     "mest": lambda: rigl_optax.mest(sgd(), ERK, gradient_weight=0.3, **PLAN),
     "mest_soft": lambda: rigl_optax.mest(sgd(), ERK, soft=True, **PLAN),
+    "cht": lambda: rigl_optax.cht(sgd(), MATRICES, removal="relative_importance", **PLAN),
+    "cht_soft": lambda: rigl_optax.cht(sgd(), MATRICES, soft=True, **PLAN),
     "snfs": lambda: rigl_optax.sparse_momentum(sgd(), ERK, **PLAN),
     "snfs_redistribute": lambda: rigl_optax.sparse_momentum(sgd(), ERK, redistribute=True, **PLAN),
     "dsr": lambda: rigl_optax.dynamic_sparse_reparameterization(sgd(), ERK, **PLAN),

@@ -60,8 +60,9 @@ ALL = {name: make for name, make in CASES.items() if name != "static"} | {
         sgd(), 0.7, scope="layer", structure=ConstantFanIn(), **PLAN
     ),
 }
-# Weights change places, or groups lie on several devices: docs/scale.md says that these gather.
-MIXES = {"grown initial", "blocks over devices", "blocks at edges"}
+# Weights change places, groups lie on several devices, or paths lead through all of a layer:
+# docs/scale.md says that these gather.
+MIXES = {"grown initial", "blocks over devices", "blocks at edges", "cht", "cht_soft"}
 SUMS_OF_FLOATS = {"grown normal", "str"}  # in another order on another number of devices
 # One of each kind of score; the others are compiled the quick way.
 EXACT = {"rigl", "set", "mest", "snfs_redistribute", "top_kast", "n:m"}

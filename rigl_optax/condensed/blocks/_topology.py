@@ -137,6 +137,16 @@ class BlockTopology:
         del fraction
         return self
 
+    def with_sample(self, ratio: float, seed: Seed, position: int) -> "BlockTopology":
+        """Returns the topology as it is: all blocks have scores, and the rule samples them."""
+        del ratio, seed, position
+        return self
+
+    def at_count(self, count: jax.Array) -> "BlockTopology":
+        """Returns the topology as it is."""
+        del count
+        return self
+
     def rank(
         self,
         values: jax.Array,

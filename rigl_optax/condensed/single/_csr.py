@@ -58,9 +58,23 @@ class Probe(NamedTuple):
     checksum: jax.Array
 
 
-def probe(topology: "CSRTopology") -> Probe:
+class SampleProbe(NamedTuple):
+    """Zeros that change nothing: weights at the positions of a sample.
+
+    Their gradients are those of any weight, so a kernel may be used several times.
+
+    Attributes:
+      scores: float32 [k]: of each position, in the order of `Sample.places`.
+    """
+
+    scores: jax.Array
+
+
+def probe(topology: "CSRTopology") -> Probe | SampleProbe:
     """Returns the zeros for a kernel."""
     number = topology.replaceable
+    if topology.sample is not None:
+        return SampleProbe(jnp.zeros(number, jnp.float32))
     shapes = (topology.number,), (number,), (number,), (number,), ()
     return Probe(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
 
@@ -105,7 +119,7 @@ class CSR(Kernel):
 
     values: jax.Array
     topology: "CSRTopology"
-    probe: Probe | None = None
+    probe: Probe | SampleProbe | None = None
     is_portable: bool = False
 
     @property
@@ -166,7 +180,7 @@ def _multiply(
     values: jax.Array,
     topology: "CSRTopology",
     x_BxI: jax.Array,
-    probe: Probe | None,
+    probe: Probe | SampleProbe | None,
 ) -> jax.Array:
     return _forward(is_portable, values, topology, x_BxI, probe)[0]
 
@@ -176,7 +190,7 @@ def _forward(
     values: jax.Array,
     topology: "CSRTopology",
     x_BxI: jax.Array,
-    probe: Probe | None,
+    probe: Probe | SampleProbe | None,
 ) -> tuple[jax.Array, Any]:
     t, (inputs, outputs) = topology, topology.shape
     by_output = values, t.rows, t.starts, t.cols
@@ -188,10 +202,16 @@ def _backward(is_portable: bool, saved: Any, dy_BxO: jax.Array) -> tuple[Any, ..
     (values, t, x_BxI, probe), dy_OxB = saved, dy_BxO.T
     by_input = values[t.order], t.ordered_cols, t.row_starts, t.rows[t.order]
     dx = _product(is_portable, t.shape, *by_input, dy_OxB).T
-    sampled = _one_by_one if t.density < _ONE_BY_ONE_BELOW else _by_chunks
-    dvalues = sampled(t, x_BxI, dy_OxB)
-    dprobe = None
-    if probe is not None:
+    if t.density < _ONE_BY_ONE_BELOW:
+        dvalues = _one_by_one(t.rows, t.cols, x_BxI, dy_OxB)
+    else:
+        dvalues = _by_chunks(t, x_BxI, dy_OxB)
+    dprobe: Probe | SampleProbe | None = None
+    if isinstance(probe, SampleProbe):
+        rows, cols = jnp.divmod(t.sample.places(), t.shape[1])
+        found = _one_by_one(rows, cols, x_BxI, dy_OxB).astype(jnp.float32)
+        dprobe = SampleProbe(_devices.summed(found, probe.scores))
+    elif probe is not None:
         stored = _devices.summed(dvalues, probe.stored)
         dprobe = _probe_gradient(
             t, jnp.abs(stored[t.order]).astype(jnp.float32), x_BxI, dy_BxO, probe
@@ -259,16 +279,16 @@ def _upstream() -> Any:
     return BCSR
 
 
-def _one_by_one(t: "CSRTopology", x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
-    """Computes the gradient of the stored weights, [n], as an inner product for each."""
-    dtype, (number,), x_IxB = accumulator(x_BxI, dy_OxB), t.values_shape, x_BxI.T
+def _one_by_one(rows: jax.Array, cols: jax.Array, x_BxI: jax.Array, dy_OxB: jax.Array) -> jax.Array:
+    """Computes the gradient of weights at n places, [n], as an inner product for each."""
+    dtype, (number,), x_IxB = accumulator(x_BxI, dy_OxB), rows.shape, x_BxI.T
     size = min(max(1, 2 * _AT_ONCE // max(1, x_IxB.shape[1])), max(1, number))
 
     def some(places: tuple[jax.Array, jax.Array]) -> jax.Array:
         rows, cols = places
         return jnp.sum(x_IxB[rows].astype(dtype) * dy_OxB[cols].astype(dtype), 1)
 
-    places = tuple(jnp.pad(a, (0, -number % size)).reshape(-1, size) for a in (t.rows, t.cols))
+    places = tuple(jnp.pad(a, (0, -number % size)).reshape(-1, size) for a in (rows, cols))
     return lax.map(some, places).reshape(-1)[:number]
 
 

@@ -16,12 +16,13 @@ from jax import lax
 
 from rigl_optax import _distributions, _structures
 from rigl_optax._layout import SparseLeaf
-from rigl_optax._ranking import _random
+from rigl_optax._ranking import _order, _random
 from rigl_optax._structures import Unstructured
 from rigl_optax._types import Seed
 from rigl_optax.condensed._topology import RandomGrowth, Ranking
 from rigl_optax.condensed.single import _candidates, _csr, _ranking
-from rigl_optax.condensed.single._csr import CSR, Probe
+from rigl_optax.condensed.single._csr import CSR, Probe, SampleProbe
+from rigl_optax.methods import _drop_and_grow
 
 # Stored weights that one pass of `by_pieces` takes: a few tens of kB of indices.
 _PIECE = 1 << 13
@@ -35,7 +36,37 @@ Carry = TypeVar("Carry")
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["rows", "cols", "starts", "order", "ordered_cols", "row_starts"],
+    data_fields=["seed", "count"],
+    meta_fields=["position", "number", "size"],
+)
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Positions of a layer among which weights grow, other ones at each count.
+
+    Attributes:
+      seed: uint32 scalar.
+      count: int32 scalar: of the step.
+      position: Of the leaf, among all leaves of params.
+      number: How many positions.
+      size: Of how many.
+    """
+
+    seed: jax.Array
+    count: jax.Array
+    position: int
+    number: int
+    size: int
+
+    def places(self) -> jax.Array:
+        """Returns row-major indices, int32 [number], ascending."""
+        purpose = _random.Purpose.CANDIDATE
+        drawn = _order.first(self.seed, purpose, self.position, self.count, self.size, self.number)
+        return lax.sort(drawn)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rows", "cols", "starts", "order", "ordered_cols", "row_starts", "sample"],
     meta_fields=["shape", "replaceable"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +82,9 @@ class CSRTopology:
       row_starts: int32 [in + 1]: where, in that order, the weights of each input begin.
       shape: Shape of the dense kernel, (in, out).
       replaceable: The most weights that a rewiring can replace, a static number: all for which
-        there is room; in the state of a transformation, as many as its drop fraction allows.
+        there is room; in the state of a transformation, as many as its drop fraction allows. With
+        a sample, its size.
+      sample: Positions among which weights grow; None for all.
     """
 
     rows: jax.Array
@@ -62,6 +95,7 @@ class CSRTopology:
     row_starts: jax.Array
     shape: tuple[int, ...]
     replaceable: int
+    sample: Sample | None = None
 
     @classmethod
     def from_mask(cls, mask: Any, structure: Unstructured, path: str) -> "CSRTopology":
@@ -143,11 +177,11 @@ class CSRTopology:
         """Returns the values: single weights have no padding."""
         return values
 
-    def bind(self, values: jax.Array, probe: Probe | None = None) -> CSR:
+    def bind(self, values: jax.Array, probe: Probe | SampleProbe | None = None) -> CSR:
         """Makes the kernel of these values."""
         return CSR(values, self, probe)
 
-    def probe(self) -> Probe:
+    def probe(self) -> Probe | SampleProbe:
         """Returns zeros whose gradients are places for new weights and their scores: see `CSR`."""
         return _csr.probe(self)
 
@@ -173,11 +207,36 @@ class CSRTopology:
         most = int(self.number * fraction * (1 + 1e-6)) + 1
         return dataclasses.replace(self, replaceable=min(self.replaceable, most))
 
+    def with_sample(self, ratio: float, seed: Seed, position: int) -> "CSRTopology":
+        """Prepares for growth among a random sample of positions, all of which are ranked.
+
+        Raises:
+          ValueError: If int32 cannot number them.
+        """
+        size = math.prod(self.shape)
+        # The rule's own number; and one at least, so that no array is empty.
+        number = max(1, _drop_and_grow.sample_size(self.number, ratio, size))
+        if size + number > _MAX_PLACES:
+            raise ValueError(
+                f"candidates={ratio}: a layer of shape {self.shape} with {number} candidates has "
+                f"more than {_MAX_PLACES} places (2**31 - 1)"
+            )
+        sample = Sample(
+            jnp.asarray(seed, jnp.uint32), jnp.zeros((), jnp.int32), position, number, size
+        )
+        return dataclasses.replace(self, replaceable=number, sample=sample)
+
+    def at_count(self, count: jax.Array) -> "CSRTopology":
+        """Prepares for gradients of the step with this count."""
+        if self.sample is None:
+            return self
+        return dataclasses.replace(self, sample=dataclasses.replace(self.sample, count=count))
+
     def rank(
         self,
         values: jax.Array,
         gradients: jax.Array,
-        scores: Probe,
+        scores: Probe | SampleProbe,
         growth: RandomGrowth | None,
     ) -> Ranking:
         """Lists the stored weights and the best places for new ones."""
@@ -185,7 +244,8 @@ class CSRTopology:
 
     def with_places(self, places: jax.Array) -> "CSRTopology":
         """Returns the topology of as many weights at other row-major indices, ascending."""
-        return from_places(places, self.shape, self.replaceable)
+        topology = from_places(places, self.shape, self.replaceable)
+        return dataclasses.replace(topology, sample=self.sample)
 
     def places(self) -> jax.Array:
         """Returns the row-major indices of the stored weights, ascending: int32 [n]."""
@@ -254,7 +314,7 @@ def csr_topology(mask: Any) -> CSRTopology:
         "ordered_cols": cols[order],
         "row_starts": starts(rows[order], inputs),
     }
-    placed = {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
+    placed: dict[str, Any] = {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
     shape = (inputs, outputs)
     return CSRTopology(**placed, shape=shape, replaceable=all_replaceable(rows.size, shape))
 

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rigl_optax._ranking import _random
+from rigl_optax._ranking import _random, _top_k
 from rigl_optax.condensed import _compaction
 from rigl_optax.condensed._topology import Move, RandomGrowth, Ranking
 from rigl_optax.condensed.single import _candidates, _csr
 from rigl_optax.condensed.single._candidates import Candidates
-from rigl_optax.condensed.single._csr import Probe
+from rigl_optax.condensed.single._csr import Probe, SampleProbe
 
 if TYPE_CHECKING:  # whose `rank` calls this module
     from rigl_optax.condensed.single._csr_topology import CSRTopology
@@ -34,11 +34,16 @@ def rank(
     t: "CSRTopology",
     values: jax.Array,
     of_values: jax.Array,
-    scores: Probe,
+    scores: Probe | SampleProbe,
     growth: RandomGrowth | None,
 ) -> Ranking:
     """Lists the stored weights and the candidates of a layer."""
-    gradients = _from_probe(t, scores) if growth is None else _random_places(t, of_values, growth)
+    if growth is not None:
+        gradients = _random_places(t, of_values, growth)
+    elif isinstance(scores, SampleProbe):
+        gradients = _from_sample(t, of_values, scores)
+    else:
+        gradients = _from_probe(t, scores)
     stored, candidates = t.places(), gradients.candidates
     length = t.number + t.replaceable
     # A candidate's index in the list: as many candidates come before it, and stored weights.
@@ -83,6 +88,23 @@ def _from_probe(t: "CSRTopology", scores: Probe) -> _Gradients:
     found = lax.bitcast_convert_type(scores.scores, jnp.int32)
     is_valid = _csr.checksum(rows, cols) == scores.checksum
     return _Gradients(scores.stored, Candidates(found, rows * t.shape[1] + cols), is_valid)
+
+
+def _from_sample(t: "CSRTopology", of_values: jax.Array, scores: SampleProbe) -> _Gradients:
+    """Lists the sample. What is stored already gets an index behind the layer: no candidate."""
+    if t.sample is None or scores.scores.shape != (t.replaceable,):
+        raise ValueError(
+            f"scores of {scores.scores.shape[0]} places, where {t.replaceable} are sampled: take "
+            "them with the topologies of the state"
+        )
+    sampled, stored = t.sample.places(), t.places()
+    at = jnp.minimum(jnp.searchsorted(stored, sampled), stored.size - 1)
+    behind = t.sample.size + jnp.arange(sampled.size, dtype=jnp.int32)
+    places = jnp.where(stored[at] == sampled, behind, sampled)
+    magnitudes = _top_k.magnitude_scores(scores.scores)
+    places, magnitudes = lax.sort((places, magnitudes), num_keys=1)
+    of_stored = of_values[t.order].astype(jnp.float32)
+    return _Gradients(of_stored, Candidates(magnitudes, places), jnp.ones((), bool))
 
 
 def _random_places(t: "CSRTopology", of_values: jax.Array, growth: RandomGrowth) -> _Gradients:
