@@ -12,5 +12,6 @@ from rigl_optax.analysis.units import averaging_heads as averaging_heads
 from rigl_optax.analysis.units import dead_heads as dead_heads
 from rigl_optax.analysis.units import dead_hidden_units as dead_hidden_units
 from rigl_optax.analysis.units import dead_units as dead_units
+from rigl_optax.analysis.units import effective_units as effective_units
 from rigl_optax.analysis.units import fan_in as fan_in
 from rigl_optax.analysis.units import fan_out as fan_out

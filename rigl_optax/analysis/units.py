@@ -59,6 +59,38 @@ def fan_out(mask: jax.Array, axes: KernelAxes | None = None) -> jax.Array:
     return _summed(mask, _axes.or_last(axes, mask.ndim).inputs)
 
 
+@jax.jit
+def effective_units(into: jax.Array, number: jax.typing.ArrayLike = 1) -> jax.Array:
+    r"""Counts the units among which the active weights of a layer are spread.
+
+    Use it to see whether growth has gathered the weights of a layer at a few of its units, which no
+    count of dead units shows. It is the participation ratio of the fan-ins $n_i$,
+
+    $$
+    \frac{(\sum_i n_i)^2}{\sum_i n_i^2},
+    $$
+
+    all units if they have equally many inputs, and 1 if one of them has all.
+
+    Args:
+      into: Number of active weights into each unit, as from `fan_in`.
+      number: How many units each entry of `into` stands for: a scalar, or of its shape.
+
+    Returns:
+      float32 scalar; 0 where nothing is active.
+
+    Examples:
+      >>> float(effective_units(jnp.array([5, 5, 5, 5])))
+      4.0
+      >>> float(effective_units(jnp.array([20, 0, 0, 0])))
+      1.0
+    """
+    # Divided by the largest: float32 holds squares of any counts.
+    part = into.astype(jnp.float32) / jnp.maximum(jnp.max(into), 1).astype(jnp.float32)
+    squares = jnp.sum(number * part**2)
+    return jnp.where(squares > 0, jnp.sum(number * part) ** 2 / jnp.maximum(squares, 1), 0.0)
+
+
 @functools.partial(jax.jit, static_argnames="heads")
 def dead_heads(values: jax.Array, out: jax.Array, *, heads: int) -> jax.Array:
     """Finds the heads of attention whose output does not depend on the input.
