@@ -7,7 +7,7 @@ sparsity. Kernels that the paper keeps dense are dense in both. Both take turns;
 median of the ratios, the time of a rewiring and the megabytes that XLA plans for an ordinary step
 are printed. Densities are of all parameters: a layer of few blocks cannot have exactly the
 sparsity that was asked for. Set
-`GLIBC_TUNABLES=glibc.malloc.hugetlb=1` to allocate memory as `scripts/train.py` does.
+`GLIBC_TUNABLES=glibc.malloc.hugetlb=1` to allocate memory as `rigl-optax train` does.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python benchmarks/structures.py results/fashion_mnist_mlp
     python benchmarks/structures.py results/tdavid_gru --match='dense|(static|rigl)-0.9'
 
-Reads the configs of finished runs from their records, and takes the steps of `scripts/train.py`:
+Reads the configs of finished runs from their records, and takes the steps of `rigl-optax train`:
 dense, masked, or condensed. All forms take a few steps in turn, in alternating order, on batches
 that are in memory. Rewirings are timed separately and added in proportion. Medians are written to
 `seconds.json` beside the records, by the names of the runs without their seed.

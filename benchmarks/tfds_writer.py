@@ -37,7 +37,18 @@ def write_array_record(path, payloads) -> None:
     writer.close()
 
 
-def write(data_dir, name, splits, classes, file_format="tfrecord", shards=2) -> pathlib.Path:
+def write(
+    data_dir,
+    name,
+    splits,
+    classes,
+    file_format="tfrecord",
+    shards=2,
+    *,
+    shape=(-1, -1, 3),
+    image="image",
+    label="label",
+) -> pathlib.Path:
     """Writes a dataset.
 
     Args:
@@ -47,17 +58,21 @@ def write(data_dir, name, splits, classes, file_format="tfrecord", shards=2) -> 
       classes: The number of classes.
       file_format: tfrecord or array_record.
       shards: The number of files of each split.
+      shape: Height, width, channels as the metadata have them; -1 where they differ.
+      image: The name of the image in a record.
+      label: The name of the label.
 
     Returns:
       The folder of the version.
     """
-    folder = data_dir / name / VERSIONS[name]
+    folder = data_dir / name / VERSIONS.get(name, "1.0.0")
+    name = name.split("/")[0]
     folder.mkdir(parents=True)
     infos = []
     for split, examples in splits.items():
         records = [
-            tf_example.serialize({"image": image, "label": label, "file_name": b"x.JPEG"})
-            for image, label in examples
+            tf_example.serialize({image: encoded, label: number, "file_name": b"x.JPEG"})
+            for encoded, number in examples
         ]
         parts = [[records[i] for i in p] for p in np.array_split(np.arange(len(records)), shards)]
         for i, part in enumerate(parts):
@@ -75,11 +90,11 @@ def write(data_dir, name, splits, classes, file_format="tfrecord", shards=2) -> 
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
     kinds = "tensorflow_datasets.core.features"
     features = {
-        "image": {
-            "image": {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", "3"]}},
+        image: {
+            "image": {"dtype": "uint8", "shape": {"dimensions": [str(size) for size in shape]}},
             "pythonClassName": f"{kinds}.image_feature.Image",
         },
-        "label": {
+        label: {
             "classLabel": {"numClasses": str(classes)},
             "pythonClassName": f"{kinds}.class_label_feature.ClassLabel",
         },

@@ -2,7 +2,7 @@
 
 On one host (for a pod or SLURM see docs/scale.md); `data.dir` holds TFDS's `cifar10`:
 
-    python scripts/train.py --config=configs/cifar10_wrn22_2.py \
+    rigl-optax train cifar10_wrn22_2 \
         --config.data.dir=/data/tensorflow_datasets --workdir=runs/wrn22_2
 
 Variants, each by a flag:

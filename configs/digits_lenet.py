@@ -1,7 +1,7 @@
 """LeNet-300-100 on scikit-learn's digits: 1,000 training images of 8x8 pixels, 2,000 steps.
 
-    python scripts/train.py --config=configs/digits_lenet.py --workdir=runs/digits
-    python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits-comparison
+    rigl-optax train digits_lenet --workdir=runs/digits
+    rigl-optax compare digits_lenet --workdir=runs/digits-comparison
 
 The second takes about 3 minutes on 2 CPU cores. Expected (measured here), 95 % sparse (2,921 of
 50,610 weights with biases), test accuracy in percent, mean and standard deviation of seeds 0 to 4:

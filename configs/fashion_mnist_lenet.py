@@ -1,7 +1,7 @@
 """LeNet-300-100 on Fashion-MNIST: 55,000 training images of 28x28 pixels, 4,400 steps (8 epochs).
 
-    python scripts/train.py --config=configs/fashion_mnist_lenet.py --workdir=runs/fashion-mnist
-    python scripts/compare.py --config=configs/fashion_mnist_lenet.py --sparsities=.95,.98 \
+    rigl-optax train fashion_mnist_lenet --workdir=runs/fashion-mnist
+    rigl-optax compare fashion_mnist_lenet --sparsities=.95,.98 \
         --workdir=runs/fashion-mnist-comparison
 
 The second takes about 10 minutes on 2 CPU cores. Expected (measured here) test accuracy in percent,

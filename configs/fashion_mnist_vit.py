@@ -1,6 +1,6 @@
 """ViT on Fashion-MNIST: 28x28 images in 49 patches of 4x4, 4 blocks of width 128.
 
-    python scripts/train.py --config=configs/fashion_mnist_vit.py --workdir=runs/fashion_mnist_vit
+    rigl-optax train fashion_mnist_vit --workdir=runs/fashion_mnist_vit
 
 Patch embedding, positions, class token, head and norms are dense. Measured here: nothing yet; the
 program ran for some steps.

@@ -1,6 +1,6 @@
 """WRN-10-1 on Fashion-MNIST resized to 32x32: 1,650 steps of 100 images (3 epochs).
 
-    python scripts/train.py --config=configs/fashion_mnist_wrn.py --workdir=runs/fashion-mnist-wrn
+    rigl-optax train fashion_mnist_wrn --workdir=runs/fashion-mnist-wrn
     make compare-vision
 
 The second compares dense, static and RigL at 90 and 95 % with 3 seeds each: 15 runs of about two

@@ -2,7 +2,7 @@
 
 On one host, whose accelerators share the batch (for a pod or SLURM see docs/scale.md):
 
-    python scripts/train.py --config=configs/imagenet_mobilenet_v1.py \
+    rigl-optax train imagenet_mobilenet_v1 \
         --config.data.dir=/data/tensorflow_datasets --workdir=runs/mobilenet_v1
 
 Variants, each by a flag:

@@ -1,6 +1,6 @@
 """MobileNet-v2 on ImageNet-2012: 160,000 steps of 4,096 images (5 x 102 epochs), RigL at 75 %, ERK.
 
-    python scripts/train.py --config=configs/imagenet_mobilenet_v2.py \
+    rigl-optax train imagenet_mobilenet_v2 \
         --config.data.dir=/data/tensorflow_datasets --workdir=runs/mobilenet_v2
 
 Variants, and where the paper and its code disagree: as in configs/imagenet_mobilenet_v1.py.

@@ -2,7 +2,7 @@
 
 On one host, whose accelerators share the batch (for a pod or SLURM see docs/scale.md):
 
-    python scripts/train.py --config=configs/imagenet_resnet50.py \
+    rigl-optax train imagenet_resnet50 \
         --config.data.dir=/data/tensorflow_datasets --workdir=runs/resnet50
 
 A folder for each class instead of TFDS: --config.data.name=image_folder. For batches of b images:

@@ -2,7 +2,7 @@
 
 On one host, whose accelerators share the batch; on a pod or under SLURM see docs/scale.md:
 
-    python scripts/train.py --config=configs/imagenet_vit_s16.py \
+    rigl-optax train imagenet_vit_s16 \
         --config.data.dir=/data/tensorflow_datasets --workdir=runs/vit_s16
 
 Rate, decay, warm-up and the mean of all patches in place of a class token are those of Beyer et

@@ -1,7 +1,7 @@
 """GPT on the bytes of the Treasury of David, 11.8 MB of Victorian prose: minutes on 2 cores.
 
-    python scripts/train.py --config=configs/tdavid_gpt.py --workdir=runs/tdavid_gpt
-    python scripts/sample.py --workdir=runs/tdavid_gpt --prompt="The Lord"
+    rigl-optax train tdavid_gpt --workdir=runs/tdavid_gpt
+    rigl-optax sample --workdir=runs/tdavid_gpt --prompt="The Lord"
 
 Needs the files of Debian's package `sword-comm-tdavid`. Pre-norm, rotary positions, 4 blocks of
 width 128, 0.8 million weights in the sparse kernels; embedding, head and norms are dense. Five

@@ -1,7 +1,7 @@
 """GRU on the bytes of the Treasury of David, 11.8 MB of Victorian prose: minutes on 2 cores.
 
-    python scripts/train.py --config=configs/tdavid_gru.py --workdir=runs/tdavid_gru
-    python scripts/sample.py --workdir=runs/tdavid_gru --prompt="The Lord"
+    rigl-optax train tdavid_gru --workdir=runs/tdavid_gru
+    rigl-optax sample --workdir=runs/tdavid_gru --prompt="The Lord"
 
 Needs the files of Debian's package `sword-comm-tdavid`. Compared with the paper's recipe for
 WikiText-103 (configs/wikitext103_gru.py): a state of 256, sequences of 128, 1,000 steps at a

@@ -1,6 +1,6 @@
 """GPT of the size of GPT-2's smallest, 124 million weights, on nanoGPT's token files.
 
-    python scripts/train.py --config=configs/text_gpt_124m.py \
+    rigl-optax train text_gpt_124m \
         --config.data.dir=/data/openwebtext --workdir=runs/gpt_124m
 
 `data.dir` holds `train.bin` and `val.bin`, as nanoGPT's prepare.py writes them. Any folder of text,

@@ -1,6 +1,6 @@
 r"""GRU on the bytes of WikiText-103: the language model of the paper's section 4.2 and appendix I.
 
-    python scripts/train.py --config=configs/wikitext103_gru.py --workdir=runs/wikitext \
+    rigl-optax train wikitext103_gru --workdir=runs/wikitext \
         --config.data.dir=wikitext-103-raw
 
 `data.dir` is the folder with `wiki.train.raw` and so on, or its zip. Variant: an LSTM by

@@ -10,7 +10,7 @@ A method wraps an optimizer: `rigl(optax.sgd(0.1), sparsity=0.9, end=25_000)`. W
 - `condensed`: only active blocks are stored; `_start`: trained weights, found by name;
 - `export`: files of active weights, and smaller dense networks;
 - `accounting`, `analysis`: what training costs; how masks move;
-- `models`, `data`, `training`: what the scripts are made of; nothing above imports them.
+- `models`, `data`, `training`, `reports`: what `rigl-optax` is made of; nothing above imports them.
 """
 
 import importlib as _importlib

@@ -1,19 +1,5 @@
-"""The claims of the RigL paper in miniature: their runs, a table and a figure.
+"""Runs `rigl-optax reproduce` with the same flags: python scripts/reproduce.py --help."""
 
-python scripts/reproduce.py --list
-python scripts/reproduce.py methods --task=digits --seeds=5
+import rigl_optax_cli
 
-Started again, it goes on where it was interrupted; SIGTERM saves the run at hand.
-"""
-
-if __name__ == "__main__":
-    import huge_pages
-
-    huge_pages.use()
-
-import sys
-
-from rigl_optax.reports.reproduce import command
-
-if __name__ == "__main__":
-    sys.exit(command.main(sys.argv[1:]))
+rigl_optax_cli.start("reproduce")

@@ -7,11 +7,16 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Field
 from google.protobuf.message import DecodeError
 
 
-def image_and_label(record: bytes) -> tuple[bytes, int]:
+def image_and_label(record: bytes, image: str = "image", label: str = "label") -> tuple[bytes, int]:
     """Parses an example and returns its encoded image and its label.
 
+    Args:
+      record: A serialized `tf.train.Example`.
+      image: Name of the feature that is the image.
+      label: Name of the feature that is the label.
+
     Raises:
-      ValueError: If the record is no example, or has not exactly one `image` and one `label`.
+      ValueError: If the record is no example, or has not exactly one image and one label.
 
     Examples:
       >>> image_and_label(serialize({"image": b"a photo", "label": 7}))
@@ -23,8 +28,8 @@ def image_and_label(record: bytes) -> tuple[bytes, int]:
     except DecodeError as error:
         raise ValueError(f"not a tf.train.Example ({error})") from error
     features = example.features.feature
-    images = features["image"].bytes_list.value
-    labels = features["label"].int64_list.value
+    images = features[image].bytes_list.value
+    labels = features[label].int64_list.value
     if len(images) != 1 or len(labels) != 1:
         raise ValueError(
             f"an example with {len(images)} images and {len(labels)} labels, not one of each"

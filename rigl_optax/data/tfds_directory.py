@@ -1,7 +1,7 @@
 """Reads a prepared TFDS directory, tfrecord or array_record, without TensorFlow or TFDS.
 
 Two JSON files describe it: `dataset_info.json` (splits, number of records in each shard, names of
-the files) and `features.json` (number of classes).
+the files) and `features.json` (what is the image and what the label, number of classes).
 """
 
 import functools
@@ -20,18 +20,39 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 FORMATS = ("tfrecord", "array_record")
 
 
+class Features(NamedTuple):
+    """Which features of a record are read.
+
+    Attributes:
+      image: Name of the image.
+      shape: Height, width, channels; empty if images have many shapes.
+      label: Name of the label.
+      classes: Number of classes.
+    """
+
+    image: str
+    shape: tuple[int, ...]
+    label: str
+    classes: int
+
+
 class Directory(NamedTuple):
     """The contents of a directory, as its metadata declare them.
 
     Attributes:
       folder: The directory.
-      classes: Number of classes.
+      features: What the records hold.
       splits: The shards of each split, by its name.
     """
 
     folder: pathlib.Path
-    classes: int
+    features: Features
     splits: "dict[str, Shards]"
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.features.classes
 
     def records(self, split: str) -> "Shards":
         """Returns the records of a split, after a look at its files.
@@ -89,15 +110,40 @@ def read(folder: pathlib.Path) -> Directory:
     """
     info, features = _json(folder / INFO), _json(folder / FEATURES)
     try:
-        classes = int(features["featuresDict"]["features"]["label"]["classLabel"]["numClasses"])
+        read = _features(features["featuresDict"]["features"])
         file_format = info.get("fileFormat", "tfrecord")
-        found = [_shards(folder, info["name"], file_format, split) for split in info["splits"]]
+        found = [
+            _shards(folder, info["name"], file_format, split, read) for split in info["splits"]
+        ]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{folder}: its metadata are not those of images ({what})") from error
-    if classes < 1:
-        raise ValueError(f"{folder / FEATURES}: {classes} classes")
-    return Directory(folder, classes, {shards.split: shards for shards in found})
+    if read.classes < 1:
+        raise ValueError(f"{folder / FEATURES}: {read.classes} classes")
+    return Directory(folder, read, {shards.split: shards for shards in found})
+
+
+def _features(kinds: dict[str, Any]) -> Features:
+    """Finds the image and the label among the features; `read` catches what it raises."""
+    label, image = _feature(kinds, "label", "classLabel"), _feature(kinds, "image", "image")
+    dimensions = kinds[image]["image"].get("shape", {}).get("dimensions", [])
+    shape = tuple(int(size) for size in dimensions)
+    return Features(
+        image,
+        shape if len(shape) == 3 and all(size > 0 for size in shape) else (),
+        label,
+        int(kinds[label]["classLabel"]["numClasses"]),
+    )
+
+
+def _feature(kinds: dict[str, Any], usual: str, kind: str) -> str:
+    """Returns the name of the feature of a kind: the usual name, or the only one there is."""
+    found = [name for name, feature in kinds.items() if kind in feature]
+    if usual in found:
+        return usual
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} features that are a {kind}, none named {usual!r}")
+    return found[0]
 
 
 class Shards:
@@ -109,6 +155,7 @@ class Shards:
       paths: The files, in order.
       lengths: Number of records in each file.
       payload: Bytes of all records together; 0 if not known.
+      features: What the records hold.
     """
 
     def __init__(
@@ -118,6 +165,7 @@ class Shards:
         paths: list[pathlib.Path],
         lengths: list[int],
         payload: int,
+        features: Features,
     ) -> None:
         self.split = split
         self._format, self._paths, self._lengths, self._payload = (
@@ -126,6 +174,7 @@ class Shards:
             lengths,
             payload,
         )
+        self._features = features
         self._starts = np.cumsum([0, *lengths])
         self._opened: dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -160,7 +209,7 @@ class Shards:
             raw = tfrecord.read(self._paths[shard], *map(int, opened[at]))
         else:
             raw = _read_array_record(opened, self._paths[shard], at)
-        return Record(*tf_example.image_and_label(raw))
+        return Record(*tf_example.image_and_label(raw, self._features.image, self._features.label))
 
     def name(self, i: int) -> str:
         """Returns where a record is, for a message."""
@@ -195,7 +244,9 @@ class Shards:
         return opened
 
 
-def _shards(folder: pathlib.Path, name: str, file_format: str, split: dict[str, Any]) -> Shards:
+def _shards(
+    folder: pathlib.Path, name: str, file_format: str, split: dict[str, Any], features: Features
+) -> Shards:
     """Makes the shards of one entry of `splits` in the metadata; `read` catches what it raises."""
     if file_format not in FORMATS:
         raise ValueError(f"file format {file_format!r}; {' and '.join(FORMATS)} can be read")
@@ -217,7 +268,8 @@ def _shards(folder: pathlib.Path, name: str, file_format: str, split: dict[str, 
         if "/" in file or "\0" in file or len(file) > 255:
             raise ValueError(f"a file named {file[:80]!r}")
         paths.append(folder / file)
-    return Shards(split["name"], file_format, paths, lengths, int(split.get("numBytes", 0)))
+    payload = int(split.get("numBytes", 0))
+    return Shards(split["name"], file_format, paths, lengths, payload, features)
 
 
 def _json(path: pathlib.Path) -> Any:

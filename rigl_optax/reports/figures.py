@@ -1,7 +1,7 @@
 """Draws a comparison as PNG: learning curves, score against cost, connections of input pixels."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -37,7 +37,7 @@ class Curve(NamedTuple):
 
 
 def learning_curves(
-    panels: dict[float, Sequence[Curve]], title: str, path: pathlib.Path, judged: Score
+    panels: Mapping[float, Sequence[Curve]], title: str, path: pathlib.Path, judged: Score
 ) -> None:
     """Draws validation score and loss against the step: means over seeds in bands from min to max.
 
@@ -198,7 +198,7 @@ class Connections(NamedTuple):
 
 
 def input_connections(
-    panels: dict[float, Sequence[Connections]], title: str, path: pathlib.Path
+    panels: Mapping[float, Sequence[Connections]], title: str, path: pathlib.Path
 ) -> None:
     """Draws heat maps of the connections that each pixel has to the first layer.
 

@@ -36,6 +36,7 @@ BOOKKEEPING = frozenset(
 # Datasets that are what `data.dir` holds: elsewhere it only says where the same data are.
 FROM_FOLDER = ("text", "tokens", "image_folder")
 PHOTOS = ("imagenet2012", "image_folder")
+TFDS = "tfds/"  # before the name of any set that TFDS has prepared
 _MOST = 2**31  # integers stay below
 
 
@@ -57,12 +58,13 @@ class Data:
     """The dataset and how it is read.
 
     Attributes:
-      name: Images: `digits`, `fashion_mnist`, `cifar10`, `imagenet2012`, or `image_folder` for a
-        tree of photos. Texts: `wikitext103`, `tdavid`, `topics`, `text` for files of a folder, or
-        `tokens` for nanoGPT's token files.
+      name: Images: `digits`, `fashion_mnist`, `cifar10`, `imagenet2012`, `tfds/NAME` for any set
+        that TFDS has prepared, or `image_folder` for a tree of photos. Texts: `wikitext103`,
+        `tdavid`, `topics`, `text` for files of a folder, or `tokens` for nanoGPT's token files.
       dir: Directory of the dataset; empty for its usual place.
-      validation: The fraction of the training photos (`imagenet2012`, `image_folder`) held out for
-        validation; 0 for 1 %, and of small trees at least 500 or a tenth, whichever is less.
+      validation: The fraction of the training photos (`imagenet2012`, `image_folder`, `tfds/NAME`)
+        held out for validation; 0 for 1 %, and of small trees at least 500 or a tenth, whichever is
+        less. Of `tfds/NAME` in memory 0 is its own split, or the last tenth, at most 5,000.
       image_size: Images are resized to this many pixels a side; 0 keeps the stored size, which
         photos do not share.
       augment: Augmentation of training images: `none`; `pad_crop`, 4 mirrored pixels on each side,
@@ -587,10 +589,10 @@ def _check_range(number: Any, value: Any, allowed: str, name: str) -> None:
 def _check(config: Config) -> None:
     """Raises a ValueError if two values contradict each other."""
     data, optimizer = config.data, config.optimizer
-    if data.validation and data.name not in PHOTOS:
+    if data.validation and data.name not in PHOTOS and not data.name.startswith(TFDS):
         raise ValueError(
             f"config.data.validation={data.validation}: must be 0 for {data.name}, whose splits "
-            f"are given; it is for {', '.join(PHOTOS)}"
+            f"are given; it is for {', '.join(PHOTOS)}, {TFDS}NAME"
         )
     rescaled = config.method.sparse_aware_init
     for key, value in (

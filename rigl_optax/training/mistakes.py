@@ -15,7 +15,9 @@ from types import FrameType
 FAILED, MISTAKEN = 1, 2
 INTERRUPTED = 128 + signal.SIGINT
 
-_HOMES = tuple(pathlib.Path(__file__).resolve().parents[2] / n for n in ("rigl_optax", "scripts"))
+_HOMES = tuple(
+    pathlib.Path(__file__).resolve().parents[2] / n for n in ("rigl_optax", "rigl_optax_cli")
+)
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _PATHS = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),

@@ -1,6 +1,7 @@
-"""Text from a trained language model, byte by byte."""
+"""Text from a trained language model, byte by byte or token by token."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from rigl_optax.training.tasks import Bytes, Windows
 def sample(
     run: Run, state: TrainState, length: int, *, prompt: bytes, temperature: float, seed: int
 ) -> bytes:
-    """Draws the bytes that the model goes on with after a prompt.
+    """Draws the bytes that a model of bytes goes on with after a prompt.
 
     Args:
       run: Of a text.
@@ -29,39 +30,75 @@ def sample(
       `length` bytes, without the prompt.
 
     Raises:
-      ValueError: If the run is not of a text, or an argument makes no sense.
+      ValueError: If the run is not of a text of bytes, or an argument makes no sense.
+    """
+    if isinstance(run.task, Windows) and _gpt(run, state).vocabulary > 256:
+        raise ValueError(
+            "only models over bytes write text: of others draw tokens, for a tokenizer to decode"
+        )
+    return bytes(
+        sample_tokens(run, state, length, prompt=prompt, temperature=temperature, seed=seed)
+    )
+
+
+def sample_tokens(
+    run: Run,
+    state: TrainState,
+    length: int,
+    *,
+    prompt: Sequence[int],
+    temperature: float,
+    seed: int,
+) -> list[int]:
+    """Draws the tokens that a model goes on with after a prompt; of bytes these are bytes.
+
+    Args:
+      run: Of a text.
+      state: The trained state.
+      length: Tokens to draw.
+      prompt: What is read first; at least one token.
+      temperature: As in `sample`.
+      seed: As in `sample`.
+
+    Returns:
+      `length` tokens, without the prompt.
+
+    Raises:
+      ValueError: If the run is not of a text, the vocabulary does not have a token of the prompt,
+        or an argument makes no sense.
     """
     if not isinstance(run.task, Bytes):
         raise ValueError("only a run on a text can be sampled")
-    if length < 1 or not prompt or temperature < 0:
+    if length < 1 or not len(prompt) or temperature < 0:
         raise ValueError(
             f"length={length}, prompt={prompt!r}, temperature={temperature}: must be at least 1, "
-            "one byte, 0"
+            "one token, 0"
         )
+    kernels = run.representation.kernels(state)
+    key = jax.random.key(seed)
     if isinstance(run.task, Windows):
-        kernels = run.representation.kernels(state)
-        model = nnx.merge(run.graphdef, kernels, state.model_state)
-        if model.vocabulary > 256:
-            raise ValueError(
-                "only models over bytes can be sampled: these tokens have no text here"
-            )
-        window = jnp.frombuffer(prompt[-model.context :], jnp.uint8)
+        model = _gpt(run, state)
+        if not 0 <= min(prompt) <= max(prompt) < model.vocabulary:
+            raise ValueError(f"prompt={list(prompt)}: tokens are 0 to {model.vocabulary - 1}")
+        window = jnp.asarray(list(prompt[-model.context :]), jnp.int32)
         drawn = draw_by_windows(
             run.graphdef,
             (kernels, state.model_state),
-            jnp.zeros((1, model.context), jnp.uint8).at[0, : len(window)].set(window),
+            jnp.zeros((1, model.context), jnp.int32).at[0, : len(window)].set(window),
             jnp.int32(len(window)),
-            jax.random.split(jax.random.key(seed), length),
+            jax.random.split(key, length),
             temperature,
         )
-        return bytes(jax.device_get(drawn).tolist())
-    rest = run.task.at_rest(state.model_state, 1)
-    read = jnp.frombuffer(prompt, jnp.uint8)[None]
-    kernels = run.representation.kernels(state)
-    logits, rest = _read(run.graphdef, kernels, rest, read)
-    key = jax.random.key(seed)
-    drawn = _draw(run.graphdef, kernels, rest, logits[0, -1], key, length, temperature)
-    return bytes(jax.device_get(drawn).tolist())
+    else:
+        rest = run.task.at_rest(state.model_state, 1)
+        read = jnp.asarray(list(prompt), jnp.uint8)[None]
+        logits, rest = _read(run.graphdef, kernels, rest, read)
+        drawn = _draw(run.graphdef, kernels, rest, logits[0, -1], key, length, temperature)
+    return jax.device_get(drawn).tolist()
+
+
+def _gpt(run: Run, state: TrainState) -> Any:
+    return nnx.merge(run.graphdef, run.representation.kernels(state), state.model_state)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -85,7 +122,7 @@ def _draw(
 ) -> jax.Array:
     def advance(before: tuple[jax.Array, Any], key: jax.Array) -> tuple[Any, jax.Array]:
         logits, rest = before
-        token = _chosen(key, logits, temperature)
+        token = _chosen(key, logits, temperature).astype(jnp.uint8)
         logits, rest = _read(graphdef, weights, rest, token[None, None])
         return (logits[0, -1], rest), token
 
@@ -111,7 +148,7 @@ def draw_by_windows(
     def advance(before: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[Any, jax.Array]:
         window, known = before
         logits = nnx.merge(graphdef, *variables)(window)[0, known - 1]
-        token = _chosen(key, logits, temperature)
+        token = _chosen(key, logits, temperature).astype(window.dtype)
         is_full = known == context
         window = jnp.where(is_full, jnp.roll(window, -1, axis=1), window)
         window = window.at[0, jnp.where(is_full, context - 1, known)].set(token)
@@ -121,7 +158,7 @@ def draw_by_windows(
 
 
 def _chosen(key: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
-    """The likeliest byte at temperature 0, else one drawn from the distribution."""
+    """The likeliest token at temperature 0, else one drawn from the distribution."""
     if temperature == 0:
-        return jnp.argmax(logits).astype(jnp.uint8)
-    return jax.random.categorical(key, logits / temperature).astype(jnp.uint8)
+        return jnp.argmax(logits)
+    return jax.random.categorical(key, logits / temperature)

@@ -16,12 +16,14 @@ from rigl_optax.data import (
     fashion_mnist,
     image_folder,
     imagenet,
+    photos,
     resize,
     text,
+    tfds,
 )
 from rigl_optax.models import recurrent, transformer
 from rigl_optax.training import architectures, score
-from rigl_optax.training.config import Config
+from rigl_optax.training.config import TFDS, Config
 
 PyTree = Any
 Batch = dict[str, Any]
@@ -310,14 +312,15 @@ def check(config: Config) -> None:
     Raises:
       ValueError: If there is no dataset or model of that name, or the model is not for it.
     """
-    datasets = [*IMAGES, *PHOTOS, *TEXTS]
+    datasets = [*IMAGES, *PHOTOS, f"{TFDS}NAME", *TEXTS]
     for_texts = (*architectures.CELLS, architectures.GPT)
     models = [*architectures.ARCHITECTURES, *for_texts]
     for key, name, existing in (
         ("data", config.data.name, datasets),
         ("model", config.model.name, models),
     ):
-        if name not in existing:
+        is_tfds = key == "data" and name.startswith(TFDS) and name != TFDS
+        if name not in existing and not is_tfds:
             raise ValueError(f"config.{key}.name={name!r}: must be one of {', '.join(existing)}")
     if config.data.standardise and config.data.name not in UNSCALED:
         raise ValueError(
@@ -362,10 +365,14 @@ def check(config: Config) -> None:
                 f"config.data.image_size=0: photos of {config.data.name} are of many sizes; give "
                 "one, as 224"
             )
-        if config.data.augment == "pad_crop":
-            raise ValueError(
-                f"config.data.augment='pad_crop': for {config.data.name} it is none or resized_crop"
-            )
+        _check_photos(config)
+
+
+def _check_photos(config: Config) -> None:
+    if config.data.augment == "pad_crop":
+        raise ValueError(
+            f"config.data.augment='pad_crop': for {config.data.name} it is none or resized_crop"
+        )
 
 
 def _images(config: Config) -> batches.Dataset:
@@ -374,10 +381,19 @@ def _images(config: Config) -> batches.Dataset:
         whole = IMAGES[config.data.name](config.data.dir, config.data.max_bad_records)
         whole = resize.resized(whole, config.data.image_size)
         return batches.standardised(whole) if config.data.standardise else whole
-    return PHOTOS[config.data.name](
+    load: Callable[[str, int, int, int, float], batches.Dataset]
+    if config.data.name.startswith(TFDS):
+        load = functools.partial(tfds.load, config.data.name.removeprefix(TFDS))
+    else:
+        load = PHOTOS[config.data.name]
+    whole = load(
         config.data.dir,
         config.data.max_bad_records,
         config.data.image_size,
         config.data.threads,
         config.data.validation,
     )
+    if isinstance(whole.train, photos.Photos):
+        _check_photos(config)
+        return whole
+    return resize.resized(whole, config.data.image_size)

@@ -6,7 +6,9 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-FILES = sorted(p for d in ("rigl_optax", "scripts", "configs") for p in (ROOT / d).rglob("*.py"))
+FILES = sorted(
+    p for d in ("rigl_optax", "rigl_optax_cli", "configs") for p in (ROOT / d).rglob("*.py")
+)
 
 
 def is_for_types_alone(test):

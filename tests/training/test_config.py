@@ -16,7 +16,7 @@ def test_every_recipe_is_sound_and_has_its_launch_line(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config_lib.from_mapping(module.get_config().to_dict())
-    assert f"--config=configs/{path.name}" in module.__doc__
+    assert f"rigl-optax train {path.stem} " in module.__doc__
 
 
 def test_a_config_survives_json(small):

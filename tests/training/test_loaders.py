@@ -13,7 +13,7 @@ from benchmarks import fuzz_loaders, loader_fuzz
 from rigl_optax.training import files
 
 ROOT = pathlib.Path(__file__).parents[2]
-SOURCES = [*ROOT.glob("rigl_optax/**/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("configs/*.py")]
+SOURCES = [*ROOT.glob("rigl_optax*/**/*.py"), *ROOT.glob("configs/*.py")]
 FILES = {"page": 2, "checkpoint": 12, "cifar10": 5}  # the slow ones; of the others 60
 
 

@@ -1,21 +1,19 @@
-"""The recipes of transformers by the scripts, as small as they can be: nothing is downloaded."""
+"""The recipes of transformers by the command, as small as they can be: nothing is downloaded."""
 
-import contextlib
-import importlib.util
 import json
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
 import rigl_optax
+import rigl_optax_cli
 from benchmarks import real_photos
 from rigl_optax import _paths, training
-from rigl_optax.training import command_line, metrics, setup, step
+from rigl_optax.training import metrics, setup, step
+from rigl_optax_cli import command_line
 from tests.training.test_parts import counted
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,22 +40,9 @@ def flags_of(changes):
     return [f"--config.{key}={value}" for key, value in changes.items()]
 
 
-def script(name, *argv):
-    """Runs a script in this process: its flags are gone afterwards."""
-    known = set(flags.FLAGS)
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    before = sys.argv
-    try:
-        spec.loader.exec_module(module)
-        sys.argv = [name, *map(str, argv)]  # where overrides are looked for
-        command_line.parse(sys.argv)
-        module.main([])
-    finally:
-        sys.argv = before
-        flags.FLAGS.unparse_flags()
-        for flag in set(flags.FLAGS) - known:
-            delattr(flags.FLAGS, flag)
+def command(*words):
+    """Runs `rigl-optax` in this process."""
+    assert rigl_optax_cli.main([*map(str, words)]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +91,7 @@ def trained(request, folder, tmp_path_factory):
     """A recipe, its flags and the workdir of its run."""
     name = request.param
     workdir, argv = tmp_path_factory.mktemp(name), argv_of(name.split("-")[0], folder, **RUNS[name])
-    script("train", *argv, f"--workdir={workdir}", "--num_processes=1")
+    command("train", *argv, f"--workdir={workdir}", "--num_processes=1")
     return name, argv, workdir
 
 
@@ -135,22 +120,22 @@ def test_a_recipe_trains_and_is_healthy(trained):
 
 
 @pytest.mark.parametrize("trained", ["tdavid_gpt"], indirect=True)
-def test_the_other_scripts_go_on_from_there(trained, tmp_path, capsys):
+def test_the_other_commands_go_on_from_there(trained, tmp_path, capsys):
     _, argv, workdir = trained
     result = json.loads((workdir / "result.json").read_text())
     where, exported = f"--workdir={workdir}", tmp_path / "network.safetensors"
-    script("explain", *argv, "--json")
+    command("explain", *argv, "--json")
     active = {x["path"]: x["active"] for x in json.loads(capsys.readouterr().out)["layers"]}
     assert active == result["active_weights"]
-    script("evaluate", where, f"--export={exported}")
+    command("evaluate", where, f"--export={exported}")
     assert f"loss {result['test']['loss']:.4f}" in capsys.readouterr().out
     masks = dict(_paths.flatten_with_paths(rigl_optax.export.read(exported).masks))
     assert len(masks) == 4 and {path: int(m.sum()) for path, m in masks.items()} == {
         path: result["active_weights"][path] for path in masks
     }
-    script("sample", where, "--length=9", "--temperature=0")
+    command("sample", where, "--length=9", "--temperature=0")
     assert len(capsys.readouterr().out) >= 9
-    script("report", where)
+    command("report", where)
     page = (workdir / "report.html").read_text()
     for text in ("averaging heads", "blocks/attention/1", 'id="dead-units"', "blocks/mlp/1"):
         assert text in page
@@ -183,8 +168,8 @@ MEASURES = {"dead_heads": "attention", "averaging_heads": "attention", "dead_uni
 )
 def test_a_method_is_one_word(method, folder):
     argv = argv_of("tdavid_gpt", folder, **{"data.name": "text"}, **TEXT, **ONE_BLOCK)
-    with parsed([*argv, f"--config.method.name={method}"]) as config:
-        run = setup.prepare(config)
+    config = parsed([*argv, f"--config.method.name={method}"])
+    run = setup.prepare(config)
     batch = run.placement.put(run.task.training_batch(config, 0))
     before = run.abstract._replace(history=None)
     after = jax.eval_shape(step.make_train_step(run), before, batch)
@@ -196,13 +181,6 @@ def test_a_method_is_one_word(method, folder):
 DENSE_SIZE = 256 * 16 * 2 + 4 * 16**2 + 8 * 16**2 + 3 * 16
 
 
-@contextlib.contextmanager
 def parsed(argv):
-    """The config of flags, as the scripts read it."""
-    values = flags.FlagValues()
-    command_line.define_config(values)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line.flags, "FLAGS", values)
-        patch.setattr(sys, "argv", ["script", *argv])
-        command_line.parse(sys.argv)
-        yield command_line.checked()
+    """The config of flags, as the commands read it."""
+    return command_line.checked(command_line.parse(argv, with_recipe=True))

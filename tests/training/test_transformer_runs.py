@@ -68,6 +68,17 @@ def test_its_text_goes_on_from_the_prompt_and_past_the_context(trained):
     )
 
 
+def test_its_bytes_are_its_tokens(trained):
+    _, _, run, state = trained
+    settings = {"temperature": 1.0, "seed": 3}
+    drawn = sampling.sample(run, state, 6, prompt=b"a prompt", **settings)
+    assert sampling.sample_tokens(run, state, 6, prompt=list(b"a prompt"), **settings) == list(
+        drawn
+    )
+    with pytest.raises(ValueError, match=r"prompt=\[97, 256\]: tokens are 0 to 255"):
+        sampling.sample_tokens(run, state, 6, prompt=[97, 256], **settings)
+
+
 def test_a_token_is_predicted_from_those_before_it(trained):
     _, _, run, state = trained
     model = nnx.merge(run.graphdef, run.representation.kernels(state), state.model_state)
@@ -101,6 +112,12 @@ def test_token_files_are_read_as_they_are(tmp_path):
     batch = task.training_batch(config, 0)
     np.testing.assert_array_equal(batch["labels"], batch["tokens"].astype(np.int32) + 3)
     assert batch["labels"].max() > 255
+    run = setup.prepare(config)
+    start, settings = run.initial, {"temperature": 1.0, "seed": 0}
+    drawn = sampling.sample_tokens(run, start, 12, prompt=[1_199, 3], **settings)
+    assert len(drawn) == 12 and 255 < max(drawn) < 1_200
+    with pytest.raises(ValueError, match="only models over bytes write text"):
+        sampling.sample(run, start, 12, prompt=b"a", **settings)
     evaluated = list(text.evaluation_batches(found.validation, 4, 5))
     assert sum(batch["weights"].sum() for batch in evaluated) == 49
     (tmp_path / "val.bin").write_bytes(b"123")

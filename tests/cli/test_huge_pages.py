@@ -14,8 +14,7 @@ from benchmarks.crash_harness import ROOT
 TUNABLE = "glibc.malloc.hugetlb=1"
 PROGRAM = """
 import os, resource, sys
-sys.path.insert(0, "scripts")
-import huge_pages
+from rigl_optax_cli import huge_pages
 
 if sys.argv[1] == "use":
     huge_pages.use()
