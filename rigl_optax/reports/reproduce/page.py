@@ -50,7 +50,8 @@ def _section(experiment: Experiment, found: Found) -> str:
     each = rows(experiment, found)
     judged = score.of(each[0], "test_")
     sizes = sorted({len(row[f"test_{judged.key}"]) for row in each})
-    seeds = f"{sizes[0]} seeds" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} seeds"
+    seeds = f"{sizes[0]} to {sizes[-1]} seeds" if len(sizes) > 1 else f"{sizes[0]} seeds"
+    seeds = "one seed" if sizes == [1] else seeds
     rates = ", ".join(f"{rate:g}" for rate in experiment.rates)
     trials = f"{experiment.tuning_seeds} run{'s' * (experiment.tuning_seeds > 1)}"
     who = "each arm" if all(experiment.tuned_as(a) == a for a in experiment.arms) else "each method"
@@ -122,18 +123,16 @@ def baseline_name(experiment: Experiment) -> str:
 
 
 def _pivot(each: list[Row], cell: Callable[[Row], str]) -> list[str]:
-    """Lays rows out by arm and sparsity; what has no sparsity stands in the first column."""
+    """Lays rows out by arm and sparsity; the corner has what has no sparsity."""
     parts = sorted({row["sparsity"] for row in each if row["sparsity"] is not None})
-    columns = parts or [None]
-    lines = [
-        "| | " + " | ".join("" if part is None else f"{100 * part:g} %" for part in columns) + " |",
-        "|---|" + "---|" * len(columns),
-    ]
-    named: dict[str, dict[float | None, str]] = {}
+    without = [row for row in each if row["sparsity"] is None]
+    corner = "; ".join(f"{label(row['arm'])}: {cell(row)}" for row in without)
+    columns = [f"{100 * part:g} %" for part in parts] or [""]
+    lines = [f"| {corner} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    named: dict[str, dict[float, str]] = {}
     for row in each:
-        named.setdefault(label(row["arm"]), {})[row["sparsity"]] = cell(row)
+        if row not in without:
+            named.setdefault(label(row["arm"]), {})[row["sparsity"]] = cell(row)
     for name, cells in named.items():
-        if None in cells:
-            name, cells = f"{name} (0 %)", {columns[0]: cells[None]}
-        lines.append(f"| {name} | " + " | ".join(cells.get(part, "") for part in columns) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells.get(part, "") for part in parts) + " |")
     return lines
