@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": False,
     "sample": False,
     "compare": True,
+    "reproduce": True,
     "export": False,
 }
 MISTAKEN = 2  # the exit status of what was asked for wrongly

@@ -60,26 +60,36 @@ def fan_out(mask: jax.Array, axes: KernelAxes | None = None) -> jax.Array:
 
 
 @jax.jit
-def effective_units(counts: jax.Array) -> jax.Array:
-    r"""Returns over how many units connections are spread, as if evenly: a float32 scalar.
+def effective_units(into: jax.Array, number: jax.typing.ArrayLike = 1) -> jax.Array:
+    r"""Counts the units among which the active weights of a layer are spread.
 
-    $(\sum_j n_j)^2 / \sum_j n_j^2$ for n_j connections of unit j: all units where they have equally
-    many, 1 where one has all. Use it to see whether a method gathers its connections on a few
-    units, which `dead_units` shows only at the end.
+    Use it to see whether growth has gathered the weights of a layer at a few of its units, which no
+    count of dead units shows. It is the participation ratio of the fan-ins $n_i$,
+
+    $$
+    \frac{(\sum_i n_i)^2}{\sum_i n_i^2},
+    $$
+
+    all units if they have equally many inputs, and 1 if one of them has all.
 
     Args:
-      counts: Number of active weights of each unit, as from `fan_in` or `fan_out`.
+      into: Number of active weights into each unit, as from `fan_in`.
+      number: How many units each entry of `into` stands for: a scalar, or of its shape.
 
     Returns:
-      The number; 0 without any connection.
+      float32 scalar; 0 where nothing is active.
 
     Examples:
-      >>> float(effective_units(jnp.array([4, 4, 0]))), float(effective_units(jnp.array([8, 0, 0])))
-      (2.0, 1.0)
+      >>> float(effective_units(jnp.array([5, 5, 5, 5])))
+      4.0
+      >>> float(effective_units(jnp.array([20, 0, 0, 0])))
+      1.0
     """
-    numbers = _sharding.whole(counts).astype(jnp.float32)
-    squares = jnp.sum(numbers**2)
-    return jnp.sum(numbers) ** 2 / jnp.where(squares > 0, squares, 1)
+    into = _sharding.whole(into)
+    # Divided by the largest: float32 holds squares of any counts.
+    part = into.astype(jnp.float32) / jnp.maximum(jnp.max(into), 1).astype(jnp.float32)
+    squares = jnp.sum(number * part**2)
+    return jnp.where(squares > 0, jnp.sum(number * part) ** 2 / jnp.maximum(squares, 1), 0.0)
 
 
 @functools.partial(jax.jit, static_argnames="heads")

@@ -6,6 +6,7 @@ host of a larger run can compute its own part.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -126,7 +127,8 @@ class Dataset(NamedTuple):
       classes: Number of classes; labels are 0 to `classes - 1`.
       maximum: Pixel value that becomes 1.0.
       bad_records: Returns a line for each record that could not be read so far, with the reason.
-      mean: Mean of each channel in [0, 1], which is subtracted; empty: nothing is.
+      mean: Mean of each channel in [0, 1], or one number for all, which is subtracted; empty:
+        nothing is.
       deviation: Standard deviation of each channel, by which the difference is divided.
     """
 
@@ -138,6 +140,23 @@ class Dataset(NamedTuple):
     bad_records: Callable[[], tuple[str, ...]] = tuple
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
+
+
+def standardised(dataset: Dataset) -> Dataset:
+    """Returns the dataset with the mean and deviation of all pixels of its training split.
+
+    Images are then scaled to mean 0 and deviation 1 over the split, not each by itself.
+
+    Args:
+      dataset: Its training split is a `Split`, in memory.
+    """
+    pixels = dataset.train.images
+    # Sums of integers are exact: the same numbers on every machine.
+    total, count = int(pixels.sum(dtype=np.int64)), pixels.size
+    squares = sum(int((part.astype(np.int64) ** 2).sum()) for part in np.array_split(pixels, 16))
+    mean = total / count / dataset.maximum
+    deviation = math.sqrt(squares * count - total**2) / count / dataset.maximum
+    return dataset._replace(mean=(mean,), deviation=(deviation,))
 
 
 def normalised(batch: dict[str, Any], dataset: Any) -> jax.Array:

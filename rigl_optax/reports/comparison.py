@@ -1,7 +1,10 @@
 """Runs several methods, sparsities and seeds; each run has a folder of its own."""
 
+import math
 import pathlib
 import re
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -33,13 +36,17 @@ class Arm(NamedTuple):
       method: Its name in a config.
       sparsity: None for a method that has none.
       structure: As `config.method.structure`.
-      steps: Of an arm that trains for fewer steps than the config, see `at_equal_flops`; or None.
+      steps: Of an arm that trains for another number of steps than the config, or None.
+      name: Tells arms of one method and sparsity apart, for people and in the name of the folder.
+      changes: Pairs of a key and a value: what else differs from the config.
     """
 
     method: str
     sparsity: float | None
     structure: config_lib.Structure = config_lib.Structure()
     steps: int | None = None
+    name: str = ""
+    changes: tuple[tuple[str, Any], ...] = ()
 
     @property
     def folder(self) -> str:
@@ -47,13 +54,15 @@ class Arm(NamedTuple):
         parts = [self.method, "" if self.sparsity is None else str(self.sparsity)]
         parts += re.findall(r"\w+", sparsity.describe(self.structure))
         parts += [] if self.steps is None else [f"steps{self.steps}"]
+        parts += re.findall(r"[\w.]+", self.name)
         return "-".join(filter(None, parts))
 
     @property
     def label(self) -> str:
-        """The name of the method, its structure and steps of its own, for people."""
+        """The name of the method, its structure, its own name and steps, for people."""
         name = f"{self.method} {sparsity.describe(self.structure)}".rstrip()
-        return name if self.steps is None else f"{name}, {self.steps:,} steps"
+        steps = "" if self.steps is None else f"{self.steps:,} steps"
+        return ", ".join(filter(None, (name, self.name, steps)))
 
 
 # The part of a run's result that a record keeps.
@@ -65,8 +74,10 @@ RECORDED = (
     "weights",
     "flops",
     "coverage",
+    "effective_units",
     "curve",
     "warnings",
+    "machine",
 )
 Results = dict[Arm, list[dict[str, Any]]]  # of each arm one result per seed, in order
 
@@ -149,7 +160,7 @@ def _config(base: config_lib.Config, arm: Arm) -> config_lib.Config:
         changes["method.structure"] = arm.structure
     if arm.sparsity is not None:
         changes["method.sparsity"] = arm.sparsity
-    config = config_lib.changed(base, changes)
+    config = config_lib.changed(config_lib.changed(base, changes), dict(arm.changes))
     is_stored = base.method.condensed and methods.can_be_stored(config)
     return config_lib.changed(config, {"method.condensed": is_stored})
 
@@ -162,13 +173,16 @@ def runs(
         for arm in compared:
             config = config_lib.changed(_config(base, arm), {"seed": base.seed + seed})
             if methods.find(config).start == "ticket":
-                ticket = (
-                    workdir
-                    / Arm(TICKETS, arm.sparsity, arm.structure).folder
-                    / f"seed{config.seed}"
-                )
+                ticket = workdir / _ticket_arm(compared, arm).folder / f"seed{config.seed}"
                 config = config_lib.changed(config, {"method.ticket": str(ticket)})
             yield arm, config, workdir / arm.folder / f"seed{config.seed}"
+
+
+def _ticket_arm(compared: Sequence[Arm], arm: Arm) -> Arm:
+    """Returns the arm whose final masks an arm starts from, compared or not."""
+    plain = Arm(TICKETS, arm.sparsity, arm.structure)
+    alike = (other for other in compared if other._replace(changes=()) == plain)
+    return next(alike, plain._replace(changes=arm.changes))
 
 
 def run_all(
@@ -179,6 +193,7 @@ def run_all(
     console: Console,
     records: pathlib.Path | None = None,
     train: bool = True,
+    shown: str = "test",
 ) -> Results:
     """Trains the runs that have not finished, and reads the results of those that have.
 
@@ -194,6 +209,7 @@ def run_all(
       records: A folder for a small JSON of each run, to be kept. A run that has a record is not
         repeated either, unless another run needs its masks.
       train: Whether to train the runs that are missing, or leave them out.
+      shown: The split whose score is printed: `test`, or `validation` where runs are to be chosen.
 
     Returns:
       The results of all runs that have one.
@@ -204,14 +220,19 @@ def run_all(
     """
     todo = list(runs(base, compared, seeds, workdir))
     results: Results = {arm: [] for arm in compared}
-    shown = track(todo, "runs", console=console, disable=not console.is_terminal)
-    for number, (arm, config, folder) in enumerate(shown, start=1):
-        record = None if records is None else records / f"{arm.folder}-seed{config.seed}.json"
+    missing = [run for run in todo if train and not _is_done(*run, records)]
+    seconds: list[float] = []  # of the runs trained here
+    bar = track(todo, "runs", console=console, disable=not console.is_terminal)
+    for number, (arm, config, folder) in enumerate(bar, start=1):
+        record = None if records is None else records / _record_name(arm, config)
         result = _recorded(record, config) or _finished(folder, config)
         if result is None:
             if not train:
                 continue
-            result = _trained(config, folder, console)
+            began = time.monotonic()
+            ticket = _config(base, _ticket_arm(compared, arm)) if config.method.ticket else None
+            result = _trained(config, folder, console, ticket)
+            seconds.append(time.monotonic() - began)
             if result is None:
                 continue
         if record is not None and not record.exists():
@@ -221,12 +242,34 @@ def run_all(
         label = arm.label + ("" if arm.sparsity is None else f" {arm.sparsity:g}")
         console.print(
             f"[{number}/{len(todo)}] {label:12} seed {config.seed}: "
-            f"test {score.of(result['test']).text(result['test'])}",
+            f"{shown} {score.of(result[shown]).text(result[shown])}{_left(seconds, len(missing))}",
             markup=False,
         )
         for warning in result["warnings"]:
             console.print(f"  warning: {warning}", markup=False)
     return results
+
+
+def _record_name(arm: Arm, config: config_lib.Config) -> str:
+    return f"{arm.folder}-seed{config.seed}.json"
+
+
+def _is_done(
+    arm: Arm, config: config_lib.Config, folder: pathlib.Path, records: pathlib.Path | None
+) -> bool:
+    """Tells whether a run has ended, well or not; what it left is not read."""
+    left = [folder / checkpoints.RESULT_FILE, folder / FAILED_FILE]
+    left += [] if records is None else [records / _record_name(arm, config)]
+    return any(path.exists() for path in left)
+
+
+def _left(seconds: Sequence[float], missing: int) -> str:
+    """Says how long the missing runs will take, as long as those trained so far took on average."""
+    runs_left = missing - len(seconds)
+    if not seconds or runs_left <= 0:
+        return ""
+    minutes = runs_left * statistics.mean(seconds) / 60
+    return f"; {runs_left} runs left, about {math.ceil(minutes)} min"
 
 
 def failures(
@@ -241,9 +284,18 @@ def failures(
 
 
 def _trained(
-    config: config_lib.Config, folder: pathlib.Path, console: Console
+    config: config_lib.Config,
+    folder: pathlib.Path,
+    console: Console,
+    ticket: config_lib.Config | None,
 ) -> dict[str, Any] | None:
     """Trains a run, after the one that its masks come from, and returns its result.
+
+    Args:
+      config: Of the run.
+      folder: Its workdir.
+      console: Gets a line if it fails.
+      ticket: The config of the run its masks come from, of whatever seed; None if there is none.
 
     Returns None if its numbers do not stay finite, or did not when it was tried before. It says
     so, and leaves `failed.json`.
@@ -251,8 +303,8 @@ def _trained(
     failed = _failed(folder, config)
     if failed is None:
         try:
-            if config.method.ticket:
-                ticket = config_lib.changed(config, {"method.name": TICKETS, "method.ticket": ""})
+            if ticket is not None:
+                ticket = config_lib.changed(ticket, {"seed": config.seed})
                 found = pathlib.Path(config.method.ticket)
                 _finished(found, ticket) or _train(ticket, found)
             return _train(config, folder)

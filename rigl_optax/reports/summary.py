@@ -1,7 +1,7 @@
 """Makes the table of a comparison: accuracy or bits per byte, paired differences, costs."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,11 +11,14 @@ from rich.table import Table
 from rigl_optax.reports.comparison import Arm, Results
 from rigl_optax.training import score, sparsity
 
+Baseline = Callable[[Arm], tuple[str, str]]
 BASELINE = "static"  # the method that the others are compared with, seed by seed
 
 
 def summary(
-    results: Results, failed: Mapping[Arm, Sequence[int]] = MappingProxyType({})
+    results: Results,
+    failed: Mapping[Arm, Sequence[int]] = MappingProxyType({}),
+    baseline: Baseline = lambda arm: (BASELINE, arm.name),
 ) -> list[dict[str, Any]]:
     """Summarises the runs of each arm in one record, over its seeds.
 
@@ -28,6 +31,8 @@ def summary(
     Args:
       results: From `comparison.run_all`; an arm without any result is left out.
       failed: From `comparison.failures`.
+      baseline: `baseline(arm)` returns the method and the name of the arm, at the same sparsity and
+        structure, that an arm is compared with.
     """
     records = []
     steps = _steps(results)
@@ -41,6 +46,7 @@ def summary(
             **({"structure": shape} if (shape := sparsity.describe(arm.structure)) else {}),
             "sparsity": arm.sparsity,
             **({"steps": arm.steps} if arm.steps is not None else {}),
+            **({"name": arm.name} if arm.name else {}),
             f"test_{judged.key}": values,
             "mean": statistics.mean(values),
             "std": _spread(values),
@@ -58,15 +64,21 @@ def summary(
         coverage = [result["coverage"] for result in found if result.get("coverage") is not None]
         if coverage:
             record["coverage"] = statistics.mean(coverage)
-        baseline = results.get(Arm(BASELINE, arm.sparsity, arm.structure))
-        if baseline and arm.method != BASELINE:
-            others = {b["config"]["seed"]: judged.value(b["test"]) for b in baseline}
+        other = _baseline(results, arm, *baseline(arm))
+        if other is not None and other != arm:
+            others = {b["config"]["seed"]: judged.value(b["test"]) for b in results[other]}
             pairs = zip(found, values, strict=True)
             record["difference"] = [
                 a - others[r["config"]["seed"]] for r, a in pairs if r["config"]["seed"] in others
             ]
         records.append(record)
     return records
+
+
+def _baseline(results: Results, arm: Arm, method: str, name: str) -> Arm | None:
+    """Returns the arm that one is compared with; None if there is none of that name."""
+    wanted = Arm(method, arm.sparsity, arm.structure, None, name)
+    return next((other for other in results if other._replace(changes=()) == wanted), None)
 
 
 def table(records: Sequence[dict[str, Any]], title: str) -> Table:
@@ -93,6 +105,7 @@ def table(records: Sequence[dict[str, Any]], title: str) -> Table:
         grid.add_row(
             "" if record["sparsity"] is None else f"{record['sparsity']:g}",
             f"{record['method']} {record.get('structure', '')}".rstrip()
+            + (f", {record['name']}" if "name" in record else "")
             + (f", {record['steps']:,} steps" if "steps" in record else ""),
             judged.number(record["mean"]) + _plus_minus(judged, record["std"]),
             str(len(record[f"test_{judged.key}"]))

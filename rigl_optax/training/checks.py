@@ -210,7 +210,8 @@ def _dead(config: Config, start: Start, now: dict[str, int]) -> dict[str, str]:
     if died:
         warnings["dead"] = (
             f"units have lost all their inputs and are constants: {', '.join(died)}; a lower "
-            "learning rate, inputs of mean 0 or a lower sparsity of these layers keep more of them"
+            "learning rate, inputs of mean 0 (config.data.standardise for images in [0, 1]) or a "
+            "lower sparsity of these layers keep more of them"
         )
     if ablated:
         warnings["ablated"] = (

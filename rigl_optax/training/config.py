@@ -70,6 +70,9 @@ class Data:
       augment: Augmentation of training images: `none`; `pad_crop`, 4 mirrored pixels on each side,
         a random crop of the size, a flip (CIFAR); `resized_crop`, a random part of the image
         resized to the size, a flip (ImageNet).
+      standardise: Scale all images by the mean and the standard deviation over all pixels of the
+        training split, instead of to [0, 1]; for `digits` and `fashion_mnist`. Where no
+        normalisation follows, RigL bears higher learning rates with inputs of both signs.
       sequence_length: Bytes of a sequence, through which gradients flow; 0 for images.
       threads: Threads of each host that read and decode images. Batches do not depend on it.
       max_bad_records: How many unreadable records may be left out; of photos, by each process.
@@ -80,6 +83,7 @@ class Data:
     validation: float = _key(0.0, "[0, 1)")
     image_size: int = _key(0, "[0, inf)")
     augment: str = _key("none", one_of=("none", "pad_crop", "resized_crop"))
+    standardise: bool = _key(False)
     sequence_length: int = _key(0, "[0, inf)")
     threads: int = _key(1, "[1, inf)")
     max_bad_records: int = _key(0, "[0, inf)")
@@ -148,8 +152,8 @@ class Structure:
 class Method:
     """How the network is made sparse. Other keys are arguments of the method: `momentum`, `grown`.
 
-    The keys up to `prune_from` are shared by a comparison: a method ignores those that have no
-    meaning for it (`dense` has no sparsity, `static` no rewirings).
+    The keys up to `sparse_aware_init` are shared by a comparison: a method ignores those that have
+    no meaning for it (`dense` has no sparsity, `static` no rewirings).
 
     Attributes:
       name: A name in `rigl_optax.training.methods.METHODS`.
@@ -161,6 +165,10 @@ class Method:
       drop_schedule: How that fraction decays to the last rewiring: `cosine`, `linear`,
         `inverse_power` (cubic), all to 0; `stages`, halved after each third; or `constant`.
       prune_from: The fraction of the training steps after which gradual pruning begins.
+      sparse_aware_init: Rescales initial weights to the inputs that the first masks leave: `none`;
+        `unit`, each unit by its own number; or `layer`, all units of a layer alike. For networks
+        without normalisation; not with `condensed`, `optimizer.base_width` or methods whose
+        inactive weights go on learning.
       structure: Which weights are active or inactive together.
       condensed: Stores only the active blocks of sparse kernels, so that time and memory follow the
         density (`rigl_optax.condensed`): same masks and weights as without, up to rounding. For
@@ -177,6 +185,7 @@ class Method:
     drop_fraction: float = _key(0.3, "[0, 1]")
     drop_schedule: str = _key("cosine", one_of=_DROP_SCHEDULES)
     prune_from: float = _key(0.2, "[0, 1)")
+    sparse_aware_init: str = _key("none", one_of=("none", "unit", "layer"))
     structure: Structure = dataclasses.field(default_factory=Structure)
     condensed: bool = _key(False)
     ticket: str = _key("")
@@ -585,6 +594,16 @@ def _check(config: Config) -> None:
             f"config.data.validation={data.validation}: must be 0 for {data.name}, whose splits "
             f"are given; it is for {', '.join(PHOTOS)}, {TFDS}NAME"
         )
+    rescaled = config.method.sparse_aware_init
+    for key, value in (
+        ("method.condensed", config.method.condensed),
+        ("optimizer.base_width", optimizer.base_width),
+    ):
+        if rescaled != "none" and value:
+            raise ValueError(
+                f"config.method.sparse_aware_init={rescaled!r}: must be 'none' with "
+                f"config.{key}={value!r}"
+            )
     if (optimizer.schedule == "step") != bool(optimizer.decay_at):
         raise ValueError(
             f"config.optimizer.decay_at={optimizer.decay_at}: must be given for schedule='step' "

@@ -24,6 +24,7 @@ def width(config: Config, make_model: MakeModel) -> float:
     """Returns the width multiplier; of `small_dense` that of a network as small as the sparse one.
 
     As in the paper's accounting, a sparse layer takes 4 bytes per active weight and a bit for each.
+    With `config.method.mask_bits` 0 the masks take nothing: both have as many weights.
     """
     if not methods.find(config).narrow:
         return config.model.width
@@ -35,11 +36,11 @@ def width(config: Config, make_model: MakeModel) -> float:
     full = shapes(1.0)
     layers = sparsity.distribution(config)
     sparsities, slices = layers(full), {each.path: each.slices for each in layers.layers(full)}
-    target = 0.0
+    target, bits = 0.0, methods.mask_bits(config)
     for path, leaf in _paths.flatten_with_paths(full):
         size, number = math.prod(leaf.shape), slices.get(path, 1)
         zeros = number * math.floor(sparsities.get(path, 0.0) * (size // number))
-        target += 4 * (size - zeros) + (size / 8 if path in sparsities else 0)
+        target += 4 * (size - zeros) + (bits * size / 8 if path in sparsities else 0)
     return config.model.width * rigl_optax.small_dense_width(shapes, target)
 
 

@@ -20,11 +20,12 @@ Observe = Callable[[PyTree, TrainState], tuple[TrainState, dict[str, float]]]
 
 
 class _Layer(NamedTuple):
-    """Counts of one layer: weights behind each fraction, and dead units; int32."""
+    """Counts of one layer: weights behind each fraction, dead units, and effective ones."""
 
     fractions: dict[str, _counts.Counts]
     dead_inputs: Any
     dead_outputs: Any
+    effective_outputs: Any
 
 
 def masks_before(run: Run, state: TrainState) -> PyTree:
@@ -46,9 +47,10 @@ def observer(run: Run, initial: TrainState) -> Observe:
       where that grew none.
 
     And per layer, in units, `dead_inputs/path` (no active weight out of them; in a layer after
-    the first, these are hidden units) and `dead_outputs/path` (no active weight into them). Of a
-    transformer also, per attention, `dead_heads/path` and `averaging_heads/path`, and per MLP
-    `dead_units/path`: see `parts.dead`. Of a leaf that is a stack of layers, `path/0` is the first.
+    the first, these are hidden units), `dead_outputs/path` (no active weight into them) and
+    `effective_outputs/path` (those among which the weights are spread). Of a transformer also, per
+    attention, `dead_heads/path` and `averaging_heads/path`, and per MLP `dead_units/path`: see
+    `parts.dead`. Of a leaf that is a stack of layers, `path/0` is the first.
 
     Args:
       run: The run.
@@ -101,6 +103,23 @@ def coverage(run: Run, state: TrainState) -> float | None:
     return part / whole
 
 
+def effective_units(run: Run, state: TrainState) -> dict[str, float]:
+    """Counts the output units among which the active weights of each sparse layer are spread.
+
+    Returns:
+      `{path: units}`, a stack's layers as `path/0`, ...; empty for a method without masks.
+    """
+    if not run.method.masked:
+        return {}
+    of, stacked = run.representation.entries(state), stacks.paths(run)
+    sparse, found = sparsity.distribution(run.config)(run.shapes), {}
+    for path, mask in _paths.flatten_with_paths(run.representation.masks(state)):
+        if sparse.get(path):
+            axes = stacks.axes_of_layer(path, mask, path in stacked)
+            found[path] = _effective(axes, path in stacked, of[path], mask)
+    return {path: float(n) for path, n in stacks.by_layer(jax.device_get(found)).items()}
+
+
 # One layer at a time: layers of one shape share a program. For ResNet-50 that takes half the time
 # to compile that one program for all layers does.
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -132,7 +151,22 @@ def _measure_layer(
         count(analysis.fan_out(after, axes) == 0, of.inputs),
         count(analysis.fan_in(after, axes) == 0, of.outputs),
     )
-    return _Layer(fractions, *dead), explored, after & ~before
+    effective = _effective_outputs(after, axes, of)
+    return _Layer(fractions, *dead, effective), explored, after & ~before
+
+
+def _effective_outputs(mask: jax.Array, axes: KernelAxes, of: Entries) -> jax.Array:
+    """Counts the output units among which the active weights are spread; entries may be blocks."""
+    into = analysis.fan_in(jnp.where(mask, of.weights, 0), axes)
+    return analysis.effective_units(into // of.outputs, of.outputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _effective(axes: KernelAxes, is_stack: bool, of: Entries, mask: jax.Array) -> jax.Array:
+    def of_layer(layer: jax.Array) -> jax.Array:
+        return _effective_outputs(layer, axes, of)
+
+    return stacks.for_each_layer(of_layer, is_stack)(mask)
 
 
 @jax.jit
@@ -157,4 +191,5 @@ def _values(layers: Mapping[str, _Layer]) -> dict[str, float]:
     for path, layer in layers.items():
         values[f"dead_inputs/{path}"] = float(layer.dead_inputs)
         values[f"dead_outputs/{path}"] = float(layer.dead_outputs)
+        values[f"effective_outputs/{path}"] = float(layer.effective_outputs)
     return values

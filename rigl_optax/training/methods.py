@@ -307,6 +307,8 @@ def options(config: Config) -> dict[str, Any]:
         # The others follow from keys that all methods share.
         taken = {"initial_masks", "begin", "end", "every", "seed", "structure", "drop_fraction"}
         allowed = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.name not in taken]
+    if method.narrow:
+        allowed = ["mask_bits"]
     form = " (condensed)" * section.condensed
     config_lib.check_options("method", section.name + form, section.options, allowed)
     given = dict(section.options)
@@ -316,6 +318,18 @@ def options(config: Config) -> dict[str, Any]:
     if "grown" in given:
         given["grown"] = _grown(given["grown"])
     return given
+
+
+def mask_bits(config: Config) -> float:
+    """Returns how many bits per weight the masks of the network take that a narrow one stands for.
+
+    Raises:
+      ValueError: If it is not a number from 0 to 32.
+    """
+    bits = options(config).get("mask_bits", 1)
+    if isinstance(bits, bool) or not isinstance(bits, int | float) or not 0 <= bits <= 32:
+        raise ValueError(f"config.method.mask_bits={bits!r}: must be a number from 0 to 32")
+    return float(bits)
 
 
 def _grown(value: Any) -> rigl_optax.Grown:

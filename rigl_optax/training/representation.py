@@ -20,6 +20,7 @@ from rigl_optax import Block, _paths, condensed
 PyTree = Any
 Predicate = Callable[[jax.Array], jax.Array]
 PaddedBlocks = Callable[[], Mapping[str, tuple[Block, bool]]]
+Rescale = Callable[[PyTree, PyTree], PyTree]
 ChooseTopologies = Callable[[PyTree], dict[str, condensed.BlockTopology]]
 
 
@@ -134,14 +135,29 @@ class Masked:
 
     has_rewiring_program = False
 
-    def __init__(self, *, has_masks: bool) -> None:
-        """Takes whether the optimizer holds masks."""
-        self.has_masks = has_masks
+    def __init__(self, *, has_masks: bool, rescale: Rescale | None = None) -> None:
+        """Makes the representation.
+
+        Args:
+          has_masks: Whether the optimizer holds masks.
+          rescale: `rescale(params, masks)` masks initial weights and scales them to the inputs that
+            are left; None to mask them only.
+        """
+        self.has_masks, self._rescale = has_masks, rescale
 
     def start(self, tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, PyTree]:
         """See `Representation`."""
         opt_state = tx.init(params)
-        return rigl_optax.apply_masks(params, opt_state) if self.has_masks else params, opt_state
+        if not self.has_masks:
+            return params, opt_state
+        if self._rescale is None:
+            return rigl_optax.apply_masks(params, opt_state), opt_state
+        if jax.tree.leaves(optax.tree.get(opt_state, "shadow", ())):
+            raise ValueError(
+                "config.method.sparse_aware_init: must be 'none' for this method, whose inactive "
+                "weights go on learning"
+            )
+        return self._rescale(params, rigl_optax.get_masks(opt_state)), opt_state
 
     def bind(self, params: PyTree, state: Any, probes: Any = None) -> PyTree:
         """See `Representation`."""

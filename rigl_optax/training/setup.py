@@ -128,7 +128,9 @@ def _assembled(config: Config, task: tasks.Task, *, with_masks: bool) -> Run:
     make_model = functools.partial(mupar.initialised, make_plain, factors)
     unmasked = methods.build(config, factors=factors)
     rewirings = Rewirings.of(config, method, methods.plan_of(unmasked))
-    representation: Representation = Masked(has_masks=method.masked)
+    representation: Representation = Masked(
+        has_masks=method.masked, rescale=sparsity.rescaling(config)
+    )
     if config.method.condensed:
         representation = Condensed(functools.partial(first_masks.blocks, config))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,6 +48,20 @@ def distribution(config: Config) -> Any:
     if config.method.structure.name == MEASURED:
         dense = DenseWhereFaster({}, sparsity=config.method.sparsity, others=dense)
     return make(config.method.sparsity, dense=dense, **options)
+
+
+def rescaling(config: Config) -> Callable[[Any, Any], Any] | None:
+    """Returns `rescale(params, masks)` of `config.method.sparse_aware_init`; None for `none`."""
+    mode: Any = config.method.sparse_aware_init
+    if mode == "none":
+        return None
+    stacked = distribution(config).stacked_paths
+
+    def rescale(params: Any, masks: Any) -> Any:
+        exact = [f"^{re.escape(path)}$" for path in stacked(params)]
+        return rigl_optax.sparse_aware_init(params, masks, mode=mode, stacked=exact)
+
+    return rescale
 
 
 def structures(config: Config) -> Structures:

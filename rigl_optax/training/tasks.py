@@ -33,6 +33,8 @@ IMAGES: dict[str, Callable[[str, int], batches.Dataset]] = {
     "fashion_mnist": fashion_mnist.load,
     "cifar10": cifar10.load,
 }
+# In [0, 1] unless they are standardised; the others have a scaling of their own.
+UNSCALED = ("digits", "fashion_mnist")
 PHOTOS: dict[str, Callable[[str, int, int, int, float], batches.Dataset]] = {
     "imagenet2012": imagenet.load,
     "image_folder": image_folder.load,
@@ -320,6 +322,11 @@ def check(config: Config) -> None:
         is_tfds = key == "data" and name.startswith(TFDS) and name != TFDS
         if name not in existing and not is_tfds:
             raise ValueError(f"config.{key}.name={name!r}: must be one of {', '.join(existing)}")
+    if config.data.standardise and config.data.name not in UNSCALED:
+        raise ValueError(
+            f"config.data.standardise=True: must be False for {config.data.name}; it is for "
+            f"{' and '.join(UNSCALED)}"
+        )
     is_text = config.data.name in TEXTS
     fitting = for_texts if is_text else architectures.ARCHITECTURES
     if config.model.name not in fitting:
@@ -372,7 +379,8 @@ def _images(config: Config) -> batches.Dataset:
     """Reads a dataset of images into memory, or opens one of photos in files."""
     if config.data.name in IMAGES:
         whole = IMAGES[config.data.name](config.data.dir, config.data.max_bad_records)
-        return resize.resized(whole, config.data.image_size)
+        whole = resize.resized(whole, config.data.image_size)
+        return batches.standardised(whole) if config.data.standardise else whole
     load: Callable[[str, int, int, int, float], batches.Dataset]
     if config.data.name.startswith(TFDS):
         load = functools.partial(tfds.load, config.data.name.removeprefix(TFDS))

@@ -62,3 +62,19 @@ def test_impossible_batch_sizes_are_refused(batch_size):
 def test_to_float_maps_the_maximum_to_one():
     found = batches.to_float(np.array([0, 8, 16], np.uint8), 16.0)
     np.testing.assert_array_equal(found, np.array([0, 0.5, 1], np.float32))
+
+
+def test_pixels_are_standardised_by_the_training_split():
+    rng = np.random.default_rng(0)
+    sizes = {"train": 40, "validation": 7, "test": 5}
+    splits = {
+        name: batches.Split(rng.integers(0, 17, (n, 3, 3), dtype=np.uint8), np.zeros(n, np.int32))
+        for name, n in sizes.items()
+    }
+    data = batches.standardised(batches.Dataset(**splits, classes=10, maximum=16.0))
+    pixels = splits["train"].images / 16
+    np.testing.assert_allclose(data.mean, [pixels.mean()], rtol=1e-14)
+    np.testing.assert_allclose(data.deviation, [pixels.std()], rtol=1e-14)
+    found = batches.normalised({"images": splits["test"].images}, data)
+    expected = (splits["test"].images / 16 - pixels.mean()) / pixels.std()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -114,6 +114,15 @@ def test_values_that_make_no_sense_are_refused(small, key, value):
     [
         ({"data.augment": "crop"}, "config.data.augment='crop'.*none, pad_crop, resized_crop"),
         ({"model.dtype": "float16"}, "config.model.dtype='float16'.*float32, bfloat16"),
+        (
+            {"method.sparse_aware_init": "unit", "method.condensed": True},
+            "sparse_aware_init='unit': must be 'none' with config.method.condensed=True",
+        ),
+        (
+            {"method.sparse_aware_init": "layer", "optimizer.base_width": 128},
+            "sparse_aware_init='layer': must be 'none' with config.optimizer.base_width=128",
+        ),
+        ({"method.sparse_aware_init": "each"}, "sparse_aware_init='each'.*none, unit, layer"),
         ({"optimizer.schedule": "linear"}, "schedule='linear'.*constant, cosine, step"),
         (
             {"optimizer.weight_decay_on": "convs"},

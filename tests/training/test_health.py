@@ -54,6 +54,8 @@ def test_what_is_measured_is_what_numpy_counts(small):
             expected[f"coverage/{path}"] = explored[path].mean()
             expected[f"dead_inputs/{path}"] = (~new[path].any(1)).sum()
             expected[f"dead_outputs/{path}"] = (~new[path].any(0)).sum()
+            into = new[path].sum(0)
+            expected[f"effective_outputs/{path}"] = into.sum() ** 2 / (into**2).sum()
         if grown is not None:
             kept = {p: grown[p] & new[p] for p in SPARSE}
             expected["survival"] = fraction(kept, grown)
@@ -61,6 +63,8 @@ def test_what_is_measured_is_what_numpy_counts(small):
                 expected[f"survival/{path}"] = kept[path].sum() / grown[path].sum()
         grown = {p: new[p] & ~old[p] for p in SPARSE}
         assert values == pytest.approx(expected, rel=1e-6)  # dense layers are not in it
+    at_end = {path: values[f"effective_outputs/{path}"] for path in SPARSE}
+    assert health.effective_units(run, state) == pytest.approx(at_end)
     for i, path in enumerate(SPARSE):
         np.testing.assert_array_equal(state.history.explored["layers"][i]["kernel"], explored[path])
 
