@@ -1,16 +1,16 @@
 """Runs that begin with weights from elsewhere: their values, their first masks, their resume."""
 
+import ast
 import io
 import pathlib
 import re
+import runpy
 import shlex
 import shutil
-import sys
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from rich.console import Console
 from safetensors import numpy as safetensors
 
@@ -19,7 +19,6 @@ from rigl_optax import _paths
 from rigl_optax.training import (
     checkpoints,
     checks,
-    command_line,
     loading,
     loop,
     methods,
@@ -251,36 +250,38 @@ def test_wrong_keys_are_refused(small, tmp_path):
         _ = setup.prepare(config).initial
 
 
-PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def launches():
-    """The commands of the page that train, with the flags of each."""
-    text = PAGE.replace("\\\n", " ")
-    return [shlex.split(line) for line in re.findall(r"^python scripts/train.py .*$", text, re.M)]
+    """The commands of docs/deploy.md that train, as dicts of their flags."""
+    text = (ROOT / "docs" / "deploy.md").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^(?:python scripts/train\.py|rigl-optax train) .*$", text, re.MULTILINE)
+    words = ([w for w in shlex.split(line) if w.startswith("--")] for line in lines)
+    return [dict(w.removeprefix("--").split("=", 1) for w in each) for each in words]
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def value(text):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def test_the_launches_of_the_page_run(tmp_path, monkeypatch):
     """In order, with fewer steps: each finds what the ones before it have left."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(pathlib.Path(__file__).parents[2] / "configs")
     fewer = {"steps": 6, "method.every": 2, "eval.every": 6, "model.hidden": (12, 10)}
     fewer["mesh.data"] = 1  # of the eight devices of the tests
     commands, ended = launches(), {}
-    assert len(commands) == 5 and sum("start.path" in " ".join(c) for c in commands) == 3
-    first = ["", "", "--config=configs/digits_lenet.py", "--workdir=runs/digits"]
+    assert len(commands) == 5 and sum("config.start.path" in c for c in commands) == 3
+    first = {"config": "digits_lenet", "workdir": "runs/digits"}
     for command in [first, *commands]:
-        values = flags.FlagValues()
-        command_line.define_config(values)
-        monkeypatch.setattr(command_line.flags, "FLAGS", values)
-        workdir = next(w for w in command if w.startswith("--workdir=")).partition("=")[2]
-        given = [word for word in command if word.startswith("--config")]
-        monkeypatch.setattr(sys, "argv", ["script", *given])  # which flags of configs look at
-        command_line.parse(sys.argv)
-        config = config_lib.changed(command_line.checked(), fewer)
-        result = train(config, pathlib.Path(workdir))
-        ended[workdir] = sum(result["active_weights"].values()) / result["weights"]
+        recipe = runpy.run_path(ROOT / "configs" / f"{pathlib.Path(command['config']).stem}.py")
+        keys = {k.removeprefix("config."): value(v) for k, v in command.items() if "." in k}
+        config = config_lib.from_mapping(recipe["get_config"]().to_dict())
+        result = train(config_lib.changed(config, keys | fewer), pathlib.Path(command["workdir"]))
+        ended[command["workdir"]] = sum(result["active_weights"].values()) / result["weights"]
     assert ended["runs/fine_tuned"] == ended["runs/digits"] < 0.2
     assert ended["runs/sparse"] < 0.5 and ended["runs/sparse_then_dense"] == 1
     assert ended["runs/dense_then_pruned"] < 0.2 < ended["runs/dense"] == 1
