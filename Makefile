@@ -13,6 +13,7 @@
 # make bench   what sparse training costs, against plain Optax in the same run
 # make bench-vision  whole steps of ResNet-50 and MobileNet-v1, sparse against dense
 # make bench-input  images a second, beside tf.data (puts TensorFlow into .venv-tf)
+# make bench-inference  sparse networks in all forms, beside dense in XLA and in PyTorch (.venv-torch)
 # make bench-recurrent  recurrent language models against Flax's own cells
 # make bench-condensed  training steps of really sparse weights against the same dense model
 # make bigger-than-dense  under 3 GB: dense networks fail, condensed ones learn (ten minutes)
@@ -42,7 +43,7 @@ GPT_METHODS := --methods=dense,small_dense,static,set,rigl,gmp,granet
 
 .PHONY: train test test-fast test-core test-matrix lint bench soak fuzz compare compare-fashion-mnist docs pages lock clean
 .PHONY: compare-text compare-text-quick bench-recurrent compare-vision bench-vision bench-input
-.PHONY: accelerator compare-structures bench-condensed bigger-than-dense compare-gpt compare-gpt-quick study-gpt
+.PHONY: accelerator bench-inference compare-structures bench-condensed bigger-than-dense compare-gpt compare-gpt-quick study-gpt
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits
@@ -152,6 +153,9 @@ bench-vision: $(VENV)/.train
 bench-input: $(VENV)/.train .venv-tf/.installed
 	$(BIN)/python benchmarks/input_pipeline.py --tf-python=.venv-tf/bin/python
 
+bench-inference: $(VENV)/.train .venv-torch/.installed
+	$(BIN)/python benchmarks/inference.py --torch-python=.venv-torch/bin/python
+
 bench-recurrent: $(VENV)/.train
 	$(BIN)/python benchmarks/recurrent.py
 
@@ -181,7 +185,7 @@ lock: $(VENV)/.test
 	  --extra=test pyproject.toml --output-file=constraints.txt
 
 clean:
-	rm -rf $(VENV) .venv-tf .venv-lowest-direct .venv-highest
+	rm -rf $(VENV) .venv-tf .venv-lowest-direct .venv-highest .venv-torch
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -197,6 +201,14 @@ $(VENV)/.train: $(VENV)/.python pyproject.toml constraints.txt
 .venv-tf/.installed:
 	$(PYTHON) -m venv .venv-tf
 	.venv-tf/bin/python -m pip install -q --disable-pip-version-check tensorflow-cpu==2.21.0
+	@touch $@
+
+# PyTorch, for the other side of one benchmark and for the test of the reader in docs/deploy.md.
+# Where the index has its CPU build, 2.13.0+cpu, pip prefers that.
+.venv-torch/.installed:
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install -q --disable-pip-version-check \
+	  torch==2.13.0 numpy safetensors
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.train

@@ -34,6 +34,7 @@ SHARES = {
     "result": 60,
     "page": 10,
     "export": 40,
+    "weights": 30,
     "checkpoint": 30,
 }
 PATIENCE = 60  # seconds for one file

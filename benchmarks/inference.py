@@ -1,21 +1,29 @@
 """Times a forward pass of a sparse MLP in all its forms, beside dense in XLA and in PyTorch.
 
-    python benchmarks/inference.py            # --widths=1024,1024,1024,1024 --batch=128
+Run with `make bench-inference`, which puts PyTorch into a virtual environment of its own, or
+
+    python benchmarks/inference.py --torch-python=.venv-torch/bin/python [--batch=128]
 
 One network at a time, with single weights or blocks of 32x32 active at random, or with whole units
-gone so that as many weights are left (`export.compact`). All forms take turns; medians are printed,
-and how many times as fast as dense in XLA and in PyTorch each is. PyTorch is left out where it is
-not installed; it uses as many threads as XLA.
+gone so that as many weights are left (`export.compact`). All forms take turns, PyTorch in a process
+of its own, and the first call of a turn is not counted. Prints the median of each, and medians and
+quartiles, over the rounds, of how many times as fast as dense in XLA and in PyTorch it is. Both use
+as many threads as there are CPUs. Leave the machine alone meanwhile.
 """
 
 import argparse
+import contextlib
 import itertools
+import json
 import math
 import os
+import pathlib
 import statistics
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +34,8 @@ import rigl_optax
 from rigl_optax import Block, condensed, export
 
 BLOCK = Block(32, 32)
+CALLS = 5  # of a turn, besides the first
+Turn: TypeAlias = Callable[[int], list[float]]  # from a number of calls to the seconds of each
 
 
 def dense_layers(widths: list[int], seed: int) -> list[dict[str, Any]]:
@@ -90,27 +100,59 @@ def forms(layers: list[dict[str, Any]], sparsity: float) -> dict[str, Any]:
     return {"XLA dense": layers} | found
 
 
-def in_pytorch(layers: list[dict[str, Any]], x: np.ndarray) -> Callable[[], Any] | None:
-    """Returns the dense forward pass in PyTorch; None where it is not installed."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    torch.set_num_threads(os.cpu_count() or 1)
-    parts: list[Any] = []
-    for i, layer in enumerate(layers):
-        linear = torch.nn.Linear(*layer["kernel"].shape)
-        linear.weight.data = torch.from_numpy(layer["kernel"].T.copy())
-        linear.bias.data = torch.from_numpy(layer["bias"].copy())
-        parts += [torch.nn.ReLU(), linear] if i else [linear]
-    network, batch = torch.nn.Sequential(*parts).eval(), torch.from_numpy(x)
+@contextlib.contextmanager
+def in_pytorch(
+    python: str | None, layers: list[dict[str, Any]], x: np.ndarray
+) -> Iterator[tuple[str, Turn] | None]:
+    """Starts PyTorch, and checks that it computes the same; yields its version and its turns."""
+    if python is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "network.npz"
+        arrays = {f"{n}_{i}": value for i, each in enumerate(layers) for n, value in each.items()}
+        np.savez(file, x=x, **arrays)
+        script = pathlib.Path(__file__).with_name("inference_torch.py")
+        with subprocess.Popen(
+            [python, str(script), str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as child:
+            assert child.stdin is not None and child.stdout is not None
+            asked, answers = child.stdin, child.stdout
+            version, outputs = json.loads(answers.readline())
+            np.testing.assert_allclose(outputs, forward(layers, jnp.asarray(x)), atol=1e-3)
 
-    def call() -> Any:
-        with torch.inference_mode():
-            return network(batch)
+            def turn(calls: int) -> list[float]:
+                asked.write(f"{calls}\n")
+                asked.flush()
+                return json.loads(answers.readline())
 
-    np.testing.assert_allclose(call().numpy(), forward(layers, jnp.asarray(x)), atol=1e-3)
-    return call
+            yield version, turn
+            asked.close()
+
+
+def in_xla(network: Any, x: np.ndarray) -> Turn:
+    """Compiles a form; returns its turns."""
+    compiled = jax.jit(forward)
+    jax.block_until_ready(compiled(network, x))
+
+    def turn(calls: int) -> list[float]:
+        seconds = []
+        for _ in range(calls):
+            began = time.perf_counter()
+            jax.block_until_ready(compiled(network, x))
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    return turn
+
+
+def spread(ratios: list[float]) -> str:
+    """Writes median and quartiles."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
 
 
 def main() -> None:
@@ -120,30 +162,33 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--sparsities", default="0.9,0.95,0.98")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--torch-python", help="a Python with PyTorch; left out if not given")
     options = parser.parse_args()
     widths = [int(n) for n in options.widths.split(",")]
     layers = dense_layers(widths, seed=0)
     x = np.random.default_rng(2).standard_normal((options.batch, widths[0])).astype(np.float32)
-    print(f"MLP {options.widths}, batch {options.batch}, {os.cpu_count()} CPUs")
-    print("| sparsity | form | ms | x dense XLA | x dense PyTorch |\n|---|---|---|---|---|")
-    torch = in_pytorch(layers, x)
-    for sparsity in map(float, options.sparsities.split(",")):
-        calls: dict[str, Callable[[], Any]] = {} if torch is None else {"PyTorch dense": torch}
-        for name, network in forms(layers, sparsity).items():
-            compiled = jax.jit(forward)
-            jax.block_until_ready(compiled(network, x))
-            calls[name] = lambda f=compiled, n=network: jax.block_until_ready(f(n, x))
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(options.rounds):
-            for name, call in calls.items():
-                began = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - began)
-        median = {name: statistics.median(several) for name, several in seconds.items()}
-        for name, spent in median.items():
-            other = f"{median['PyTorch dense'] / spent:.1f}" if torch else ""
-            ratio = median["XLA dense"] / spent
-            print(f"| {100 * sparsity:g} % | {name} | {1e3 * spent:.3f} | {ratio:.1f} | {other} |")
+    load = os.getloadavg()[0]
+    with in_pytorch(options.torch_python, layers, x) as torch:
+        version = f", PyTorch {torch[0]}" if torch else ""
+        print(f"MLP {options.widths}, batch {options.batch}, {os.cpu_count()} CPUs, load {load}")
+        print(f"JAX {jax.__version__}{version}; medians, quartiles in brackets\n")
+        heads = ["sparsity", "form", "ms", "x dense XLA", *(["x dense PyTorch"] if torch else [])]
+        print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+        for sparsity in map(float, options.sparsities.split(",")):
+            turns = {name: in_xla(form, x) for name, form in forms(layers, sparsity).items()}
+            if torch:
+                turns["PyTorch dense"] = torch[1]
+            seconds: dict[str, list[float]] = {name: [] for name in turns}
+            for _ in range(options.rounds):
+                for name, turn in turns.items():
+                    seconds[name].append(statistics.median(turn(1 + CALLS)[1:]))
+            for name, spent in seconds.items():
+                cells = [f"{100 * sparsity:g} %", name, f"{1e3 * statistics.median(spent):.3f}"]
+                for dense in ("XLA dense", "PyTorch dense"):
+                    if dense in seconds:
+                        pairs = zip(seconds[dense], spent, strict=True)
+                        cells.append(spread([of / own for of, own in pairs]))
+                print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from safetensors import numpy as safetensors
 
+import rigl_optax
 from benchmarks import real_photos, tfds_writer
 from rigl_optax import export as export_lib
 from rigl_optax.data import (
@@ -31,7 +33,7 @@ from rigl_optax.data import (
 )
 from rigl_optax.data.crops import Window
 from rigl_optax.reports import comparison, page
-from rigl_optax.training import checkpoints, export, files, loop, metrics, setup
+from rigl_optax.training import checkpoints, export, files, loop, metrics, setup, weights
 from rigl_optax.training import config as config_lib
 
 Load = Callable[[], Any]
@@ -180,6 +182,8 @@ def targets(folder: pathlib.Path) -> dict[str, Target]:
     export.write(exported[0], prepared, like)
     thin = np.eye(40, dtype=np.float32)
     export_lib.write(exported[1], {"kernel": thin}, {"kernel": thin > 0}, config={"seed": 0})
+    foreign = folder / "foreign.safetensors"
+    safetensors.save_file({"0.weight": thin, "0.bias": thin[0]}, foreign, {"format": "pt"})
 
     def restore() -> None:
         with checkpoints.read_checkpoints(run) as saved:
@@ -205,6 +209,13 @@ def targets(folder: pathlib.Path) -> dict[str, Target]:
             (*kept, run / metrics.FILE, run / loop.EXPLANATION_FILE), lambda: page.render(run)
         ),
         "export": Target(exported, lambda: [export.read(path) for path in exported]),
+        "weights": Target(
+            (foreign, exported[1]),
+            lambda: [
+                rigl_optax.start_from(like, weights.read_weights(path))
+                for path, like in ((foreign, {"0.weight": thin}), (exported[1], {"kernel": thin}))
+            ],
+        ),
         "checkpoint": Target(saved, restore),
     }
 

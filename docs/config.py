@@ -14,6 +14,7 @@ MORE = {
     "data": "[Data](data.md) and [Text](text.md) say what each dataset is.",
     "model": "[Vision](vision.md) and [Text](text.md) list the models, the "
     "[reference](reference/models.md) their arguments.",
+    "start": "[Deploy](deploy.md#in-a-run) has examples.",
     "method": "[Methods](methods.md) lists them, the [reference](reference/methods.md) their "
     "arguments.",
     "method.distribution": "The [reference](reference/masks.md) has their arguments.",
@@ -70,6 +71,8 @@ def _values(field: Any) -> str:
         return ", ".join(f"`{word}`" for word in one_of)
     kind = {
         str: "text",
+        str | int: "text or integer",
+        tuple[str, ...]: "texts",
         bool: "`True`, `False`",
         int: "integer",
         float: "number",

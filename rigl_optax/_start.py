@@ -58,7 +58,7 @@ def start_from(
     paths = [path for path, _ in named]
     given = dict(_paths.flatten_with_paths(weights))
     name_of = _names(paths, names or {})
-    kept = _matching(paths, keep, "keep")
+    kept = matching(paths, keep, "keep")
     problems, chosen = [], {}
     for path, leaf in named:
         name = name_of[path]
@@ -139,7 +139,12 @@ def _names(paths: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _matching(paths: Sequence[str], patterns: Sequence[str], name: str) -> set[str]:
+def matching(paths: Sequence[str], patterns: Sequence[str], name: str) -> set[str]:
+    """Returns the paths in which one of the patterns is found.
+
+    Raises:
+      ValueError: If a pattern is found in none, or is no regular expression.
+    """
     found = set()
     for pattern in patterns:
         regex = _paths.compile_pattern(pattern, name)

@@ -1,7 +1,7 @@
-"""Writes a trained network in all its forms, measures them here, and says which is the fastest.
+"""Writes a trained network in all its forms; and measures them here, and says which is the fastest.
 
-    rigl-optax export --workdir=runs/digits --out=runs/digits/export
-    rigl-optax export --workdir=runs/digits --out=runs/digits/export --step=best --split=none
+    rigl-optax export --workdir=runs/digits --measure
+    rigl-optax export --workdir=runs/digits --out=handed_over --step=best
 
 On the CPU; JAX_PLATFORMS=cuda in the environment uses an accelerator. docs/deploy.md describes the
 files.
@@ -26,20 +26,19 @@ def main(argv: Sequence[str]) -> int:
 
 def _define(values: flags.FlagValues) -> None:
     command_line.define_workdir(values)
-    about = "A folder for the files; made if it is not there."
-    flags.DEFINE_string("out", None, about, values, required=True)
     command_line.define_step(values)
+    about = "A folder for the files; `export` in the workdir if not given."
+    flags.DEFINE_string("out", None, about, values)
+    about = "Times all forms, and compares their accuracy."
+    flags.DEFINE_bool("measure", False, about, values)
     flags.DEFINE_enum("split", "test", _SPLITS, "On which accuracy is measured.", values)
 
 
 def _export(values: flags.FlagValues) -> None:
     command_line.use_cpu()
     run, state = training.load(values.workdir, values.step)
-    folder = pathlib.Path(values.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    found, missing = deploy.forms(run, state)
-    deploy.write(folder, run, state, found)
-    split = None if values.split == "none" else getattr(run.dataset, values.split)
-    measured = deploy.measure(folder, run, state, found, split)
-    deploy.record(folder, measured)
-    print(deploy.table(measured, missing))
+    folder = pathlib.Path(values.out or pathlib.Path(values.workdir) / "export")
+    split = None
+    if values.measure and values.split != "none":
+        split = getattr(run.dataset, values.split)
+    print(deploy.hand_over(run, state, folder, measures=values.measure, split=split))

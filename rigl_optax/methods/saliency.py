@@ -76,7 +76,11 @@ def magnitude_masks(
       >>> masks["kernel"].sum(1).tolist()
       [0, 0, 3]
     """
-    layout = _layout_of(params, sparsity, scope, structure)
+    return largest(_layout_of(params, sparsity, scope, structure), scope)
+
+
+def largest(layout: Layout, scope: Scope = "layer") -> PyTree:
+    """Returns masks of the largest weights of a layout, as many as it says."""
     return _ranked(layout, layout.select(layout.leaves), scope)
 
 

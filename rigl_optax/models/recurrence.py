@@ -9,7 +9,7 @@ Reverse mode works, and forward over reverse mode (Hessian-vector products); for
 does not.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,8 @@ def gru(x: Arrays, h_BxU: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array) -> 
       x: Input of the gates reset, update and candidate, after the input kernel and bias:
         (time, lanes, units) each.
       h_BxU: State before the first step, (lanes, units).
-      kernels: Recurrent kernels of the same gates, (units, units) each.
+      kernels: Recurrent kernels of the same gates, (units, units) each; or, for inference, all side
+        by side as one `condensed.CSR`, (units, 3 * units), which has no gradient here.
       keep_TxBx1: (time, lanes, 1), 0 where the state is reset before the step, else 1. Has no
         gradient.
 
@@ -41,7 +42,7 @@ def gru(x: Arrays, h_BxU: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array) -> 
 def _gru_scan(
     x: Arrays, h_BxU: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array
 ) -> tuple[Outputs, Arrays]:
-    kernel_UxG = jnp.concatenate(kernels, axis=1)
+    kernel_UxG = _side_by_side(kernels)
 
     def step(h_BxU: jax.Array, now: tuple[Arrays, jax.Array]) -> tuple[jax.Array, Arrays]:
         (x_r, x_u, x_n), keep_Bx1 = now
@@ -68,7 +69,7 @@ def _gru_backward(
 ) -> Gradients:
     (out_TxBxU, *gates), first_BxU, kernels, keep_TxBx1 = residuals
     before_TxBxU = _states_before(first_BxU, out_TxBxU, keep_TxBx1)
-    transposed = tuple(kernel.T for kernel in kernels)
+    transposed = _transposed(kernels)
 
     def step(dh_BxU: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, Arrays]:
         dout_BxU, h_BxU, keep_Bx1, r, u, n, back_n = now
@@ -96,7 +97,7 @@ def lstm(x: Arrays, hc_BxS: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array) -
       x: Input of the gates input, forget, cell and output, after the input kernel and bias:
         (time, lanes, units) each.
       hc_BxS: Output and cell before the first step, concatenated: (lanes, 2 * units).
-      kernels: Recurrent kernels of the same gates, (units, units) each.
+      kernels: Recurrent kernels of the same gates, (units, units) each; or one as in `gru`.
       keep_TxBx1: (time, lanes, 1), 0 where output and cell are reset before the step, else 1. Has
         no gradient.
 
@@ -110,7 +111,7 @@ def lstm(x: Arrays, hc_BxS: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array) -
 def _lstm_scan(
     x: Arrays, hc_BxS: jax.Array, kernels: Arrays, keep_TxBx1: jax.Array
 ) -> tuple[Outputs, Arrays]:
-    kernel_UxG = jnp.concatenate(kernels, axis=1)
+    kernel_UxG = _side_by_side(kernels)
 
     def step(hc: Outputs, now: tuple[Arrays, jax.Array]) -> tuple[Outputs, Arrays]:
         x_gates, keep_Bx1 = now
@@ -142,7 +143,7 @@ def _lstm_backward(
     first = jnp.split(first_BxS, 2, axis=1)
     before_TxBxU = _states_before(first[0], out_TxBxU, keep_TxBx1)
     cell_before_TxBxU = _states_before(first[1], cell_TxBxU, keep_TxBx1)
-    transposed = tuple(kernel.T for kernel in kernels)
+    transposed = _transposed(kernels)
 
     def step(dhc: Outputs, now: tuple[jax.Array, ...]) -> tuple[Outputs, Arrays]:
         dout_BxU, c_BxU, before_BxU, keep_Bx1, i, f, g, o = now
@@ -169,6 +170,20 @@ def _lstm_backward(
 
 
 lstm.defvjp(_lstm_fwd, _lstm_backward)
+
+
+def _side_by_side(kernels: Arrays) -> Any:
+    """Returns the kernel of all gates, (units, gates * units)."""
+    return kernels[0] if len(kernels) == 1 else jnp.concatenate(kernels, axis=1)
+
+
+def _transposed(kernels: Arrays) -> Arrays:
+    if len(kernels) == 1:
+        raise ValueError(
+            "a recurrent kernel of single weights (CSR) is for inference and has no gradient; "
+            "train it dense with masks, or as blocks"
+        )
+    return tuple(kernel.T for kernel in kernels)
 
 
 def _states_before(

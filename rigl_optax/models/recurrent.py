@@ -72,12 +72,12 @@ class Gates(nnx.Module):
     def kernels(self) -> tuple[Any, ...]:
         """Returns the kernel of each gate (inputs, units), an array or a `condensed.BlockSparse`.
 
-        A fused `BlockSparse` is returned whole: (inputs, gates * units).
+        A fused `BlockSparse` or `CSR` is returned whole: (inputs, gates * units).
         """
         if not self.fused:
             return tuple(getattr(self, name)["kernel"].get_value() for name in self.names)
         kernel = self.kernel.get_value()
-        if isinstance(kernel, condensed.BlockSparse):
+        if isinstance(kernel, condensed.BlockSparse | condensed.CSR):
             return (kernel,)
         return tuple(jnp.split(kernel, len(self.names), axis=1))
 

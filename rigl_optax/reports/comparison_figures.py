@@ -9,7 +9,7 @@ import numpy as np
 
 from rigl_optax.reports import comparison, figures, pixels
 from rigl_optax.reports.comparison import Arm, Results
-from rigl_optax.training import checkpoints, score, setup
+from rigl_optax.training import checkpoints, loading, score, setup
 from rigl_optax.training import config as config_lib
 
 
@@ -75,11 +75,12 @@ def connections(
     for arm, config, folder in comparison.runs(base, compared, 1, workdir):
         if arm.sparsity is None:
             continue
-        run = final = None
+        run = first = final = None
         if (folder / "checkpoints").exists():
             run = setup.prepare(config)
             with checkpoints.read_checkpoints(folder) as saved:
-                final = checkpoints.restore_newest(saved, run.initial, say, config)
+                final = checkpoints.restore_newest(saved, run.abstract, say, config)
+                first = loading.first(run, saved, say)
         if run is None or final is None or int(final.step) != config.steps:
             say(
                 f"{folder}: no checkpoint of step {config.steps}, left out of the picture of inputs"
@@ -87,7 +88,7 @@ def connections(
             continue
         before, after = (
             _input_connections(run.representation.weight_masks(state), run.task.image_shape)
-            for state in (run.initial, final)
+            for state in (first, final)
         )
         panels.setdefault(arm.sparsity, []).append(figures.Connections(arm.method, before, after))
     return panels

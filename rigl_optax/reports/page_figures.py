@@ -146,7 +146,8 @@ def masks(workdir: pathlib.Path, config: Config, which: str = loading.NEWEST) ->
             checkpoints.check_newest(saved, config)
     run = loading.read_run(workdir)
     try:
-        first = _masks(run, run.initial)
+        with checkpoints.read_checkpoints(workdir) as saved:
+            first = _masks(run, loading.first(run, saved, lambda _: None))
     except FileNotFoundError as error:  # masks that are chosen by data which are not there
         return [Figure("mask", f"No pictures of masks: {error}", "")]
     path = next((p for p, mask in first.items() if mask.ndim >= 2 and not mask.all()), None)

@@ -107,7 +107,10 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class _NewestAndBest(ocp.training.preservation_policies.PreservationPolicy):
-    """Keeps the newest, and the best on the validation split; the newer of equals."""
+    """Keeps the newest, and the best on the validation split; the newer of equals.
+
+    And that of step 0: only runs that begin with weights from elsewhere have one.
+    """
 
     newest: int
     ranks: Mapping[int, float]
@@ -117,7 +120,7 @@ class _NewestAndBest(ocp.training.preservation_policies.PreservationPolicy):
     ) -> Sequence[bool]:
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*sorted(steps)[-self.newest :], best(steps, self.ranks)}
+        kept = {0, *sorted(steps)[-self.newest :], best(steps, self.ranks)}
         return [step in kept for step in steps]
 
 

@@ -115,6 +115,31 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+    r"""Trained weights from which the run begins, in place of random ones.
+
+    Methods that begin sparse take the largest weights of each layer for their first masks, those
+    that begin dense go on from all of them. Batch statistics are read too, the optimizer starts
+    anew. The file is read at step 0 alone. What it cost to train is counted nowhere.
+
+    Attributes:
+      path: A workdir of this library, an Orbax checkpoint or a safetensors file; empty for none.
+      step: Of a workdir: `newest`, `best` on the validation split, or the step of a checkpoint.
+      names: Pairs of a regular expression that matches the whole path of a parameter, and the name
+        of its weights: `(("layers/(.*)", r"net/\1"),)`. The first that matches counts; others keep
+        their path as name.
+      keep: Patterns, searched in paths, of parameters that keep their random values, as a new head.
+      layout: Of the kernels: `flax`, (window, in, out), or `pytorch`, (out, in, window).
+    """
+
+    path: str = _key("")
+    step: str | int = _key("newest")
+    names: tuple[tuple[str, str], ...] = _key(())
+    keep: tuple[str, ...] = _key(())
+    layout: str = _key("flax", one_of=("flax", "pytorch"))
+
+
+@dataclasses.dataclass(frozen=True)
 class Distribution:
     """How sparse each layer is. Other keys are arguments of the distribution: `power`, `overrides`.
 
@@ -323,6 +348,7 @@ class Config:
       seed: Seeds initial weights, masks and the order of the data.
       data: The dataset.
       model: The network.
+      start: Trained weights from which it begins.
       method: How it is made sparse.
       optimizer: The inner optimizer.
       loss: The training loss.
@@ -338,6 +364,7 @@ class Config:
     seed: int = _key(0, "[0, inf)")
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
+    start: Start = dataclasses.field(default_factory=Start)
     method: Method = dataclasses.field(default_factory=Method)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     loss: Loss = dataclasses.field(default_factory=Loss)
@@ -360,6 +387,7 @@ class Config:
 _SECTIONS: dict[str, type] = {
     "data": Data,
     "model": Model,
+    "start": Start,
     "method": Method,
     "method.distribution": Distribution,
     "method.structure": Structure,
@@ -375,12 +403,15 @@ _SECTIONS: dict[str, type] = {
 # What a field of each type may be read from; a bool is no integer.
 _KINDS: dict[Any, tuple[type, ...]] = {
     str: (str,),
+    str | int: (str, int),
     bool: (bool,),
     int: (int,),
     float: (float, int),
     tuple[int, ...]: (tuple, list),
     tuple[float, ...]: (tuple, list),
+    tuple[str, ...]: (tuple, list),
 }
+_ITEMS = {tuple[int, ...]: int, tuple[float, ...]: float, tuple[str, ...]: str}
 
 
 def sections() -> list[str]:
@@ -529,7 +560,7 @@ def _read(kind: Any, values: Any, section: str) -> Any:
             if is_open:
                 options[key] = value
                 continue
-            near = _nearest(key, known) or _elsewhere(key)
+            near = _elsewhere(key) or _nearest(key, known) or _nearest(key, known_keys())
             raise ValueError(
                 f"config.{prefix}{key}: there is no such key{near}; keys of config"
                 f"{'.' + section if section else ''} are {', '.join(known)}"
@@ -539,6 +570,11 @@ def _read(kind: Any, values: Any, section: str) -> Any:
         elif key == "layers" and kind is Structure:
             each = pairs(value, prefix + key)
             found[key] = tuple((p, _read(Structure, s, prefix + key)) for p, s in each.items())
+        elif key == "names" and kind is Start:
+            each = pairs(value, prefix + key)
+            found[key] = tuple(
+                (p, _value(fields["path"], n, prefix + key)) for p, n in each.items()
+            )
         else:
             found[key] = _value(fields[key], value, prefix + key)
     if is_open:
@@ -549,13 +585,13 @@ def _read(kind: Any, values: Any, section: str) -> Any:
 def _value(field: Any, value: Any, name: str) -> Any:
     """A value of the field's type and within its bounds."""
     allowed = _KINDS[field.type]
-    if tuple in allowed and type(value) in (int, float):
+    if tuple in allowed and type(value) in _KINDS[_ITEMS[field.type]]:
         value = (value,)  # `--config.model.hidden=300` on a command line
     if type(value) not in allowed:
         kinds = " or ".join(kind.__name__ for kind in allowed)
         raise ValueError(f"config.{name}={value!r}: must be {kinds}")
     if tuple in allowed:
-        item = int if field.type == tuple[int, ...] else float
+        item = _ITEMS[field.type]
         value = tuple(value)
         if not all(type(x) in _KINDS[item] for x in value):
             raise ValueError(f"config.{name}={value!r}: must be {item.__name__}s")
@@ -589,6 +625,11 @@ def _check_range(number: Any, value: Any, allowed: str, name: str) -> None:
 def _check(config: Config) -> None:
     """Raises a ValueError if two values contradict each other."""
     data, optimizer = config.data, config.optimizer
+    if not config.start.path and config.start != Start():
+        given = {key: value for key, value in to_json(config.start).items() if value}
+        raise ValueError(
+            f"config.start.path='': must be given with the other keys of config.start: {given}"
+        )
     if data.validation and data.name not in PHOTOS and not data.name.startswith(TFDS):
         raise ValueError(
             f"config.data.validation={data.validation}: must be 0 for {data.name}, whose splits "
@@ -634,11 +675,11 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 
 def _elsewhere(key: str) -> str:
-    """The same key in another section, or the one that is most like it."""
+    """The same key in another section."""
     for name in known_keys():
         if name.rpartition(".")[2] == key:
             return f" (did you mean 'config.{name}'?)"
-    return _nearest(key, known_keys())
+    return ""
 
 
 def _plain(value: Any) -> Any:

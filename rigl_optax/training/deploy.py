@@ -19,10 +19,9 @@ import numpy as np
 from flax import nnx
 
 from rigl_optax import _paths, condensed
-from rigl_optax._structures import UNSTRUCTURED, Block
-from rigl_optax.condensed import layers as condensed_layers
+from rigl_optax._structures import Block
 from rigl_optax.export import _file
-from rigl_optax.models import compaction, layers
+from rigl_optax.models import compaction, layers, recurrent
 from rigl_optax.training import evaluation, export, files, sparsity, tasks
 from rigl_optax.training.representation import Masked
 from rigl_optax.training.setup import Run
@@ -41,10 +40,12 @@ class Form(NamedTuple):
     Attributes:
       model: An NNX model in evaluation.
       file: Name of the file that holds its weights.
+      kept_dense: Sparse kernels that it holds as dense arrays, in a form that is made of others.
     """
 
     model: nnx.Module
     file: str
+    kept_dense: tuple[str, ...] = ()
 
 
 class Measured(NamedTuple):
@@ -54,6 +55,8 @@ class Measured(NamedTuple):
       disk: Bytes of its file.
       memory: Bytes of its arrays.
       accuracy: Fraction of the labels of a split; None if there was none.
+      difference: The largest difference of its outputs from those of the dense form, on one batch
+        of random inputs, as a part of the largest of those outputs.
       latency: Seconds of a batch of 1.
       throughput: `{batch: examples per second}`.
     """
@@ -61,8 +64,43 @@ class Measured(NamedTuple):
     disk: int
     memory: int
     accuracy: float | None
+    difference: float
     latency: float
     throughput: dict[int, float]
+
+
+def hand_over(
+    run: Run, state: TrainState, folder: pathlib.Path, *, measures: bool, split: Any = None
+) -> str:
+    """Writes a trained network in all its forms, and measures them if that is asked for.
+
+    Args:
+      run: The run.
+      state: Its state.
+      folder: For the files; made if it is not there.
+      measures: Whether all forms are timed on this machine, which is also kept in `forms.json`.
+      split: On which accuracy is measured; None for none.
+
+    Returns:
+      The files and their bytes, and the table of what was measured, as text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found, missing = forms(run, state)
+    lines = [
+        f"wrote {path} ({path.stat().st_size / 1e3:,.1f} kB)"
+        for path in write(folder, run, state, found)
+    ]
+    if measures:
+        measured = measure(folder, run, state, found, split)
+        record(folder, measured)
+        lines += ["", table(measured)]
+    lines += [
+        f"{name}: these sparse kernels stay dense arrays: {', '.join(form.kept_dense)}"
+        for name, form in found.items()
+        if form.kept_dense
+    ]
+    lines += [f"no {name}: {reason}" for name, reason in missing.items()]
+    return "\n".join(lines)
 
 
 def forms(run: Run, state: TrainState) -> tuple[dict[str, Form], dict[str, str]]:
@@ -75,47 +113,59 @@ def forms(run: Run, state: TrainState) -> tuple[dict[str, Form], dict[str, str]]
     Returns:
       `{name: form}`: `dense`; `compacted`, without the units that do nothing; `blocks`, of layers
       that were trained with blocks; `csr`, the compacted network with single weights in its linear
-      layers. And `{name: reason}` of those that it does not have.
+      and recurrent layers. And `{name: reason}` of those that it does not have.
     """
     params, masks, model_state = _whole(run, state)
-    dense = _model(run.graphdef, params, model_state)
-    small, about = compaction.compact(dense)
-    found = {"dense": Form(dense, "dense"), "compacted": Form(small, "compacted")}
-    missing = {}
+    found, missing = {"dense": Form(_model(run.graphdef, params, model_state), "dense")}, {}
+    dense = found["dense"].model
+    smallest, file = (dense, params, masks), "sparse"
+    try:
+        small, about = compaction.compact(dense)
+    except ValueError as error:  # stacks of layers keep one width
+        missing["compacted"] = str(error)
+    else:
+        found["compacted"] = Form(small, "compacted")
+        smallest, file = (small, about.params, about.cut(masks)), "compacted"
     kernels, reason = _blocks(run, dense, params, masks)
     if reason:
         missing["blocks"] = reason
     else:
         found["blocks"] = Form(_model(run.graphdef, kernels, model_state), "sparse")
-    if _has_lanes(run):
-        missing["csr"] = "single weights cannot be stored in recurrent layers"
+    single, kept_dense = _single(*smallest)
+    if single is None:
+        missing["csr"] = "no linear or recurrent layer is sparse"
     else:
-        sparse = condensed_layers.condense(
-            nnx.clone(small), about.params, _partial(about.cut(masks)), UNSTRUCTURED
-        )
-        if any(isinstance(m, condensed_layers.SparseLinear) for _, m in nnx.iter_modules(sparse)):
-            found["csr"] = Form(sparse, "compacted")
-        else:
-            missing["csr"] = "no linear layer is sparse"
+        found["csr"] = Form(single, file, kept_dense)
     for form in found.values():
         form.model.eval()
     return found, missing
 
 
-def write(folder: pathlib.Path, run: Run, state: TrainState, found: Mapping[str, Form]) -> None:
+def write(
+    folder: pathlib.Path, run: Run, state: TrainState, found: Mapping[str, Form]
+) -> list[pathlib.Path]:
     """Writes the files of all forms: weights as safetensors, and artifacts of `jax.export`.
 
     `sparse` holds active weights and masks, `dense` plain arrays, `compacted` what is left of both;
     `dense.jaxexport` and `compacted.jaxexport` are programs with their weights (`artifact`).
+
+    Returns:
+      The files.
     """
     params, masks, model_state = _whole(run, state)
-    export.write(folder / f"sparse{export.SUFFIX}", run, state)
-    _write(folder / f"dense{export.SUFFIX}", _file.serialized(params, {}, model_state))
-    about = compaction.compact(found["dense"].model)[1]
-    small = _file.serialized(about.params, about.cut(masks), about.model_state)
-    _write(folder / f"compacted{export.SUFFIX}", small)
+    paths = [folder / f"{name}{export.SUFFIX}" for name in ("sparse", "dense")]
+    export.write(paths[0], run, state)
+    _write(paths[1], _file.serialized(params, {}, model_state))
+    if "compacted" in found:
+        about = compaction.compact(found["dense"].model)[1]
+        small = _file.serialized(about.params, about.cut(masks), about.model_state)
+        paths.append(folder / f"compacted{export.SUFFIX}")
+        _write(paths[-1], small)
     for name in ("dense", "compacted"):
-        _write(folder / f"{name}{ARTIFACT}", artifact(run, found[name].model))
+        if name in found:
+            paths.append(folder / f"{name}{ARTIFACT}")
+            _write(paths[-1], artifact(run, found[name].model))
+    return paths
 
 
 def artifact(run: Run, model: nnx.Module, platforms: Sequence[str] = PLATFORMS) -> bytes:
@@ -172,6 +222,7 @@ def measure(
       `{name: what was measured}`: medians of five rounds.
     """
     calls = {(n, b): _call(run, form.model, b) for n, form in found.items() for b in BATCHES}
+    outputs = {n: np.asarray(calls[n, BATCHES[1]]()) for n in found}
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
     for _ in range(_ROUNDS):
         for key, call in calls.items():
@@ -182,6 +233,7 @@ def measure(
             disk=(folder / f"{form.file}{export.SUFFIX}").stat().st_size,
             memory=sum(x.nbytes for x in jax.tree.leaves(nnx.state(form.model))),
             accuracy=None if split is None else _accuracy(run, state, form.model, split),
+            difference=_difference(outputs[name], outputs["dense"]),
             latency=median[name, 1],
             throughput={b: b / median[name, b] for b in BATCHES[1:]},
         )
@@ -197,14 +249,24 @@ def fastest(measured: Mapping[str, Measured]) -> dict[int, str]:
     return {b: max(same, key=lambda name: speed[name, b]) for b in BATCHES}
 
 
-def table(measured: Mapping[str, Measured], missing: Mapping[str, str]) -> str:
-    """Writes what was measured as a table, and says where dense wins."""
+def table(measured: Mapping[str, Measured]) -> str:
+    """Writes what was measured as a table, and says where dense wins.
+
+    Accuracies are compared as they are: the same number of right answers on the whole split.
+    """
     heads = "".join(f" {b}: examples/s |" for b in BATCHES[1:])
-    lines = [f"| form | on disk | in memory | accuracy | 1: ms |{heads}", "|---" * 8 + "|"]
+    lines = [
+        f"| form | on disk | in memory | accuracy | outputs differ by | 1: ms |{heads}",
+        "|---" * (6 + len(BATCHES[1:])) + "|",
+    ]
     for name, m in measured.items():
         accuracy = "" if m.accuracy is None else f"{100 * m.accuracy:.2f} %"
         cells = [f"{m.disk / 1e3:,.1f} kB", f"{m.memory / 1e3:,.1f} kB", accuracy]
-        cells += [f"{1e3 * m.latency:.3f}", *(f"{n:,.0f}" for n in m.throughput.values())]
+        cells += [
+            f"{m.difference:.1g}",
+            f"{1e3 * m.latency:.3f}",
+            *(f"{n:,.0f}" for n in m.throughput.values()),
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     best = fastest(measured)
     lines += ["", "fastest: " + ", ".join(f"{name} at {batch}" for batch, name in best.items())]
@@ -216,7 +278,6 @@ def table(measured: Mapping[str, Measured], missing: Mapping[str, str]) -> str:
     differing = [n for n, m in measured.items() if m.accuracy != measured["dense"].accuracy]
     if differing:
         lines.append(f"NOT the accuracy of dense: {', '.join(differing)}")
-    lines += [f"no {name}: {reason}" for name, reason in missing.items()]
     return "\n".join(lines)
 
 
@@ -272,6 +333,26 @@ def _blocks(run: Run, model: nnx.Module, params: PyTree, masks: PyTree) -> tuple
     return condensed.bind(weights, topologies), ""
 
 
+def _single(
+    model: nnx.Module, params: PyTree, masks: PyTree
+) -> tuple[nnx.Module | None, tuple[str, ...]]:
+    """Returns the model with single weights where its layers take them, and what stays dense."""
+    sparse = _partial(masks)
+    able = set()
+    for at, module in nnx.iter_modules(model):
+        is_able = isinstance(module, layers.Linear) or (
+            isinstance(module, recurrent.Gates) and module.fused
+        )
+        if is_able:
+            able.add("/".join(map(str, (*at, "kernel"))))
+    own = {path: m for path, m in sparse.items() if path in able and m.ndim == 2}
+    if not own:
+        return None, ()
+    graphdef, _, rest = _split(model)
+    kernels = condensed.bind(*condensed.condense_csr(params, own))
+    return _model(graphdef, kernels, rest), tuple(path for path in sparse if path not in own)
+
+
 def _has_lanes(run: Run) -> bool:
     """Tells whether the model keeps a state for each sequence of a batch."""
     return isinstance(run.task, tasks.Bytes) and not isinstance(run.task, tasks.Windows)
@@ -286,9 +367,10 @@ def _call(run: Run, model: nnx.Module, batch: int) -> Callable[[], Any]:
 
     def drawn(x: Any) -> jax.Array:
         shape = (batch, *x.shape[1:])
-        values = (
-            generator.random(shape) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(shape)
-        )
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.asarray(generator.random(shape), x.dtype)
+        # Tokens; and that no text begins.
+        values = np.zeros(shape) if x.dtype == bool else generator.integers(0, 100, shape)
         return jnp.asarray(values, x.dtype)
 
     inputs = tuple(map(drawn, run.task.example(run.config)))
@@ -296,6 +378,11 @@ def _call(run: Run, model: nnx.Module, batch: int) -> Callable[[], Any]:
     call = functools.partial(compiled, params, rest, *inputs)
     jax.block_until_ready(call())
     return call
+
+
+def _difference(outputs: np.ndarray, dense: np.ndarray) -> float:
+    largest = float(np.max(np.abs(dense)))
+    return float(np.max(np.abs(outputs - dense))) / largest if largest else 0.0
 
 
 def _seconds(call: Callable[[], Any]) -> float:

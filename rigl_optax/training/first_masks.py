@@ -114,20 +114,29 @@ def stored(config: Config, params: PyTree) -> dict[str, tuple[float, rigl_optax.
     return found
 
 
-def blocks(config: Config, params: PyTree) -> dict[str, condensed.BlockTopology]:
+def blocks(
+    config: Config, params: PyTree, masks: PyTree | None = None
+) -> dict[str, condensed.BlockTopology]:
     """Draws the first blocks of condensed kernels: the same ones as the masks of a masked run.
 
     Args:
       config: The run's.
       params: Dense parameters, or their shapes.
+      masks: A bool tree like params, from which the blocks are taken instead.
 
     Returns:
       `{path: topology}` of the kernels that are `stored` as blocks.
     """
     of, topologies = stored(config, params), {}
+    given = dict(_paths.flatten_with_paths(masks))
     for position, (path, leaf) in enumerate(_paths.flatten_with_paths(params)):
-        if path in of:
-            part, block = of[path]
+        if path not in of:
+            continue
+        part, block = of[path]
+        if masks is not None:
+            with jax.ensure_compile_time_eval():  # the masks are not traced
+                topologies[path] = condensed.BlockTopology.from_mask(given[path], block, path)
+        else:
             topologies[path] = condensed.random_topology(
                 leaf.shape, part, block, seed=config.seed, position=position
             )

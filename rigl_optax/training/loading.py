@@ -113,6 +113,23 @@ def restore(
     return state
 
 
+def first(
+    run: setup.Run, saved: checkpoints.Checkpoints, say: Callable[[str], None] = print
+) -> TrainState:
+    """Returns the state at step 0: that which a run of `config.start` has saved, or drawn.
+
+    Args:
+      run: The run.
+      saved: Its checkpoints.
+      say: As in `load`.
+
+    Raises:
+      ValueError: If the saved one cannot be read.
+    """
+    found = checkpoints.restore_newest(saved, run.abstract, say, run.config, until=0)
+    return run.draw() if found is None else found
+
+
 def ranks(run: setup.Run, records: metrics.Records) -> dict[int, float]:
     """Ranks each evaluation on the validation split: `{step: rank}`, higher where it was better."""
     score = run.task.score

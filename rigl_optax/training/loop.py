@@ -84,9 +84,11 @@ def _train(run: setup.Run, workdir: pathlib.Path, console: Console) -> dict[str,
             checkpoints.open_checkpoints(workdir, config.checkpoint.keep, ranks) as saved,
             signals.asked_to_stop() as stop,
         ):
+            # In a list, out of which the steps take it and donate it: one state is on the devices.
+            waiting = [loading.first(run, saved, console.print)]
             launch = Launch(
                 run,
-                state.outline(run.draw()),
+                state.outline(waiting[0]),
                 workdir,
                 saved,
                 data_fingerprint.of(run.dataset),
@@ -95,11 +97,16 @@ def _train(run: setup.Run, workdir: pathlib.Path, console: Console) -> dict[str,
                 fingerprint.comparer(run),
                 console,
             )
-            is_again = bool(saved.checkpoints)
-            # In a list, out of which the steps take it and donate it: one state is on the devices.
-            waiting = [_newest(launch)]
+            is_again = hosts.first_tells(lambda: bool(saved.checkpoints))
+            if is_again:
+                waiting.clear()
+                waiting.append(_newest(launch))
             # Only now: a launch that is refused changes nothing.
             hosts.first_does(lambda: _claim(run, workdir))
+            if config.start.path and not is_again:
+                launch.compare(waiting[0])
+                checkpoints.save(saved, waiting[0], config, data=launch.data)
+                saved.wait()  # the recorder asks for what is saved at the step where it begins
             _explain(launch)
             while True:
                 start = int(waiting[0].step)

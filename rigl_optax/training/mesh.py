@@ -60,19 +60,23 @@ class Placement(NamedTuple):
             self.of(found),
         )
 
-    def maker(self, initial: Callable[[], PyTree]) -> Callable[[], PyTree]:
+    def maker(self, initial: Callable[..., PyTree], *given: PyTree) -> Callable[[], PyTree]:
         """Returns a function that makes what `initial` makes, in parts: nothing is ever whole.
 
         It compiles once, however often it is called.
+
+        Args:
+          initial: Makes a tree of arrays from what is given.
+          *given: Trees of NumPy arrays, the same on all processes.
         """
         # Under explicit axes what an initializer draws would be typed as repeated, and whole.
         # The parts are the same; handing them over to the other mesh copies nothing.
         types = (AxisType.Auto,) * 2
         auto = Placement(Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=types))
-        compiled = jax.jit(initial, out_shardings=auto.of(jax.eval_shape(initial)))
+        compiled = jax.jit(initial, out_shardings=auto.of(jax.eval_shape(initial, *given)))
 
         def make() -> PyTree:
-            made = compiled()
+            made = compiled(*given)
             return made if auto == self else jax.device_put(made, self.of(made))
 
         return make

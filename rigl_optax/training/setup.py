@@ -22,6 +22,7 @@ from rigl_optax.training import (
     methods,
     mupar,
     sparsity,
+    start,
     state,
     tasks,
 )
@@ -31,6 +32,7 @@ from rigl_optax.training.representation import Condensed, Masked, Representation
 from rigl_optax.training.rewirings import Rewirings
 
 PyTree = Any
+MakeModel = Callable[[], nnx.Module]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +52,8 @@ class Run:
       placement: Where the state and the batches are.
       shapes: The dense parameters, as a tree of `jax.ShapeDtypeStruct`.
       abstract: The state, as a tree of `jax.ShapeDtypeStruct` with shardings.
-      draw: Makes the state at step 0.
+      draw: Makes the state at step 0: from the seed, or from the weights of `config.start`, which
+        only it reads.
     """
 
     config: Config
@@ -134,30 +137,47 @@ def _assembled(config: Config, task: tasks.Task, *, with_masks: bool) -> Run:
     if config.method.condensed:
         representation = Condensed(functools.partial(first_masks.blocks, config))
 
-    def start(tx: Any) -> Callable[[], state.TrainState]:
+    def build(masks: PyTree | None) -> Any:
+        return unmasked if masks is None else methods.build(config, masks, factors)
+
+    def first(make_model: MakeModel, masks: PyTree | None = None) -> Callable[[], state.TrainState]:
+        tx, held = unmasked, representation
+        if config.method.condensed and masks is not None:
+            held = Condensed(functools.partial(first_masks.blocks, config, masks=masks))
+        else:
+            tx = build(masks)
         return functools.partial(
-            state.start,
-            make_model,
-            tx,
-            representation=representation,
-            rewires=rewirings.happen,
+            state.start, make_model, tx, representation=held, rewires=rewirings.happen
         )
 
     # Whatever the first masks are: shapes do not depend on them.
-    abstract = placement.abstract(start(unmasked))
+    abstract = placement.abstract(first(make_model))
 
-    @functools.cache
-    def masked() -> Any:
+    def chosen(make_model: MakeModel) -> PyTree | None:
         if method.start is None:
-            return unmasked
+            return None
         if method.start == "ticket":
-            return methods.build(config, _ticket(config), factors)
-        return methods.build(config, first_masks.salient(config, make_model, task), factors)
+            return _ticket(config)
+        return first_masks.salient(config, make_model, task)
+
+    is_random = not config.start.path
+    masks = functools.cache(functools.partial(chosen, make_model))
 
     @functools.cache
     def maker() -> Callable[[], state.TrainState]:
-        return placement.maker(start(masked()))
+        return placement.maker(first(make_model, masks()))
 
+    def draw() -> state.TrainState:
+        if is_random:
+            return maker()()
+        weights = start.read(config, model)
+        make = functools.partial(start.filled, make_model)
+        masks = chosen(functools.partial(make, weights))
+        if method.start is None:
+            masks = start.largest(config, unmasked, make_model, weights)
+        return placement.maker(lambda w: first(functools.partial(make, w), masks)(), weights)()
+
+    has_own = with_masks and (is_random or method.start == "ticket")
     return Run(
         config=config,
         method=method,
@@ -165,11 +185,11 @@ def _assembled(config: Config, task: tasks.Task, *, with_masks: bool) -> Run:
         representation=representation,
         task=task,
         graphdef=nnx.graphdef(model),
-        tx=masked() if with_masks else unmasked,
+        tx=build(masks()) if has_own else unmasked,
         placement=placement,
         shapes=shapes,
         abstract=abstract,
-        draw=lambda: maker()(),
+        draw=draw,
     )
 
 

@@ -262,6 +262,10 @@ class Windows(Bytes):
 class Tokens(Windows):
     """Windows of tokens, each of which stands for several bytes."""
 
+    def example(self, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Returns the shape of one sequence; tokens are numbers up to 65,535."""
+        return (jax.ShapeDtypeStruct((1, config.data.sequence_length), jnp.uint16),)
+
     @property
     def units(self) -> dict[str, float]:
         """Bits a token."""

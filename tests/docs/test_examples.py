@@ -68,3 +68,6 @@ def test_code_in_pages_runs(page, capsys):
         compiled = compile(code, f"{page.name}, block {number}", "exec")
         if not is_fragment:
             exec(compiled, names)
+            printed = capsys.readouterr().out
+            for line in re.findall(r"^# (healed == .*)$", code, re.MULTILINE):
+                assert line in printed, f"it prints {printed!r}"

@@ -1,8 +1,11 @@
 """Exported files: written and read by us, read by NumPy and by PyTorch alone."""
 
+import importlib.util
 import json
 import pathlib
 import re
+import subprocess
+import sys
 
 import hypothesis
 import jax.numpy as jnp
@@ -14,7 +17,8 @@ from safetensors import numpy as safetensors
 from rigl_optax import _paths, export
 from rigl_optax.export import _file
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "deploy.md"
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "deploy.md"
 
 
 def named(tree):
@@ -84,13 +88,10 @@ def test_any_leaf_comes_back(density, shape, dtype, seed):
     assert_same(found.masks, masks)
 
 
-def block(title, name):
-    """Runs the code of the page below a title; returns what it calls `name`."""
+def code_below(title):
+    """Returns the code of the page below a title, without what it does with the function."""
     code = PAGE.read_text().partition(f"### {title}\n")[2]
-    code = re.search(r"```python\n(.*?)```", code, re.DOTALL).group(1).partition("\n\n\nweights")[0]
-    scope = {"np": np}
-    exec(compile(code, PAGE.name, "exec"), scope)
-    return code, scope[name]
+    return re.search(r"```python\n(.*?)```", code, re.DOTALL).group(1).partition("\n\n\nweights")[0]
 
 
 def check_reader(read, path, params, masks, state):
@@ -102,14 +103,47 @@ def check_reader(read, path, params, masks, state):
 
 
 def test_numpy_alone_reads_it(written):
-    code, read = block("A reader in NumPy", "read_numpy")
+    code, scope = code_below("A reader in NumPy"), {"np": np}
+    exec(compile(code, PAGE.name, "exec"), scope)
     assert len([line for line in code.splitlines() if line.strip()]) <= 30
-    check_reader(read, *written)
+    check_reader(scope["read_numpy"], *written)
 
 
-def test_pytorch_reads_it(written):
-    pytest.importorskip("torch")
-    check_reader(block("A reader in PyTorch", "read_torch")[1], *written)
+def python_with_torch():
+    if importlib.util.find_spec("torch"):
+        return sys.executable
+    own = ROOT / ".venv-torch" / "bin" / "python"
+    if not own.exists():
+        pytest.skip("PyTorch is not installed; `make .venv-torch/.installed` installs it")
+    return str(own)
+
+
+SAVE = """
+import sys
+import numpy as np
+*trees, about = read_torch(sys.argv[1])
+arrays = {f"{i}/{n}": x.numpy() for i, tree in enumerate(trees) for n, x in tree.items()}
+np.savez(sys.argv[2], **arrays)
+print(json.dumps(about))
+"""
+
+
+def test_pytorch_reads_it(written, tmp_path):
+    script, out = tmp_path / "read.py", tmp_path / "found.npz"
+    script.write_text(code_below("A reader in PyTorch") + SAVE)
+    path, *rest = written
+    done = subprocess.run(
+        [python_with_torch(), str(script), str(path), str(out)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    trees = [{}, {}, {}]
+    with np.load(out) as file:
+        for name in file:
+            number, _, name_of_leaf = name.partition("/")
+            trees[int(number)][name_of_leaf] = file[name]
+    check_reader(lambda _: (*trees, json.loads(done.stdout)), path, *rest)
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):

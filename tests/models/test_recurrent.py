@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 import rigl_optax
+from rigl_optax import condensed
 from rigl_optax.models import recurrent
 
 SMALL = {"vocabulary": 11, "embedding": 6, "readout": (7, 6)}
@@ -26,6 +27,28 @@ def test_the_paper_s_model_has_its_number_of_weights(cell):
     assert sum(k.size for k in kernels) == 32_768 + gates * (128 + 512) * 512 + 131_072 + 32_768
     if cell == "gru":
         assert sum(k.size for k in kernels) == 1_179_648  # with the paper's embedding tied
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_single_weights_give_the_same_and_are_for_inference(cell):
+    rng = np.random.default_rng(0)
+    gates = {"gru": 3, "lstm": 4}[cell]
+    masks = {name: rng.random((n, gates * 8)) < 0.4 for name, n in (("input", 5), ("recurrent", 8))}
+    kernels = {name: rng.standard_normal(m.shape) * m for name, m in masks.items()}
+    kernels = {name: jnp.asarray(x, jnp.float32) for name, x in kernels.items()}
+    x = jnp.asarray(rng.standard_normal((7, 3, 5)), jnp.float32)
+
+    def run(kernels):
+        layer = recurrent.Layer(cell, 5, 8, fused=True, rngs=nnx.Rngs(0))
+        layer.input.kernel.set_value(kernels["input"])
+        layer.recurrent.kernel.set_value(kernels["recurrent"])
+        return layer(x, jnp.ones((3, 8 * recurrent.STATES[cell])), jnp.ones((7, 3)))
+
+    single = condensed.bind(*condensed.condense_csr(kernels, masks))
+    for found, expected in zip(run(single), run(kernels), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="is for inference and has no gradient"):
+        jax.grad(lambda k: run(k)[0].sum(), allow_int=True)(single)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
