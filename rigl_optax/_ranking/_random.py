@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.random import threefry2x32_p
 
 from rigl_optax import _numbers
 from rigl_optax._ranking._packing import Packing, iota
@@ -81,6 +80,8 @@ def random_scores(
     low = seed.astype(jnp.uint32) if isinstance(seed, jax.Array) else np.uint32(seed)
     words = jnp.stack([jnp.zeros((), jnp.uint32), jnp.asarray(low)])
     key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), int(purpose))
+
+    from jax.extend.random import threefry2x32_p  # slow to import: it brings Pallas
 
     def leaf_key(position: jax.Array) -> jax.Array:
         return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, position), count))
