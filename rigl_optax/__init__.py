@@ -14,7 +14,8 @@ A method wraps an optimizer: `rigl(optax.sgd(0.1), sparsity=0.9, end=25_000)`. W
 """
 
 import importlib as _importlib
-from types import ModuleType as _ModuleType
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from rigl_optax._adam import adamw as adamw
 from rigl_optax._adam import scale_by_adam as scale_by_adam
@@ -57,9 +58,6 @@ from rigl_optax._wrapper._method import RewiringInputs as RewiringInputs
 from rigl_optax._wrapper._method import Shadow as Shadow
 from rigl_optax._wrapper._newborn import Grown as Grown
 from rigl_optax._wrapper._transform import sparse_transform as sparse_transform
-from rigl_optax.accounting.explanation import explain as explain
-from rigl_optax.accounting.widths import iso_flop_width as iso_flop_width
-from rigl_optax.accounting.widths import small_dense_width as small_dense_width
 from rigl_optax.methods._drop_and_grow import drop_and_grow as drop_and_grow
 from rigl_optax.methods._drop_and_grow import grow_at_random as grow_at_random
 from rigl_optax.methods._drop_and_grow import grow_by_gradient as grow_by_gradient
@@ -96,7 +94,16 @@ from rigl_optax.methods.static import static_sparse as static_sparse
 __version__ = "0.1.0"  # pyproject.toml reads it here
 
 # Imported on first use, so that `import rigl_optax` stays quick.
-_LAZY = ("accounting", "analysis", "condensed", "export")
+if _TYPE_CHECKING:
+    from rigl_optax.accounting.explanation import explain as explain
+    from rigl_optax.accounting.widths import iso_flop_width as iso_flop_width
+    from rigl_optax.accounting.widths import small_dense_width as small_dense_width
+_LAZY = {
+    **dict.fromkeys(("accounting", "analysis", "condensed", "export"), ""),
+    "explain": "accounting.explanation",
+    "iso_flop_width": "accounting.widths",
+    "small_dense_width": "accounting.widths",
+}
 
 __all__ = [
     "NM",
@@ -176,9 +183,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> _ModuleType:
-    if name in _LAZY:
+def __getattr__(name: str) -> _Any:
+    module = _LAZY.get(name)
+    if module == "":
         return _importlib.import_module(f"{__name__}.{name}")
+    if module is not None:
+        return getattr(_importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

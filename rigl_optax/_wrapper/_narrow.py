@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from rigl_optax._types import PyTree
 from rigl_optax._xla import _blend
@@ -31,7 +30,7 @@ def with_zero_quotients(function: Callable[..., PyTree], *args: PyTree) -> PyTre
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
-def _mended(jaxpr: core.Jaxpr) -> core.Jaxpr:
+def _mended(jaxpr: Any) -> Any:
     return jaxpr.replace(eqns=[_mended_equation(equation) for equation in jaxpr.eqns])
 
 
@@ -52,6 +51,8 @@ def _mended_equation(equation: Any) -> Any:
 
 def _mended_value(value: Any) -> Any:
     """Mends the programs in a parameter of an equation."""
+    from jax.extend import core  # slow to import: it brings Pallas
+
     if isinstance(value, core.ClosedJaxpr):
         return value.replace(jaxpr=_mended(value.jaxpr))
     if isinstance(value, core.Jaxpr):

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.extend import core
 
 from rigl_optax import _paths
 from rigl_optax._layout import Layout
@@ -90,13 +89,15 @@ def check_frozen(
         )
 
 
-def _reached(jaxpr: core.Jaxpr, number: int) -> list[int]:
+def _reached(jaxpr: Any, number: int) -> list[int]:
     """For each update, which gradients can have an effect on it sooner or later, as bits.
 
     Args:
       jaxpr: Of `update(gradients, state, params)`.
       number: Of leaves of the parameters.
     """
+    from jax.extend import core  # slow to import: it brings Pallas
+
     inputs = [1 << i for i in range(number)] + [0] * (len(jaxpr.invars) - number)
     while True:
         seen = dict(zip(jaxpr.invars, inputs, strict=True))

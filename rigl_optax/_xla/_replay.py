@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.extend import core
 
 from rigl_optax._types import PyTree
 
@@ -41,6 +40,8 @@ def stepped(
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
         updates, state = update()
         return updates, state, lambda stored: updates
+    from jax.extend import core  # slow to import: it brings Pallas
+
     closed, shapes = jax.make_jaxpr(update, return_shape=True)()
     jaxpr = closed.jaxpr
     treedef, number = jax.tree.structure(shapes), len(jax.tree.leaves(shapes[0]))
@@ -89,8 +90,10 @@ def _calls_host(equation: Any) -> bool:
     return any(_calls_host(e) for program in programs for e in program.eqns)
 
 
-def _programs(value: Any) -> list[core.Jaxpr]:
+def _programs(value: Any) -> list[Any]:
     """Returns the programs inside a parameter of an equation."""
+    from jax.extend import core
+
     if isinstance(value, core.ClosedJaxpr):
         return [value.jaxpr]
     if isinstance(value, core.Jaxpr):

@@ -15,10 +15,11 @@ PACKAGES = ("reports", "training", "models", "data")
 PROGRAM = """
 import sys
 import rigl_optax
-for name in ("flax", "orbax", "rigl_optax.condensed", "rigl_optax.training", "rigl_optax.export"):
+LATER = ("accounting", "analysis", "condensed", "export", "training")
+for name in ("flax", "orbax", "jax.extend", *(f"rigl_optax.{each}" for each in LATER)):
     assert name not in sys.modules, name
 rigl_optax.condensed.CSR, rigl_optax.analysis.churn, rigl_optax.accounting.explain
-rigl_optax.export.read
+rigl_optax.export.read, rigl_optax.explain, rigl_optax.small_dense_width
 assert "flax" not in sys.modules
 """
 
