@@ -44,6 +44,7 @@ GPT_METHODS := --methods=dense,small_dense,static,set,rigl,gmp,granet
 .PHONY: train test test-fast test-core test-matrix lint bench soak fuzz compare compare-fashion-mnist docs pages lock clean
 .PHONY: compare-text compare-text-quick bench-recurrent compare-vision bench-vision bench-input
 .PHONY: accelerator bench-inference compare-structures bench-condensed bigger-than-dense compare-gpt compare-gpt-quick study-gpt
+.PHONY: study-landscape
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits
@@ -81,6 +82,10 @@ compare-gpt-quick: $(VENV)/.train
 study-gpt: $(VENV)/.train
 	$(BIN)/python -m benchmarks.transformer_rates --figure=docs/images/gpt_rates.png
 	$(BIN)/python -m benchmarks.newborn_weights --figure=docs/images/newborn_weights.png
+
+# Barriers, sharpness at rewirings, what trains at which rate: docs/landscape.md.
+study-landscape: $(VENV)/.train
+	$(BIN)/python -m benchmarks.landscape --figures=docs/images
 
 # 15 runs of about 150 s on 2 quiet cores.
 compare-vision: $(VENV)/.train
