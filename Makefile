@@ -148,7 +148,7 @@ bench: $(VENV)/.train
 
 # The tables of docs/ that are made from sources; those of records have targets of their own.
 pages: $(VENV)/.test
-	for page in combinations config optimizers recipes sizes tree; do \
+	for page in accelerators combinations config optimizers recipes sizes tree; do \
 	  $(BIN)/python docs/$$page.py || exit 1; done
 
 docs: $(VENV)/.docs

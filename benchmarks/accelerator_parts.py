@@ -9,6 +9,7 @@ says so. Times are medians over rounds in which all that is compared takes its t
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
@@ -176,7 +177,6 @@ def block_products(run: Run) -> None:
 
     from rigl_optax import Block
     from rigl_optax.condensed import (
-        PRODUCTS,
         BlockSparse,
         products,
         random_topology,
@@ -197,7 +197,7 @@ def block_products(run: Run) -> None:
     def errors(dtype: Any, form: str) -> dict[str, Any]:
         values = random_values(jax.random.key(0), topology).astype(dtype)
         x, dy = (normal(seed, (tokens, width), dtype) for seed in (1, 2))
-        with products({(None, None, None): form}):
+        with products(forms()[form]):
             y, dvalues, dx = jax.device_get(all_three(values, x, dy))
         w = np.asarray(topology.bind(values).dense(), np.float64)
         x64, dy64 = np.asarray(x, np.float64), np.asarray(dy, np.float64)
@@ -212,7 +212,7 @@ def block_products(run: Run) -> None:
         return {**worst, "as_promised": max(worst.values()) < 0.05}
 
     for dtype in (jnp.float32, jnp.bfloat16):
-        for form in PRODUCTS:
+        for form in forms():
             name = f"blocks of {size}, {jnp.dtype(dtype).name}, {form}"
             run.attempt(name, 5, lambda d=dtype, f=form: errors(d, f))
 
@@ -318,8 +318,6 @@ def products(run: Run) -> None:
     """Products of stored blocks against dense `jax.dot` in bfloat16."""
     import jax.numpy as jnp
 
-    from rigl_optax.condensed import PRODUCTS
-
     tokens = 32 if run.is_tiny else 8192
     sizes = (16,) if run.is_tiny else (128, 64, 256)
     widths = (64,) if run.is_tiny else (4096, 2048, 8192, 1024)
@@ -334,7 +332,7 @@ def products(run: Run) -> None:
         x = normal(0, (tokens, width), jnp.bfloat16)
         if width not in dense:
             dense[width] = product_steps(run, x, normal(1, (width, width), jnp.bfloat16), None)
-        for form in PRODUCTS:
+        for form in forms():
             name = f"{width} wide, blocks of {size}, {sparsity}, {form}"
             run.attempt(
                 name,
@@ -343,6 +341,22 @@ def products(run: Run) -> None:
                     run, dense[w], x, s, b, f
                 ),
             )
+
+
+def forms() -> dict[str, dict[Any, str]]:
+    """Returns the products that this device has, and a table that chooses each."""
+    import jax
+
+    from rigl_optax.condensed import PRODUCTS, products
+
+    device, found = jax.devices()[0], {}
+    is_rocm = "rocm" in device.client.platform_version.lower()
+    platform = {"gpu": "rocm" if is_rocm else "cuda"}.get(device.platform, device.platform)
+    for name in PRODUCTS:
+        table = {(platform, None, None): name}
+        with contextlib.suppress(ValueError), products(table):
+            found[name] = table
+    return found
 
 
 def product_steps(run: Run, x: Any, weight: Any, topology: Any) -> dict[str, Callable[[], None]]:
@@ -412,7 +426,7 @@ def against_dense(
     steps = product_steps(run, x, values, topology)
     found: dict[str, Any] = {"density": topology.density}
     for name, step in steps.items():
-        with condensed.products({(None, None, None): form}):
+        with condensed.products(forms()[form]):
             seconds = median_seconds({"dense": dense[name], "stored": step}, run)
         found[f"{name}_x"] = seconds["dense"] / seconds["stored"]
     return found
@@ -481,7 +495,7 @@ def condensed(run: Run) -> None:
         batch = ((inputs[0],), inputs[1])
         turns, megabytes = {}, {}
         for name, (kind, step) in steps.items():
-            with rigl_optax.condensed.products({(None, None, None): form}):
+            with rigl_optax.condensed.products(forms()[form]):
                 program, megabytes[name] = condensed_models.compiled(step, states[kind], *batch)
 
             def turn(kind: str = kind, program: Any = program) -> None:
@@ -500,8 +514,7 @@ def condensed(run: Run) -> None:
         }
 
     for name, (make, inputs) in networks.items():
-        forms = rigl_optax.condensed.PRODUCTS
-        for form in forms[:1] if run.is_tiny else forms:
+        for form in list(forms())[: 1 if run.is_tiny else None]:
             label = f"{name}, blocks of {size}, 0.9, {form}"
             run.attempt(label, 15, lambda m=make, i=inputs, f=form: compare(m, i, 0.9, f))
 

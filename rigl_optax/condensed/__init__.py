@@ -30,6 +30,8 @@ from rigl_optax.condensed._training import static_sparse as static_sparse
 from rigl_optax.condensed._training import value_and_grad as value_and_grad
 from rigl_optax.condensed._training import value_grad_and_scores as value_grad_and_scores
 from rigl_optax.condensed.blocks._convolution import convolve as convolve
+from rigl_optax.condensed.blocks._costs import Cost as Cost
+from rigl_optax.condensed.blocks._costs import product_costs as product_costs
 from rigl_optax.condensed.blocks._kernel import BlockSparse as BlockSparse
 from rigl_optax.condensed.blocks._kernel import matmul as matmul
 from rigl_optax.condensed.blocks._recurrence import gru as gru

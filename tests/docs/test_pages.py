@@ -32,7 +32,7 @@ def _script(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["config", "optimizers", "recipes", "sizes", "structured", "vision"]
+    "name", ["accelerators", "config", "optimizers", "recipes", "sizes", "structured", "vision"]
 )
 def test_tables_are_those_of_the_sources_and_records(name):
     module = _script(name)

@@ -101,7 +101,7 @@ def _multiply(
     if not n or not batch:
         return _devices.zeros((batch, features), x.dtype, values, x)
     inputs = -(-x.shape[1] // size)
-    tile = _tile(batch, inputs * size * x.dtype.itemsize)
+    tile = rows_at_once(batch, inputs * size * x.dtype.itemsize)
     x = _rows_padded(padded(x, inputs * size), tile)
     x_layout, y_layout = _Layout(inputs, size), _Layout(groups, other)
     dtype = accumulator(values, x)
@@ -161,7 +161,7 @@ def _values(
     (r, c), n, dtype = block, rows.shape[0], accumulator(x, dy)
     if not n or not x.shape[0]:
         return _devices.zeros((n, r, c), dtype, x, dy)
-    tile = _tile(x.shape[0], r * x.dtype.itemsize)
+    tile = rows_at_once(x.shape[0], r * x.dtype.itemsize)
     x_layout, dy_layout = _Layout(-(-x.shape[1] // r), r), _Layout(-(-dy.shape[1] // c), c)
     x = _rows_padded(padded(x, x_layout.blocks * r), tile)
     dy = _rows_padded(padded(dy, dy_layout.blocks * c), tile)
@@ -256,7 +256,7 @@ class _Layout(NamedTuple):
         return x[block]
 
 
-def _tile(batch: int, row: int) -> int:
+def rows_at_once(batch: int, row: int) -> int:
     """Returns how many rows a step takes: of `row` bytes each, in two buffers."""
     tile = TILE
     while tile > SUBLANES and (2 * tile * row > PANEL or tile // 2 >= batch):
