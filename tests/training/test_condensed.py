@@ -233,7 +233,7 @@ def test_after_a_skipped_step_both_forms_rewire_at_the_same_steps(tmp_path, monk
         (
             LENET,
             {"method.accumulate": 2},
-            r"method.accumulate: .*for 'rigl \(condensed\)' min_fan",
+            r"method.accumulate: .*for 'rigl \(condensed\)' candidates, min_fan",
         ),
         (LENET, {"method.name": "set", "method.momentum": 1}, "method.momentum: .*for 'set"),
         (
