@@ -162,7 +162,9 @@ def _rewire(
         return jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, old)
 
     decision = method.rule(inputs)
-    masks = unless_failed(decision.masks, inputs.masks)
+    # Not `where`: XLA would compute the new masks again in the kernel of each leaf, which takes
+    # longer to compile (`benchmarks/update_overhead.py` prints the seconds).
+    masks = lax.cond(is_finite, lambda: decision.masks, lambda: inputs.masks)
     second_masks, numbers = leaves.second_masks, leaves.numbers
     if decision.second_masks is not None:
         second_masks = expanded(unless_failed(decision.second_masks, inputs.second_masks))
