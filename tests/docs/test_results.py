@@ -12,16 +12,7 @@ from rigl_optax.training import methods
 
 ROOT = pathlib.Path(__file__).parents[2]
 SPARSITIES = (0.9, 0.95, 0.98)
-NOT_COMPARED = {
-    "cht",
-    "cht_soft",
-    "mest",
-    "mest_soft",
-    "gmp_25_75",
-    "acdc",
-    "spdf",
-    "iht",
-}  # runs are missing
+NOT_COMPARED = {"cht", "cht_soft"}  # runs are missing
 COMPARED = [name for name in methods.METHODS if name not in NOT_COMPARED]
 
 
