@@ -39,6 +39,11 @@ def test_tables_are_those_of_the_sources_and_records(name):
     assert module.PAGE.read_text() == module.page(), f"run python docs/{name}.py"
 
 
+def test_tables_of_claims_are_those_of_their_records():
+    for page, text in _script("reproduced").pages().items():
+        assert page.read_text() == text, "run python docs/reproduced.py"
+
+
 def test_the_tree_is_that_of_the_package():
     tree = _script("tree")
     for page, lines in tree.pages().items():
