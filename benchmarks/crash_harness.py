@@ -95,7 +95,7 @@ def _last(workdir) -> str | None:
     if not path.exists() or path.stat().st_size < 1000:
         return None
     with path.open("rb") as file:
-        file.seek(-1000, os.SEEK_END)
+        file.seek(-min(path.stat().st_size, 10_000), os.SEEK_END)  # more than a record
         lines = file.read().decode(errors="replace").splitlines()
     try:
         return json.loads(lines[-1]).get("kind")

@@ -27,6 +27,8 @@ def random_masks(layout: Layout, seed: Seed) -> list[jax.Array]:
     # Arrays, so that another seed does not compile the draw again.
     positions = [s.position for s in layout.sparse]
     keys = jax.tree.map(jnp.asarray, _random.keys(seed, _random.Purpose.INITIAL_MASK, positions))
+    # What follows from constants alone, the compiler copies for each use, and shards no copy.
+    keys = jax.lax.optimization_barrier(keys)
     draw = functools.partial(_draw_masks, shapes, tuple(layout.sparse))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in layout.leaves):
         return [_sharding.like(m, leaf) for m, leaf in zip(draw(keys), layout.leaves, strict=True)]

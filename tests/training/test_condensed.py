@@ -73,7 +73,8 @@ def test_its_records_say_the_same(both):
     assert told[0] == told[1]
     for masked, condensed in zip(*records, strict=True):
         for name, value in masked.items():
-            if name in ROUNDED:
+            # Effective units are quotients of sums, which differ in their order.
+            if name in ROUNDED or name.startswith("effective_outputs/"):
                 assert condensed[name] == pytest.approx(value, rel=1e-4)
             else:
                 assert condensed[name] == value, (condensed["kind"], condensed["step"], name)
