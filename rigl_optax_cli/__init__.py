@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": True,
     "reproduce": True,
     "export": False,
+    "prepare": False,
 }
 MISTAKEN = 2  # the exit status of what was asked for wrongly
 _HELP = ("-h", "--help", "help")

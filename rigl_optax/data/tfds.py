@@ -14,8 +14,9 @@ HELD_OUT, MOST = 0.1, 5_000  # the part of the training images that validates, w
 def prepare(name: str) -> str:
     """Returns how to prepare a set, for messages."""
     return (
-        f"`pip install tensorflow-datasets tensorflow; tfds build {name} --data_dir=DIRECTORY` "
-        "(reading needs neither); then pass --config.data.dir=DIRECTORY"
+        f"`pip install tensorflow-datasets tensorflow`, `rigl-optax prepare {name} "
+        "--data_dir=DIRECTORY` (training needs neither package); then pass "
+        "--config.data.dir=DIRECTORY"
     )
 
 

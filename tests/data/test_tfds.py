@@ -79,7 +79,9 @@ def test_large_sets_stay_in_their_files(small, monkeypatch):
 def test_what_is_missing_is_said(small, tmp_path):
     with pytest.raises(FileNotFoundError, match="dir is empty. For tfds/petals/tiny: .pip install"):
         load("")
-    with pytest.raises(FileNotFoundError, match="no prepared TFDS dataset roses.*tfds build roses"):
+    with pytest.raises(
+        FileNotFoundError, match="no prepared TFDS dataset roses.*rigl-optax prepare roses"
+    ):
         load(small[0], "roses")
     write(tmp_path, "alone", {"train": [(b"x", 0)]}, 1, shape=(2, 2, 3))
     with pytest.raises(FileNotFoundError, match="has the splits train; wanted are train, and test"):
