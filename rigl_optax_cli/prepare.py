@@ -1,7 +1,7 @@
 r"""Prepares an image set with TensorFlow Datasets, for `--config.data.name=tfds/NAME`.
 
     rigl-optax prepare cifar100 --data_dir=/data
-    rigl-optax train fashion_mnist_wrn --workdir=runs/cifar100 \\
+    rigl-optax train fashion_mnist_wrn --workdir=runs/cifar100 \
         --config.data.name=tfds/cifar100 --config.data.dir=/data
 
 It needs the package tensorflow-datasets, and for most sets TensorFlow; training needs neither.
