@@ -256,9 +256,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 def launches():
     """The commands of docs/deploy.md that train, as dicts of their flags."""
     text = (ROOT / "docs" / "deploy.md").read_text().replace("\\\n", " ")
-    lines = re.findall(r"^(?:python scripts/train\.py|rigl-optax train) .*$", text, re.MULTILINE)
-    words = ([w for w in shlex.split(line) if w.startswith("--")] for line in lines)
-    return [dict(w.removeprefix("--").split("=", 1) for w in each) for each in words]
+    found = re.findall(r"^rigl-optax train (\w+) (.*)$", text, re.MULTILINE)
+    return [
+        {"recipe": recipe, **dict(w.removeprefix("--").split("=", 1) for w in shlex.split(flags))}
+        for recipe, flags in found
+    ]
 
 
 def value(text):
@@ -275,9 +277,9 @@ def test_the_launches_of_the_page_run(tmp_path, monkeypatch):
     fewer["mesh.data"] = 1  # of the eight devices of the tests
     commands, ended = launches(), {}
     assert len(commands) == 5 and sum("config.start.path" in c for c in commands) == 3
-    first = {"config": "digits_lenet", "workdir": "runs/digits"}
+    first = {"recipe": "digits_lenet", "workdir": "runs/digits"}
     for command in [first, *commands]:
-        recipe = runpy.run_path(ROOT / "configs" / f"{pathlib.Path(command['config']).stem}.py")
+        recipe = runpy.run_path(ROOT / "configs" / f"{command['recipe']}.py")
         keys = {k.removeprefix("config."): value(v) for k, v in command.items() if "." in k}
         config = config_lib.from_mapping(recipe["get_config"]().to_dict())
         result = train(config_lib.changed(config, keys | fewer), pathlib.Path(command["workdir"]))
