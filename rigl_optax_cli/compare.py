@@ -65,6 +65,12 @@ def _compare(values: flags.FlagValues) -> int:
     compared = comparison.arms(names, sparsities, structures)
     if values.equal_flops:
         compared += comparison.at_equal_flops(base, compared)
+    refused = comparison.refusals(base, compared) if values.train else {}
+    for arm, why in refused.items():
+        if values.methods != ["all"]:
+            raise ValueError(f"{arm.label}: {why}")
+        console.print(f"{arm.label} is left out: {why}", markup=False)
+    compared = [arm for arm in compared if arm not in refused]
     records_dir = None if values.records is None else pathlib.Path(values.records)
     try:
         results = comparison.run_all(

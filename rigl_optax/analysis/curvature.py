@@ -113,8 +113,7 @@ def hessian_eigenvalues(
       seed: Of the random vector.
 
     Returns:
-      The k algebraically largest eigenvalues; NaN for those that `iterations` beyond the number of
-      active weights have left over.
+      The k algebraically largest eigenvalues; NaN beyond the number of active weights.
 
     Raises:
       ValueError: If the masks do not fit the parameters, or a number is out of range.

@@ -83,8 +83,8 @@ def cht(
 
     Use it at 95 to 99 % sparsity in linear layers where dense gradients cannot be had. A rewiring
     multiplies dense matrices, 4 i o (i + o) FLOPs in a layer of i inputs and o outputs: more than a
-    training step of a small batch, so keep `every` large; training FLOPs count them. It is
-    in no form for condensed weights.
+    training step of a small batch, so keep `every` large; training FLOPs count them.
+    Condensed weights have no form of it.
 
     What the papers leave open, or do otherwise, is decided so here: the first paper's predictor,
     CH3-L3, sums over all paths, and the second replaced it by CH2-L3n, which is used with and

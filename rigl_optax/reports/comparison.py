@@ -19,7 +19,9 @@ from rigl_optax.training import (
     methods,
     recovery,
     score,
+    setup,
     sparsity,
+    tasks,
 )
 from rigl_optax.training import config as config_lib
 
@@ -185,6 +187,23 @@ def _ticket_arm(compared: Sequence[Arm], arm: Arm) -> Arm:
     return next(alike, plain._replace(changes=arm.changes))
 
 
+def refusals(base: config_lib.Config, compared: Sequence[Arm]) -> dict[Arm, str]:
+    """Builds each arm from shapes alone, and returns why those that cannot be trained cannot.
+
+    Args:
+      base: As in `run_all`; its data are read for the shape of an example.
+      compared: From `arms`.
+    """
+    facts = tasks.find(base).facts
+    found = {}
+    for arm in compared:
+        try:
+            setup.outline(_config(base, arm), facts)
+        except ValueError as error:
+            found[arm] = str(error)
+    return found
+
+
 def run_all(
     base: config_lib.Config,
     compared: Sequence[Arm],
@@ -220,7 +239,7 @@ def run_all(
     """
     todo = list(runs(base, compared, seeds, workdir))
     results: Results = {arm: [] for arm in compared}
-    missing = [run for run in todo if train and not _is_done(*run, records)]
+    missing = [run[2] for run in todo if train and not _is_done(*run, records)]
     seconds: list[float] = []  # of the runs trained here
     bar = track(todo, "runs", console=console, disable=not console.is_terminal)
     for number, (arm, config, folder) in enumerate(bar, start=1):
@@ -232,7 +251,9 @@ def run_all(
             began = time.monotonic()
             ticket = _config(base, _ticket_arm(compared, arm)) if config.method.ticket else None
             result = _trained(config, folder, console, ticket)
-            seconds.append(time.monotonic() - began)
+            if folder in missing:
+                missing.remove(folder)
+                seconds.append(time.monotonic() - began)
             if result is None:
                 continue
         if record is not None and not record.exists():
@@ -258,18 +279,17 @@ def _is_done(
     arm: Arm, config: config_lib.Config, folder: pathlib.Path, records: pathlib.Path | None
 ) -> bool:
     """Tells whether a run has ended, well or not; what it left is not read."""
-    left = [folder / checkpoints.RESULT_FILE, folder / FAILED_FILE]
+    left = [folder / checkpoints.RESULT_FILE]
     left += [] if records is None else [records / _record_name(arm, config)]
-    return any(path.exists() for path in left)
+    return any(path.exists() for path in left) or _failed(folder, config) is not None
 
 
-def _left(seconds: Sequence[float], missing: int) -> str:
+def _left(seconds: Sequence[float], runs_left: int) -> str:
     """Says how long the missing runs will take, as long as those trained so far took on average."""
-    runs_left = missing - len(seconds)
     if not seconds or runs_left <= 0:
         return ""
     minutes = runs_left * statistics.mean(seconds) / 60
-    return f"; {runs_left} runs left, about {math.ceil(minutes)} min"
+    return f"; {runs_left} run{'s' * (runs_left > 1)} left, about {math.ceil(minutes)} min"
 
 
 def failures(

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -192,8 +193,8 @@ class Method:
       prune_from: The fraction of the training steps after which gradual pruning begins.
       sparse_aware_init: Rescales initial weights to the inputs that the first masks leave: `none`;
         `unit`, each unit by its own number; or `layer`, all units of a layer alike. For networks
-        without normalisation; not with `condensed`, `optimizer.base_width` or methods whose
-        inactive weights go on learning.
+        without normalisation; not with `condensed`, `optimizer.base_width`, `start.path` or
+        methods whose inactive weights go on learning.
       structure: Which weights are active or inactive together.
       condensed: Stores only the active blocks of sparse kernels, so that time and memory follow the
         density (`rigl_optax.condensed`): same masks and weights as without, up to rounding. For
@@ -626,7 +627,8 @@ def _check(config: Config) -> None:
     """Raises a ValueError if two values contradict each other."""
     data, optimizer = config.data, config.optimizer
     if not config.start.path and config.start != Start():
-        given = {key: value for key, value in to_json(config.start).items() if value}
+        plain = to_json(Start())
+        given = {k: v for k, v in to_json(config.start).items() if v != plain[k]}
         raise ValueError(
             f"config.start.path='': must be given with the other keys of config.start: {given}"
         )
@@ -635,8 +637,22 @@ def _check(config: Config) -> None:
             f"config.data.validation={data.validation}: must be 0 for {data.name}, whose splits "
             f"are given; it is for {', '.join(PHOTOS)}, {TFDS}NAME"
         )
+    step = str(config.start.step)
+    if step not in ("newest", "best") and not step.isdecimal():
+        raise ValueError(
+            f"config.start.step={config.start.step!r}: must be 'newest', 'best' or the step of a "
+            "checkpoint"
+        )
+    for pattern in (*config.start.keep, *(pattern for pattern, _ in config.start.names)):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"config.start: {pattern!r} is no regular expression: {error}"
+            ) from None
     rescaled = config.method.sparse_aware_init
     for key, value in (
+        ("start.path", config.start.path),
         ("method.condensed", config.method.condensed),
         ("optimizer.base_width", optimizer.base_width),
     ):

@@ -40,7 +40,7 @@ class Form(NamedTuple):
     Attributes:
       model: An NNX model in evaluation.
       file: Name of the file that holds its weights.
-      kept_dense: Sparse kernels that it holds as dense arrays, in a form that is made of others.
+      kept_dense: Paths of sparse kernels that stay dense arrays in this form.
     """
 
     model: nnx.Module

@@ -102,14 +102,14 @@ def restore(
             number = int(which)
         if which != NEWEST and number not in steps:
             raise ValueError(
-                f"--step={which}: must be {NEWEST}, {BEST} (if there are validation records) or a "
+                f"step={which}: must be {NEWEST}, {BEST} (if there are validation records) or a "
                 f"step of the checkpoints, which are {steps}"
             )
         state = checkpoints.restore_newest(saved, run.abstract, say, run.config, until=number)
     if state is None:
         raise ValueError(f"{workdir} has no checkpoint yet")
     if number is not None and int(state.step) != number:
-        raise ValueError(f"--step={which}: checkpoint {number} cannot be read")
+        raise ValueError(f"step={which}: checkpoint {number} cannot be read")
     return state
 
 

@@ -101,7 +101,7 @@ def _train(run: setup.Run, workdir: pathlib.Path, console: Console) -> dict[str,
             if is_again:
                 waiting.clear()
                 waiting.append(_newest(launch))
-            # Only now: a launch that is refused changes nothing.
+            # Only now: the workdir belongs to no launch that is refused.
             hosts.first_does(lambda: _claim(run, workdir))
             if config.start.path and not is_again:
                 launch.compare(waiting[0])

@@ -10,7 +10,7 @@ from flax import nnx
 
 from rigl_optax.training.setup import Run
 from rigl_optax.training.state import TrainState
-from rigl_optax.training.tasks import Bytes, Windows
+from rigl_optax.training.tasks import Bytes, Tokens, Windows
 
 
 def sample(
@@ -32,7 +32,7 @@ def sample(
     Raises:
       ValueError: If the run is not of a text of bytes, or an argument makes no sense.
     """
-    if isinstance(run.task, Windows) and _gpt(run, state).vocabulary > 256:
+    if isinstance(run.task, Tokens):
         raise ValueError(
             "only models over bytes write text: of others draw tokens, for a tokenizer to decode"
         )
@@ -76,10 +76,11 @@ def sample_tokens(
         )
     kernels = run.representation.kernels(state)
     key = jax.random.key(seed)
-    if isinstance(run.task, Windows):
-        model = _gpt(run, state)
-        if not 0 <= min(prompt) <= max(prompt) < model.vocabulary:
-            raise ValueError(f"prompt={list(prompt)}: tokens are 0 to {model.vocabulary - 1}")
+    model = _gpt(run, state) if isinstance(run.task, Windows) else None
+    vocabulary = 256 if model is None else model.vocabulary
+    if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+        raise ValueError(f"prompt={list(prompt)}: tokens are 0 to {vocabulary - 1}")
+    if model is not None:
         window = jnp.asarray(list(prompt[-model.context :]), jnp.int32)
         drawn = draw_by_windows(
             run.graphdef,

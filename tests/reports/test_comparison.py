@@ -48,6 +48,21 @@ def test_an_unknown_method_is_refused():
         comparison.arms(["nonesuch"], [0.9])
 
 
+def test_what_cannot_be_trained_is_known_before_the_first_run():
+    base = config_lib.from_mapping(
+        {"data": {"name": "digits"}, "model": {"name": "wide_resnet", "depth": 10, "width": 0.25}}
+    )
+    compared = [Arm("static", 0.9), Arm("cht", 0.9)]
+    found = comparison.refusals(base, compared)
+    assert list(found) == [Arm("cht", 0.9)] and "convolution with a window" in found[compared[1]]
+
+
+def test_the_time_left_is_that_of_the_runs_that_are_missing():
+    assert comparison._left([], 2) == "" and comparison._left([60.0], 0) == ""
+    assert comparison._left([100.0, 110.0], 2) == "; 2 runs left, about 4 min"
+    assert comparison._left([50.0], 1) == "; 1 run left, about 1 min"
+
+
 def test_differences_are_paired_by_seed_and_sparsity():
     results = {
         Arm("static", 0.9): [result(0.80), result(0.90, seed=1)],

@@ -43,7 +43,7 @@ def test_the_page_shows_the_checkpoint_asked_for(trained):
 @pytest.mark.parametrize("which", ["12", "worst", "-1"])
 def test_a_checkpoint_that_is_not_there_is_refused(trained, which):
     config, run, workdir = trained
-    message = rf"--step={which}: must be newest, best .* which are \[10, 20, 30\]"
+    message = rf"step={which}: must be newest, best .* which are \[10, 20, 30\]"
     with pytest.raises(ValueError, match=message):
         loading.restore(run, workdir, which)
     with pytest.raises(ValueError, match=message):

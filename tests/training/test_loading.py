@@ -61,7 +61,7 @@ def test_a_run_is_restored_from_shapes_alone(finished, tmp_path, small):
     found = export.read(tmp_path / "network.safetensors")
     assert config_lib.from_mapping(found.config) == small
     assert int(training.load(str(workdir), 40)[1].step) == 40
-    with pytest.raises(ValueError, match="--step=7: must be newest"):
+    with pytest.raises(ValueError, match="step=7: must be newest"):
         training.load(workdir, 7)
 
 

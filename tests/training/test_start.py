@@ -225,7 +225,7 @@ def test_names_and_layout_of_others(small, dense, tmp_path):
         ({"start.names": (("layer.*/kernel", "x"),)}, r"3 of 6 .* \('x'\) is not there"),
         ({"start.names": (("nothing", "x"),)}, r"names: 'nothing' match no parameter"),
         ({"start.keep": ("head",)}, r"keep: 'head' matches no parameter"),
-        ({"start.step": 7}, r"--step=7: must be newest, best .*which are \["),
+        ({"start.step": 7}, r"step=7: must be newest, best .*which are \["),
     ],
 )
 def test_what_is_wrong_is_said_at_once(small, dense, keys, problem):
@@ -240,6 +240,14 @@ def test_wrong_keys_are_refused(small, tmp_path):
         ({"start.layout": "caffe"}, "must be one of flax, pytorch"),
         ({"start.names": "x"}, "must be pairs of a pattern and a value"),
         ({"start.names": (("a", 3),)}, "config.start.names=3: must be str"),
+        ({"start.path": "a", "start.step": "nearest"}, "config.start.step='nearest': must be"),
+        ({"start.path": "a", "start.step": -5}, "config.start.step=-5: must be"),
+        ({"start.path": "a", "start.keep": ("(",)}, r"'\(' is no regular expression"),
+        ({"start.layout": "pytorch"}, r"other keys of config.start: \{'layout': 'pytorch'\}$"),
+        (
+            {"start.path": "a", "method.sparse_aware_init": "unit"},
+            "sparse_aware_init='unit': must be 'none' with config.start.path='a'",
+        ),
     ):
         with pytest.raises(ValueError, match=problem):
             config_lib.changed(small, keys)

@@ -123,6 +123,12 @@ def test_evaluation_is_that_of_a_model_that_reads_each_lane_whole(config, traine
     assert found["loss"] == pytest.approx(total / predicted, rel=1e-5)
 
 
+def test_numbers_that_are_no_bytes_are_refused(config, trained):
+    run, state = setup.prepare(config), final(config, trained[0])
+    with pytest.raises(ValueError, match=r"prompt=\[97, 300\]: tokens are 0 to 255"):
+        sampling.sample_tokens(run, state, 2, prompt=[97, 300], temperature=0.0, seed=0)
+
+
 def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(config, trained, tmp_path):
     train(config, tmp_path)
     with checkpoints.open_checkpoints(tmp_path, 5) as saved:

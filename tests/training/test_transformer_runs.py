@@ -116,8 +116,11 @@ def test_token_files_are_read_as_they_are(tmp_path):
     start, settings = run.initial, {"temperature": 1.0, "seed": 0}
     drawn = sampling.sample_tokens(run, start, 12, prompt=[1_199, 3], **settings)
     assert len(drawn) == 12 and 255 < max(drawn) < 1_200
-    with pytest.raises(ValueError, match="only models over bytes write text"):
-        sampling.sample(run, start, 12, prompt=b"a", **settings)
+    # Nor do those over few tokens, as of a set of characters.
+    few = setup.prepare(config_lib.changed(config, {"model.vocabulary": 65}))
+    for each in (run, few):
+        with pytest.raises(ValueError, match="only models over bytes write text"):
+            sampling.sample(each, start, 12, prompt=b"a", **settings)
     evaluated = list(text.evaluation_batches(found.validation, 4, 5))
     assert sum(batch["weights"].sum() for batch in evaluated) == 49
     (tmp_path / "val.bin").write_bytes(b"123")

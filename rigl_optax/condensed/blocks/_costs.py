@@ -3,6 +3,7 @@
 import math
 from typing import Literal, NamedTuple
 
+from rigl_optax import _numbers
 from rigl_optax._structures import Block
 from rigl_optax.condensed.blocks._table import PRODUCTS, Product
 
@@ -50,14 +51,15 @@ def product_costs(
       tokens: Rows of activations.
       shape: Of the dense kernel, (in, out).
       block: Its blocks, which must divide it.
-      density: Fraction of the blocks that are stored.
+      density: Fraction of the blocks that are stored, from 0 to 1.
       itemsize: Bytes of a number; 2 for bfloat16.
 
     Returns:
       `{"forward": Cost, "inputs": Cost, "values": Cost}`: the product and its two gradients.
 
     Raises:
-      ValueError: If the product does not exist, or blocks do not divide the kernel.
+      ValueError: If the product does not exist, blocks do not divide the kernel, or a number is
+        out of range.
 
     Examples:
       >>> import rigl_optax
@@ -71,13 +73,18 @@ def product_costs(
       (805306368, 0)
     """
     (inputs, outputs), (r, c) = shape, (block.rows, block.cols)
+    tokens = _numbers.integer("tokens", tokens, least=1)
+    itemsize = _numbers.integer("itemsize", itemsize, least=1)
+    if not 0 <= density <= 1:
+        raise ValueError(f"density={density!r}: must be from 0 to 1")
+    grid = block.grid(shape, "the kernel")
     if product == "dense":
         moved = itemsize * (tokens * (inputs + outputs) + inputs * outputs)
         each = Cost(2 * tokens * inputs * outputs, moved, 0)
         return {"forward": each, "inputs": each, "values": each}
     if product not in PRODUCTS:
         raise ValueError(f"product {product!r}: must be dense or one of {', '.join(PRODUCTS)}")
-    blocks = round(density * math.prod(block.grid(shape, "the kernel")))
+    blocks = round(density * math.prod(grid))
     if product == "pallas":
         return _of_kernels(tokens, shape, (r, c), blocks, itemsize)
     flops = 2 * tokens * blocks * r * c

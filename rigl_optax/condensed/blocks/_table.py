@@ -105,7 +105,7 @@ def chosen(block: Block, dtype: jax.typing.DTypeLike) -> tuple[Product, ...]:
 def apply(
     name: str, products: tuple[Product, ...], args: tuple[PyTree, ...], *static: Any
 ) -> PyTree:
-    """Calls `forward`, `backward` or `scores` of the product that each platform has.
+    """Calls `forward` or `backward` of the product that each platform has.
 
     Args:
       name: Of a function of `_product`; those of the others take and return the same.
