@@ -704,6 +704,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--figures", type=pathlib.Path, help="folder to draw into")
     parser.add_argument("--quick", action="store_true", help="one short run of each kind")
     options = parser.parse_args(arguments)
+    for study in options.studies.split(","):
+        if study not in FIGURES:
+            parser.error(f"--studies: {study!r} must be one of {', '.join(FIGURES)}")
     if options.quick and (options.results == RESULTS or options.figures):
         parser.error("--quick needs --results of its own, and draws nothing")
     kept = json.loads(options.results.read_text()) if options.results.exists() else {}

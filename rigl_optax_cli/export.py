@@ -1,4 +1,4 @@
-"""Writes a trained network in all its forms; and measures them here, and says which is the fastest.
+"""Writes a trained network in all its forms; with --measure says which is the fastest here.
 
     rigl-optax export --workdir=runs/digits --measure
     rigl-optax export --workdir=runs/digits --out=handed_over --step=best
@@ -31,14 +31,17 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("out", None, about, values)
     about = "Times all forms, and compares their accuracy."
     flags.DEFINE_bool("measure", False, about, values)
-    flags.DEFINE_enum("split", "test", _SPLITS, "On which accuracy is measured.", values)
+    about = "On which accuracy is measured; test if not given."
+    flags.DEFINE_enum("split", None, _SPLITS, about, values)
 
 
 def _export(values: flags.FlagValues) -> None:
     command_line.use_cpu()
+    if values.split is not None and not values.measure:
+        raise ValueError(f"--split={values.split}: only with --measure")
     run, state = training.load(values.workdir, values.step)
     folder = pathlib.Path(values.out or pathlib.Path(values.workdir) / "export")
     split = None
     if values.measure and values.split != "none":
-        split = getattr(run.dataset, values.split)
+        split = getattr(run.dataset, values.split or "test")
     print(deploy.hand_over(run, state, folder, measures=values.measure, split=split))
