@@ -1,7 +1,7 @@
 """Looks at the loss that sparse training sees: barriers, sharpness at rewirings, what diverges.
 
     python -m benchmarks.landscape [--seeds=3] [--figures=docs/images]
-    python -m benchmarks.landscape --quick --results=/tmp/quick.json
+    python -m benchmarks.landscape --quick --results=runs/quick.json
 
 LeNet-300-100 on scikit-learn's digits, 98 % sparse, ERK, 2,000 steps of 100 images, SGD with
 Nesterov momentum 0.9, a cosine from the rate to 0, a rewiring of 30 % every 50 steps until three

@@ -2,8 +2,7 @@
 
 On one host (for a pod or SLURM see docs/scale.md); `data.dir` holds TFDS's `cifar10`:
 
-    rigl-optax train cifar10_wrn22_2 \
-        --config.data.dir=/data/tensorflow_datasets --workdir=runs/wrn22_2
+    rigl-optax train cifar10_wrn22_2 --config.data.dir=/data/tfds --workdir=runs/wrn22_2
 
 Variants, each by a flag:
 
@@ -29,23 +28,18 @@ in each block is the reference code's, and not in the paper (--config.model.drop
 code's flag for the distribution defaults to uniform, but the paper's runs are ERK.
 """
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 
-def get_config() -> config_dict.ConfigDict:
-    """Returns the keys that differ from the defaults in `rigl_optax.training.config`."""
+def get_config() -> ConfigDict:
     steps = 97_656  # schedules are fractions of the run, so they scale with `--config.steps`
-    sgd = {"momentum": 0.9, "nesterov": True, "learning_rate": 0.1, "weight_decay": 5e-4}
-    drops = (30_000 / steps, 60_000 / steps, 90_000 / steps)
-    rewiring = {"until": 75_000 / steps, "prune_from": 20_000 / steps}
-    keys = {
-        "steps": steps,
-        "batch_size": 128,
-        "data": {"name": "cifar10", "image_size": 32, "augment": "pad_crop"},
-        "model": {"name": "wide_resnet", "depth": 22, "k": 2, "dropout": 0.3},
-        "method": {"name": "rigl", "sparsity": 0.9, **rewiring},
-        "optimizer": {**sgd, "schedule": "step", "decay_at": drops, "decay_factor": 0.2},
-        "eval": {"every": 3_900, "batch_size": 1_000},
-        "checkpoint": {"every": 3_900},
-    }
-    return config_dict.ConfigDict(keys)
+    keys = ConfigDict({"steps": steps, "batch_size": 128})
+    keys.data = {"name": "cifar10", "image_size": 32, "augment": "pad_crop"}
+    keys.model = {"name": "wide_resnet", "depth": 22, "k": 2, "dropout": 0.3}
+    keys.method = {"name": "rigl", "sparsity": 0.9}
+    keys.method.update({"until": 75_000 / steps, "prune_from": 20_000 / steps})
+    keys.optimizer = {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    keys.optimizer.update({"schedule": "step", "decay_factor": 0.2})
+    keys.optimizer.decay_at = (30_000 / steps, 60_000 / steps, 90_000 / steps)
+    keys.update({"eval": {"every": 3_900, "batch_size": 1_000}, "checkpoint": {"every": 3_900}})
+    return keys

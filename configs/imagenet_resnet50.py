@@ -1,14 +1,9 @@
 """ResNet-50 on ImageNet-2012: 32,000 steps of 4,096 images (102 epochs), RigL at 80 %, ERK.
 
-On one host, whose accelerators share the batch (for a pod or SLURM see docs/scale.md):
-
-    rigl-optax train imagenet_resnet50 \
-        --config.data.dir=/data/tensorflow_datasets --workdir=runs/resnet50
+    rigl-optax train imagenet_resnet50 --config.data.dir=/data/tfds --workdir=runs/resnet50
 
 A folder for each class instead of TFDS: --config.data.name=image_folder. For batches of b images:
---config.batch_size=b, 32,000 * 4,096 / b steps, a learning rate of 1.6 * b / 4,096.
-
-Variants, each by a flag:
+--config.batch_size=b, 32,000 * 4,096 / b steps, a learning rate of 1.6 * b / 4,096. Variants:
 
     --config.method.name=static     or dense, snip, small_dense, set, snfs, gmp, ...
     --config.method.sparsity=.9     the paper has .8 .9 .95 .965 .99
@@ -44,24 +39,18 @@ text and the reference code disagree, this follows the text, with one exception:
 - The text has a cosine for the drop fraction, from 0.3; the code's flag defaults to a constant.
 """
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 
-def get_config() -> config_dict.ConfigDict:
-    """Returns the keys that differ from the defaults in `rigl_optax.training.config`."""
+def get_config() -> ConfigDict:
     epoch = 1_281_167 / (4_096 * 32_000)  # one epoch as a fraction of the 1x run
-    sgd = {"momentum": 0.9, "nesterov": True, "learning_rate": 1.6, "weight_decay": 1e-4}
-    drops = {"decay_at": (30 * epoch, 70 * epoch, 90 * epoch), "decay_factor": 0.1}
-    photos = {"name": "imagenet2012", "image_size": 224, "augment": "resized_crop", "threads": 16}
-    keys = {
-        "steps": 32_000,
-        "batch_size": 4_096,
-        "data": photos,
-        "model": {"name": "resnet50"},
-        "method": {"name": "rigl", "sparsity": 0.8, "until": 25 / 32, "prune_from": 10 / 32},
-        "optimizer": {**sgd, "schedule": "step", "warmup": 5 * epoch, **drops},
-        "loss": {"label_smoothing": 0.1},
-        "eval": {"every": 1_250, "batch_size": 1_000},
-        "checkpoint": {"every": 1_250},
-    }
-    return config_dict.ConfigDict(keys)
+    keys = ConfigDict({"steps": 32_000, "batch_size": 4_096, "model": {"name": "resnet50"}})
+    keys.data = {"name": "imagenet2012", "image_size": 224, "threads": 16}
+    keys.data.augment = "resized_crop"
+    keys.method = {"name": "rigl", "sparsity": 0.8, "until": 25 / 32, "prune_from": 10 / 32}
+    keys.optimizer = {"learning_rate": 1.6, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+    keys.optimizer.update({"schedule": "step", "warmup": 5 * epoch, "decay_factor": 0.1})
+    keys.optimizer.decay_at = (30 * epoch, 70 * epoch, 90 * epoch)
+    keys.update({"loss": {"label_smoothing": 0.1}, "eval": {"every": 1_250, "batch_size": 1_000}})
+    keys.checkpoint = {"every": 1_250}
+    return keys

@@ -9,7 +9,7 @@ layer, and rounds add a hash of i to j, and of j to i, in turns. A pair outside 
 through the rounds again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def ranks(
         leaf = leaf_of[ids]
         own = jnp.asarray(ids - firsts[leaf], jnp.uint32).reshape(to_row)
         row_keys = keys[leaf].reshape(*to_row, _ROUNDS)
-        rank = _walk(jnp.broadcast_to(at, shape), size, row_keys, own, _backward)
+        rank = _walk(jnp.broadcast_to(at, shape), size, row_keys, own, way=-1)
         found.append(jnp.where(at < size, rank, size))
     return found
 
@@ -89,7 +89,7 @@ def first(
     """
     keys = _round_keys(seed, purpose, [position], count)[0]
     rank = jnp.arange(number, dtype=jnp.int32)
-    return _walk(rank, jnp.int32(size), keys, jnp.uint32(0), _forward)
+    return _walk(rank, jnp.int32(size), keys, jnp.uint32(0), way=1)
 
 
 def _round_keys(
@@ -106,16 +106,16 @@ def _walk(
     size: jax.Array,
     keys: jax.Array,
     own: jax.Array,
-    permute: Callable[..., tuple[jax.Array, jax.Array]],
+    way: int,
 ) -> jax.Array:
-    """Permutes numbers below `size`; what starts outside stays below it, too."""
+    """Permutes numbers below `size`, forward (1) or back (-1); none leaves that range."""
     # The grid has at least `size` places, and hardly more.
     width = jnp.ceil(jnp.sqrt(size.astype(jnp.float32))).astype(jnp.int32)
     width = jnp.maximum(width, 1)
     height = jnp.maximum(-(-size // width), 1)
 
     def through(x: jax.Array) -> jax.Array:
-        i, j = permute(x // width, x % width, height, width, keys, own)
+        i, j = _permute(x // width, x % width, height, width, keys, own, way)
         return i * width + j
 
     x = through(jnp.where(x < size, x, 0))
@@ -124,35 +124,22 @@ def _walk(
     )
 
 
-def _forward(
+def _permute(
     i: jax.Array,
     j: jax.Array,
     height: jax.Array,
     width: jax.Array,
     keys: jax.Array,
     own: jax.Array,
+    way: int,
 ) -> tuple[jax.Array, jax.Array]:
-    for r in range(_ROUNDS):
+    """Does the rounds in order, or undoes them from the last one; `way` is 1 or -1."""
+    for r in range(_ROUNDS)[::way]:
+        # Half of a pair stays as it is, so that the same hash can be taken away again.
         if r % 2:
-            i = (i + _hash(j, keys[..., r], own, height)) % height
+            i = (i + way * _hash(j, keys[..., r], own, height)) % height
         else:
-            j = (j + _hash(i, keys[..., r], own, width)) % width
-    return i, j
-
-
-def _backward(
-    i: jax.Array,
-    j: jax.Array,
-    height: jax.Array,
-    width: jax.Array,
-    keys: jax.Array,
-    own: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    for r in reversed(range(_ROUNDS)):
-        if r % 2:
-            i = (i - _hash(j, keys[..., r], own, height) + height) % height
-        else:
-            j = (j - _hash(i, keys[..., r], own, width) + width) % width
+            j = (j + way * _hash(i, keys[..., r], own, width)) % width
     return i, j
 
 

@@ -145,6 +145,7 @@ class Packing(NamedTuple):
         """
         if not self.is_packed:
             return list(arrays)
+        # Each ranking begins a row of its own, so that a row has one threshold.
         parts = []
         for i, (array, layers) in enumerate(zip(arrays, self.rankings_per_leaf, strict=True)):
             flat = array.reshape(layers, -1)

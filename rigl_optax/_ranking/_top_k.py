@@ -58,7 +58,7 @@ def counts(masks: Sequence[jax.Array], ranking_ids: Sequence[RankingIds]) -> jax
     per_row = [_sharding.whole(x).reshape(-1) for x in counted]
     ids = np.concatenate([r.ids.reshape(-1) for r in ranking_ids])
     vector = jnp.concatenate(per_row)
-    rankings = int(ids[-1]) + 1
+    rankings = int(ids[-1]) + 1  # ids ascend from 0
     if rankings == len(ids):
         return vector
     return jax.ops.segment_sum(vector, jnp.asarray(ids), rankings, indices_are_sorted=True)
@@ -126,6 +126,8 @@ def top_k(
         return (bit >= 0) & differ(at_least, k)
 
     most = jnp.iinfo(jnp.int32).max
+    # Before the first pass all k are at or above 0, and nobody has counted: `most` is no number of
+    # entries that is asked for, so that the search begins.
     zeros = jax.tree.map(jnp.zeros_like, k)
     uncounted = jax.tree.map(lambda x: jnp.full_like(x, most), k)
     _, threshold, at_least, above = lax.while_loop(
@@ -151,6 +153,7 @@ def top_k(
         bit, _, taken = carry
         return (bit >= 0) & differ(taken, wanted)
 
+    # An index needs no more bits than the largest ranking has entries.
     largest = max(
         int(np.max(r.starts)) + int(np.prod(s.shape[r.ids.ndim :], dtype=np.int64))
         for s, r in zip(scores, ranking_ids, strict=True)
@@ -175,6 +178,7 @@ def _take(vector: jax.Array, ids: np.ndarray) -> jax.Array:
     if ids.ndim == 0:
         return lax.index_in_dim(vector, int(ids), keepdims=False)
     ids = ids.reshape(-1)
+    # Rankings of consecutive rows, as where nothing is packed: a slice, and no gather.
     if np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids))):
         return lax.slice_in_dim(vector, int(ids[0]), int(ids[0]) + len(ids))
     # The barrier keeps XLA from fusing this gather into kernels that would repeat it per entry.
@@ -187,6 +191,6 @@ def _rows_shape(ids: np.ndarray, scores: jax.Array) -> tuple[int, ...]:
 
 def _is_below(bound: jax.Array, x: jax.Array, ranking_ids: RankingIds) -> jax.Array:
     """Returns whether the row-major index of each entry within its ranking is below `bound`."""
-    if ranking_ids.starts.any():
+    if ranking_ids.starts.any():  # known while tracing: most rankings begin with their row
         bound = bound - jnp.asarray(ranking_ids.starts).reshape(_rows_shape(ranking_ids.ids, x))
     return _packing.iota(x.shape, ranking_ids.ids.ndim) < bound

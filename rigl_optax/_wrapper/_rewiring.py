@@ -153,6 +153,7 @@ def _rewire(
     def as_float(leaves: Arrays) -> Arrays:
         return single.packing.pack([x.astype(jnp.float32) for x in leaves], 0.0)
 
+    # What is remembered may be finite where this call's gradient, which `inner` sees, is not.
     must_be_finite = single.gradients
     if leaves.remembered is not None:
         must_be_finite = must_be_finite + as_float(leaves.gradients)
@@ -174,6 +175,7 @@ def _rewire(
     if method.grown_values is not None:
         values = single.packing.unpack(method.grown_values(single, leaves.initial or []))
         newborn_values = [_sharding.like(x, w) for x, w in zip(values, leaves.weights, strict=True)]
+    # Self-healing is about what the forward pass sees, of which shadow weights are not a part.
     visible = single.weights if leaves.visible is None else as_float(leaves.visible)
     healed = total([~m & (w != 0) for w, m in zip(visible, single.masks, strict=True)])
     changed = []

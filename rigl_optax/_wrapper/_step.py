@@ -129,5 +129,6 @@ def _update(
         step = _blend.masked(is_taken, step)
     if kept is None:
         return step
+    # `apply_updates` adds: minus the weight gives exactly 0, whatever was written into it.
     to_zero = -jnp.asarray(weight).astype(dtype)
     return kept.select(step, to_zero, None if newborn is None else newborn.astype(dtype) + to_zero)

@@ -97,6 +97,8 @@ def sparse_transform(
         return _masks.copied_masks(layout, initial_masks)
 
     def init_fn(params: PyTree) -> SparseState:
+        # Masks are drawn with the numbers that a method begins with, but the state has the layout
+        # that `update` finds again from params alone.
         first = layouts(params).first
         layout = _layout.layout(params, distribution, sparsity is None, structure)
         masks = first_masks(first, layout)

@@ -105,7 +105,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(batch):
 
     def both(graphdef):
         loss = lambda params: nnx.merge(graphdef, params, rest)(tokens).var()
-        return jax.value_and_grad(loss)(params)
+        return jax.jit(jax.value_and_grad(loss))(params)
 
     found, expected = both(of_parts), both(graphdef)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)

@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import gc
 import io
 import pathlib
@@ -7,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 from rich.console import Console
 
-from rigl_optax.training import checkpoints, loop, setup
+from rigl_optax.training import checkpoints, evaluation, fingerprint, loop, setup, step
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.state import TrainState
 
@@ -53,6 +55,35 @@ def vision():
             "loss.label_smoothing": 0.1,
         },
     )
+
+
+@pytest.fixture(scope="module")
+def shared_programs():
+    """Runs of one config have one train step, one evaluator and one draw, compiled once.
+
+    For modules that train the same config again and again. Each run still has its own state, and
+    reads what was saved; that other processes compile the same is for `test_kill.py` to show.
+    """
+    prepare = functools.cache(setup.prepare)
+
+    def shared(make):
+        made = {}
+
+        @functools.wraps(make)
+        def remembered(run, **keys):
+            key = (run.draw, *keys.items())  # `draw` is what copies of a run have in common
+            if key not in made:
+                made[key] = make(run, **keys)
+            return made[key]
+
+        return remembered
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "prepare", lambda config: dataclasses.replace(prepare(config)))
+        patch.setattr(step, "make_train_step", shared(step.make_train_step))
+        patch.setattr(evaluation, "evaluator", shared(evaluation.evaluator))
+        patch.setattr(fingerprint, "comparer", shared(fingerprint.comparer))
+        yield
 
 
 class Trained(NamedTuple):

@@ -10,6 +10,8 @@ import pytest
 from rigl_optax.training import checkpoints, files, hosts, loop, setup
 from rigl_optax.training import config as config_lib
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 
 @pytest.fixture
 def state(small):

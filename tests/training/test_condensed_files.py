@@ -23,6 +23,8 @@ from rigl_optax.training import config as config_lib
 from tests.training import condensed_runs as runs
 from tests.training.condensed_runs import GRU, LENET
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 slow = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]

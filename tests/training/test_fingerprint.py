@@ -12,6 +12,8 @@ from rich.console import Console
 from rigl_optax.training import config as config_lib
 from rigl_optax.training import fingerprint, loop, mesh, setup, step
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 

@@ -30,6 +30,8 @@ from rigl_optax.training import (
 from rigl_optax.training import config as config_lib
 from rigl_optax.training.rewirings import Rewirings
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 
 def train(config, workdir):
     out = io.StringIO()

@@ -1,3 +1,4 @@
+import functools
 import io
 import shutil
 
@@ -34,9 +35,21 @@ def rewirings(config):
 
 
 @pytest.fixture(scope="module")
-def ticket(tmp_path_factory, small):
-    workdir = tmp_path_factory.mktemp("ticket")
-    return str(workdir), finished(small, workdir)
+def trained(tmp_path_factory):
+    """`trained(config) -> (workdir, result)`: each config is trained once, for all tests."""
+
+    @functools.cache
+    def train(config):
+        workdir = tmp_path_factory.mktemp("run")
+        return workdir, finished(config, workdir)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def ticket(trained, small):
+    workdir, result = trained(small)
+    return str(workdir), result
 
 
 def named(small, name, ticket):
@@ -47,13 +60,13 @@ def named(small, name, ticket):
 
 
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
-def test_every_method_trains_and_does_what_its_entry_says(small, ticket, tmp_path, name):
+def test_every_method_trains_and_does_what_its_entry_says(small, ticket, trained, name):
     config, method = named(small, name, ticket), methods.METHODS[name]
-    result, run = finished(config, tmp_path), setup.prepare(config)
+    (workdir, result), run = trained(config), setup.prepare(config)
     assert result["warnings"] == []
     assert result["test"]["accuracy"] > 0.15
     if not method.narrow:
-        told = files.read(tmp_path / loop.EXPLANATION_FILE, "", files.EXPLANATION)
+        told = files.read(workdir / loop.EXPLANATION_FILE, "", files.EXPLANATION)
         assert told["rewirings"] == run.rewirings.before(config.steps)
         flops = result["flops"]
         if name not in ("str", "dsr", "snfs_redistribute", "gmp_global", "granet"):
@@ -62,7 +75,7 @@ def test_every_method_trains_and_does_what_its_entry_says(small, ticket, tmp_pat
             assert told["training_ratio"] == pytest.approx(spent, rel=1e-2)
             assert told["inference_ratio"] == flops["inference"] / flops["inference_dense"]
     assert (result["coverage"] is not None) == run.rewirings.happen
-    with checkpoints.read_checkpoints(tmp_path) as saved:
+    with checkpoints.read_checkpoints(workdir) as saved:
         state = checkpoints.restore_newest(saved, run.abstract, print)
     if not method.masked:
         return
@@ -87,11 +100,11 @@ def test_every_method_trains_and_does_what_its_entry_says(small, ticket, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["gmp_global", "str", "deepr", "snfs_redistribute", "top_kast"])
-def test_a_run_that_is_resumed_ends_the_same(small, tmp_path, name):
-    resumed_and_whole(config_lib.changed(small, {"method.name": name}), tmp_path)
+def test_a_run_that_is_resumed_ends_the_same(small, trained, tmp_path, name):
+    resumed_and_whole(config_lib.changed(small, {"method.name": name}), trained, tmp_path)
 
 
-def test_a_run_that_ablates_units_keeps_its_counts_and_can_be_resumed(small, tmp_path):
+def test_a_run_that_ablates_units_keeps_its_counts_and_can_be_resumed(small, trained, tmp_path):
     layers = (
         ("layers/[01]", {"name": "constant_fan_in", "min_salient": 0.7}),
         ("layers/2", {"name": "constant_fan_in"}),
@@ -99,7 +112,7 @@ def test_a_run_that_ablates_units_keeps_its_counts_and_can_be_resumed(small, tmp
     config = config_lib.changed(
         small, {"method.structure": {"layers": layers}, "method.drop_fraction": 0.5}
     )
-    result, state = resumed_and_whole(config, tmp_path)
+    result, state = resumed_and_whole(config, trained, tmp_path)
     run = setup.prepare(config)
     assert checks.active_weights(run, state) == checks.active_weights(run, run.initial)
     ablated = {p: n for p, n in checks.dead_units(run, state).items() if n}
@@ -108,11 +121,10 @@ def test_a_run_that_ablates_units_keeps_its_counts_and_can_be_resumed(small, tmp
     assert not any("have lost all their inputs" in warning for warning in result["warnings"])
 
 
-def resumed_and_whole(config, tmp_path):
+def resumed_and_whole(config, trained, tmp_path):
     """Result and state of a run that ends the same in one go and when it is resumed."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    expected = finished(config, whole)
-    finished(config, parts)
+    (whole, expected), parts = trained(config), tmp_path / "parts"
+    shutil.copytree(whole, parts)
     with checkpoints.open_checkpoints(parts, 2) as saved:
         steps = [c.step for c in saved.checkpoints]
     shutil.rmtree(parts / "checkpoints" / str(steps[-1]))  # as if killed just before the last
@@ -146,10 +158,10 @@ def test_tickets_are_the_masks_of_the_finished_run(small, ticket):
     assert cost == pytest.approx(alone.total().training + ticket[1]["flops"]["training"])
 
 
-def test_training_flops_follow_the_masks(small, tmp_path):
+def test_training_flops_follow_the_masks(small, trained):
     config = config_lib.changed(small, {"method.name": "gmp"})
-    result = finished(config, tmp_path)
-    records = [r for r in metrics.read(tmp_path / metrics.FILE) if metrics.FORWARD_FLOPS in r]
+    workdir, result = trained(config)
+    records = [r for r in metrics.read(workdir / metrics.FILE) if metrics.FORWARD_FLOPS in r]
     assert [r["step"] for r in records] == [16, 26, 36, 46]
     forward = [result["flops"]["inference_dense"], *(r[metrics.FORWARD_FLOPS] for r in records)]
     assert forward == sorted(forward, reverse=True)

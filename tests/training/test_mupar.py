@@ -56,7 +56,7 @@ def test_initial_values_are_scaled_by_the_root_and_updates_by_the_factor(condens
     by_path = dict(_paths.flatten_with_paths(mupar.factors(runs[1].config, runs[1].shapes)))
     assert set(by_path.values()) != {1.0}
     params, grads = plain.params, jax.tree.map(np.ones_like, plain.params)
-    moves = [run.tx.update(grads, run.initial.opt_state, params)[0] for run in runs]
+    moves = [jax.jit(run.tx.update)(grads, run.initial.opt_state, params)[0] for run in runs]
     leaves = zip(*map(_paths.flatten_with_paths, (params, scaled.params, *moves)), strict=True)
     for (path, w), (_, v), (_, u), (_, t) in leaves:
         np.testing.assert_allclose(v, w * by_path[path] ** 0.5, rtol=1e-6, err_msg=path)

@@ -11,6 +11,7 @@ import rigl_optax
 from benchmarks import real_photos
 from benchmarks.tfds_writer import write
 from rigl_optax.data import cifar10
+from rigl_optax.models import mobilenet_v1
 from rigl_optax.training import (
     checkpoints,
     evaluation,
@@ -23,6 +24,8 @@ from rigl_optax.training import (
 )
 from rigl_optax.training import config as config_lib
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 TRAIN, TEST = 60, 14
 
 
@@ -34,6 +37,14 @@ def imagenet(tmp_path_factory):
     splits = {"train": photos[:TRAIN], "validation": photos[TRAIN:]}
     write(data_dir, "imagenet2012", splits, real_photos.CLASSES, shards=3)
     return data_dir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shallow():
+    """A MobileNet of five blocks: to compile them takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mobilenet_v1, "BLOCKS", mobilenet_v1.BLOCKS[:5])
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from rigl_optax.training import checkpoints, evaluation, files, loop, metrics, r
 from rigl_optax.training import config as config_lib
 from tests.training.test_checkpoints import damage, given_up
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 BAD = 33  # between two checkpoints, and not a rewiring step
 
 

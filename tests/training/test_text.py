@@ -27,6 +27,8 @@ from rigl_optax.training import (
 )
 from rigl_optax.training import config as config_lib
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
