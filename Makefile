@@ -9,6 +9,7 @@
 # make compare-text-quick (ten minutes, one seed, a fifth of the steps)
 # make compare-gpt   methods at 80, 90 % on a GPT, at equal steps and FLOPs; likewise; -quick: ten minutes
 # make study-gpt     the GPT's best rates by sparsity; Adam at a rewiring (an hour)
+# make study-circuit  weight-sparse GPTs, and the circuit of a behaviour (a quarter of an hour)
 # make compare-vision  dense, static, RigL at 90, 95 % of a WRN on Fashion-MNIST (an hour); likewise
 # make compare-structures  blocks and constant fan-in against single weights, with seconds; likewise
 # make bench   what sparse training costs, against plain Optax in the same run
@@ -45,7 +46,7 @@ GPT_METHODS := --methods=dense,small_dense,static,set,rigl,gmp,granet
 .PHONY: train reproduce test test-fast test-core test-matrix lint bench soak fuzz compare compare-fashion-mnist docs pages lock clean
 .PHONY: compare-text compare-text-quick bench-recurrent compare-vision bench-vision bench-input
 .PHONY: accelerator bench-inference compare-structures bench-condensed bigger-than-dense compare-gpt compare-gpt-quick study-gpt
-.PHONY: study-landscape
+.PHONY: study-landscape study-circuit
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/compare.py --config=configs/digits_lenet.py --workdir=runs/digits
@@ -87,6 +88,10 @@ compare-gpt-quick: $(VENV)/.train
 study-gpt: $(VENV)/.train
 	$(BIN)/python -m benchmarks.transformer_rates --figure=docs/images/gpt_rates.png
 	$(BIN)/python -m benchmarks.newborn_weights --figure=docs/images/newborn_weights.png
+
+# What the heads and units of weight-sparse GPTs do: docs/circuits.md.
+study-circuit: $(VENV)/.train
+	$(BIN)/python -m benchmarks.circuit --workdir=runs/circuit --figure=docs/images/circuit.png
 
 # Barriers, sharpness at rewirings, what trains at which rate: docs/landscape.md.
 study-landscape: $(VENV)/.train

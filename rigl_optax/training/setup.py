@@ -196,13 +196,13 @@ def _assembled(config: Config, task: tasks.Task, *, with_masks: bool) -> Run:
 def _check_dense_layers(config: Config, shapes: PyTree) -> None:
     """Refuses a pattern of dense layers that no kernel has."""
     pattern = config.model.dense_layers
-    if pattern in ("default", "none"):
+    if pattern in ("default", "none", "nothing"):
         return
     kernels = [path for path, leaf in _paths.flatten_with_paths(shapes) if leaf.ndim >= 2]
     if not any(re.search(pattern, kernel) for kernel in kernels):
         raise ValueError(
-            f"config.model.dense_layers={pattern!r}: must be 'default', 'none' or a pattern of "
-            f"kernels, which are {_paths.listing(kernels)}"
+            f"config.model.dense_layers={pattern!r}: must be 'default', 'none', 'nothing' or a "
+            f"pattern of kernels, which are {_paths.listing(kernels)}"
         )
 
 

@@ -1,5 +1,7 @@
+import jax.numpy as jnp
 import pytest
 
+import rigl_optax
 from rigl_optax import _paths
 from rigl_optax.models import resnet
 from rigl_optax.training import architectures, costs, setup, sparsity
@@ -35,6 +37,23 @@ def test_a_model_brings_its_dense_layers_and_says_why(vision, monkeypatch):
     )
     with pytest.raises(ValueError, match="dense_layers='conv1'.*'stem/kernel'"):
         setup.prepare(config_lib.changed(config, {"model.dense_layers": "conv1"}))
+
+
+def test_with_nothing_dense_all_arrays_are_sparse_but_exceptions(small):
+    config = config_lib.changed(
+        small,
+        {
+            "model.dense_layers": "nothing",
+            "method": {"name": "static", "distribution": {"name": "uniform"}},
+            "method.distribution.overrides": (("1/bias", 0.0),),
+        },
+    )
+    run = setup.prepare(config)
+    masks = rigl_optax.get_masks(run.initial.opt_state)
+    inactive = {path for path, mask in _paths.flatten_with_paths(masks) if not bool(jnp.all(mask))}
+    assert inactive == {
+        path for path, _ in _paths.flatten_with_paths(run.initial.params) if path != "layers/1/bias"
+    }
 
 
 def test_hidden_widths_and_options_fit_the_model(vision, small):
