@@ -9,7 +9,10 @@ from the words after the name. The first line of its docstring is shown by `rigl
 
 import faulthandler
 import importlib
+import os
 import pathlib
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -29,6 +32,7 @@ COMMANDS = {
     "prepare": False,
 }
 MISTAKEN = 2  # the exit status of what was asked for wrongly
+UNREAD = 128 + signal.SIGPIPE  # that of a command whose output nobody reads on
 _HELP = ("-h", "--help", "help")
 
 
@@ -42,7 +46,15 @@ def start(command: str | None = None) -> NoReturn:
     if words and COMMANDS.get(words[0]) and not set(words) & {*_HELP}:
         huge_pages.use()
     faulthandler.enable()
-    sys.exit(main(words))
+    try:
+        status = main(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at the end
+        status = UNREAD
+    sys.exit(status)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,6 +80,13 @@ def main(argv: Sequence[str]) -> int:
         print(wanted, file=sys.stderr)
         return MISTAKEN
     return module.main(words)
+
+
+def _is_unread() -> bool:
+    """Tells whether the reader of our output has gone, as `head` does when it has its lines."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # errors are reported in any case
+    return bool(output.poll(0))
 
 
 def _overview() -> str:

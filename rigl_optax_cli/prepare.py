@@ -63,6 +63,17 @@ def _build(name: str, data_dir: pathlib.Path) -> tfds_directory.Directory:
         print("TensorFlow is not installed: sets whose preparation needs it will fail")
     import tensorflow_datasets
 
-    builder = tensorflow_datasets.builder(name, data_dir=str(data_dir), file_format=FORMAT)
-    builder.download_and_prepare()
+    try:
+        builder = tensorflow_datasets.builder(name, data_dir=str(data_dir), file_format=FORMAT)
+        builder.download_and_prepare()
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"to prepare {name} TFDS needs {error.name}, which is not installed here: pip install "
+            f"{error.name}"
+        ) from error
+    except Exception as error:  # of a download, a builder or a name: TFDS has many
+        first = str(error).strip().partition("\n")[0]
+        raise RuntimeError(
+            f"TFDS could not prepare {name}: {type(error).__name__}: {first}"
+        ) from error
     return tfds_directory.find(data_dir, name, "")

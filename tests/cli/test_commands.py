@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -96,6 +97,28 @@ def test_what_a_command_lacks_is_named(monkeypatch, capsys):
     assert rigl_optax_cli.main(["report"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "rigl-optax report needs absl: pip install 'rigl-optax[train]'"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["explain", "digits_lenet"]])
+def test_a_reader_that_stops_ends_a_command_quietly(words):
+    command = [sys.executable, "-m", "rigl_optax_cli", *words]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as shown:
+        assert shown.stdout is not None and shown.stderr is not None
+        shown.stdout.close()  # as `head -0` does, before anything is written
+        assert shown.stderr.read() == b""
+    assert shown.returncode == 128 + signal.SIGPIPE
+
+
+def test_another_broken_pipe_keeps_its_traceback(monkeypatch):
+    def main(_):
+        raise BrokenPipeError("a socket")
+
+    monkeypatch.setattr(rigl_optax_cli, "main", main)
+    monkeypatch.setattr(sys, "argv", ["rigl-optax", "--help"])
+    with pytest.raises(BrokenPipeError, match="a socket"):
+        rigl_optax_cli.start()
 
 
 def test_a_run_from_the_name_of_a_recipe(tmp_path, monkeypatch, capsys):

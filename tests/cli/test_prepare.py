@@ -64,3 +64,24 @@ def test_what_it_needs_is_said_before_it_starts(packages, tmp_path, capsys):
 def test_a_set_has_to_be_named(tmp_path, capsys):
     assert rigl_optax_cli.main(["prepare", f"--data_dir={tmp_path}"]) == 2
     assert "name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (ModuleNotFoundError("No module", name="pandas"), 2, "pip install pandas"),
+        (
+            ConnectionError("no route\nto host"),
+            1,
+            "could not prepare isles: ConnectionError: no route",
+        ),
+    ],
+)
+def test_what_goes_wrong_in_tfds_is_one_line(error, status, told, packages, tmp_path, capsys):
+    def builder(*_, **__):
+        raise error
+
+    sys.modules["tensorflow_datasets"].builder = builder
+    assert rigl_optax_cli.main(["prepare", "isles", f"--data_dir={tmp_path}"]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line

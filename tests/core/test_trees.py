@@ -18,6 +18,8 @@ import rigl_optax
 
 Pair = collections.namedtuple("Pair", ["first", "second"])
 
+as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # as it is called in Flax 0.12.2
+
 
 def everything_sparse(path, leaf):
     return False
@@ -219,7 +221,7 @@ def test_nnx_state(form):
     graph, variables = nnx_variables()
     params = {
         "variables": lambda: variables,
-        "pure": lambda: nnx.as_pure(variables),
+        "pure": lambda: as_pure(variables),
         "pure dict": lambda: nnx.to_pure_dict(variables),
     }[form]()
     assert list(rigl_optax.uniform(0.5)(params)) == NNX_PATHS
@@ -237,7 +239,7 @@ def test_nnx_state(form):
 def test_nnx_forms_agree():
     graph, variables = nnx_variables()
     results = []
-    for params in (variables, nnx.as_pure(variables)):
+    for params in (variables, as_pure(variables)):
         loss = lambda p: jnp.mean(nnx.merge(graph, p)(X) ** 2)
         params, state = fits(loss, params, by_default())
         results.append([np.asarray(x) for x in jax.tree.leaves((params, state.masks))])
@@ -268,7 +270,7 @@ def test_nnx_optimizer(jit):
 def test_apply_masks_matches_pure_trees_and_variables():
     """Masks made for one form apply to the other."""
     graph, variables = nnx_variables()
-    pure = nnx.as_pure(variables)
+    pure = as_pure(variables)
     for made_for, applied_to in [(pure, variables), (variables, pure)]:
         state = by_default().init(made_for)
         result = rigl_optax.apply_masks(applied_to, state)
