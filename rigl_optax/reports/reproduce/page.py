@@ -132,7 +132,7 @@ def explored(each: list[Row]) -> list[str]:
     scores_of = [row["mean"] for row in seen]
     found = statistics.correlation([row["coverage"] for row in seen], scores_of)
     about = f"Over these {len(seen)} arms the correlation of that part with the score is"
-    return [f"{about} {found:+.2f}.", ""]
+    return [f"{about} {found:+z.2f}.", ""]
 
 
 def baseline_name(experiment: Experiment) -> str:
