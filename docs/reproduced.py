@@ -43,8 +43,10 @@ def pages() -> dict[pathlib.Path, str]:
     for name in claims.CLAIMS:
         text = _between(text, name, _lines(name))
     first, one = next(iter(found(HEADLINE).items()))
-    table = "\n".join(page.scores(page.rows(first, one)))
-    return {results: text, readme: _between(readme.read_text(), HEADLINE, f"{table}\n")}
+    rows = page.rows(first, one)
+    table = "\n".join(page.scores(rows))
+    lines = f"Mean ± standard deviation of {page.seeds(rows)}:\n\n{table}\n"
+    return {results: text, readme: _between(readme.read_text(), HEADLINE, lines)}
 
 
 def _lines(name: str) -> str:

@@ -26,7 +26,8 @@ def summary(
     dense network. `std` is None for one seed, which has no spread. `failed` lists the seeds that
     ended without a result, if any. `difference` is the test score minus that of the baseline at
     the same sparsity and structure with the same seed: one number for each seed that both have.
-    Training FLOPs of an arm with fewer steps are relative to dense training for all steps, too.
+    Training FLOPs of an arm with other steps, of whatever batch, are relative to dense training for
+    the steps and the batch of those without, too.
 
     Args:
       results: From `comparison.run_all`; an arm without any result is left out.
@@ -35,7 +36,7 @@ def summary(
         structure, that an arm is compared with.
     """
     records = []
-    steps = _steps(results)
+    usual = _examples(results)
     for arm, found in results.items():
         if not found:
             continue
@@ -59,8 +60,9 @@ def summary(
         for kind in ("training", "inference"):
             costs = [result["flops"] for result in found]
             record[f"{kind}_flops"] = statistics.mean(c[kind] / c[f"{kind}_dense"] for c in costs)
-        if arm.steps is not None and steps is not None:
-            record["training_flops"] *= arm.steps / steps
+        if arm.steps is not None and usual is not None:
+            batch = found[0]["config"].get("batch_size", 1)
+            record["training_flops"] *= arm.steps * batch / usual
         coverage = [result["coverage"] for result in found if result.get("coverage") is not None]
         if coverage:
             record["coverage"] = statistics.mean(coverage)
@@ -120,11 +122,12 @@ def table(records: Sequence[dict[str, Any]], title: str) -> Table:
     return grid
 
 
-def _steps(results: Results) -> int | None:
-    """Returns the steps of the arms without a number of their own; None if there are none."""
+def _examples(results: Results) -> int | None:
+    """Returns how many examples the first arm without a number of steps trains on; or None."""
     for arm, found in results.items():
         if found and arm.steps is None and "steps" in found[0]["config"]:
-            return int(found[0]["config"]["steps"])
+            config = found[0]["config"]
+            return int(config["steps"] * config.get("batch_size", 1))
     return None
 
 

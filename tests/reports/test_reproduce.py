@@ -3,9 +3,10 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from rigl_optax.reports import comparison
+from rigl_optax.reports import comparison, summary
 from rigl_optax.reports.comparison import Arm
 from rigl_optax.reports.reproduce import claims, page, trials
 from rigl_optax.training import config as config_lib
@@ -99,7 +100,7 @@ def test_a_quick_claim_leaves_no_records(claim, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["nonesuch"], "'nonesuch': claims are methods, distributions"),
+        (["nonesuch"], "'nonesuch': claims are methods, longer, distributions"),
         ([], "which claim? Give, as the first word, one of methods, "),
         (["methods", "--task=none"], "--task=none: tasks of methods are digits, fashion_mnist"),
         (["methods", "--seeds=0"], "flag --seeds=0: 0 is not a positive integer"),
@@ -180,13 +181,40 @@ def test_the_table_is_what_the_records_say(claim):
         "|---|---|",
         "| RigL | +0.50 ± 2.12 (1/2) |",
         "",
-        "Learning rate, training FLOPs (dense: 1), and effective units of the first layer, of 300:",
+        "Learning rate, training FLOPs (dense: 1), effective units of the first layer, of 300, and "
+        "the part of the weights that was ever active:",
         "",
         "| dense: 0.1, 0.250 | 80 % |",
         "|---|---|",
         "| static | 0.05, 0.250, 30 units |",
         "| RigL | 0.2, 0.250, 15 units |",
     ]
+
+
+def test_what_was_tried_is_held_against_the_score():
+    tried = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    scores = [90.0, 91.0, 90.5, 92.0, 91.5, 93.0, 92.5, 94.0]
+    one = {"method": "rigl", "sparsity": 0.98}
+    rows = [one | {"coverage": a, "mean": b} for a, b in zip(tried, scores, strict=True)]
+    r = np.corrcoef(tried, scores)[0, 1]
+    (line, _) = page.explored(rows)
+    assert line == f"Over these 8 arms the correlation of that part with the score is +{r:.2f}."
+    assert page.explored(rows[1:]) == []  # too few
+    assert page.explored([*rows, {**rows[0], "sparsity": 0.9}]) == []
+    assert page.explored([*rows, {"method": "dense", "sparsity": None, "mean": 97.0}])
+
+
+def test_flops_of_other_batches_are_relative_to_as_many_examples():
+    plain = result(0.9, 0) | {"config": {"seed": 0, "steps": 60, "batch_size": 100}}
+    small = result(0.9, 0) | {"config": {"seed": 0, "steps": 120, "batch_size": 50}}
+    longer = result(0.9, 0) | {"config": {"seed": 0, "steps": 120, "batch_size": 100}}
+    arms = [
+        Arm("rigl", 0.8),
+        Arm("rigl", 0.8, steps=120, name="of 50"),
+        Arm("rigl", 0.8, steps=120),
+    ]
+    results = dict(zip(arms, ([plain], [small], [longer]), strict=True))
+    assert [row["training_flops"] for row in summary.summary(results)] == [0.25, 0.25, 0.5]
 
 
 def test_rates_are_chosen_on_validation_data():

@@ -49,16 +49,13 @@ def _units(results: list[Row]) -> float | None:
 def _section(experiment: Experiment, found: Found) -> str:
     each = rows(experiment, found)
     judged = score.of(each[0], "test_")
-    sizes = sorted({len(row[f"test_{judged.key}"]) for row in each})
-    seeds = f"{sizes[0]} to {sizes[-1]} seeds" if len(sizes) > 1 else f"{sizes[0]} seeds"
-    seeds = "one seed" if sizes == [1] else seeds
     rates = ", ".join(f"{rate:g}" for rate in experiment.rates)
     trials = f"{experiment.tuning_seeds} run{'s' * (experiment.tuning_seeds > 1)}"
     who = "each arm" if all(experiment.tuned_as(a) == a for a in experiment.arms) else "each method"
     lines = [
-        f"**{experiment.title}.** Test {judged.title}, mean ± standard deviation of {seeds}. The "
-        f"learning rate of {who} at each sparsity is the best of {rates} on validation data, in "
-        f"{trials} each from seed {TUNING_SEED} on, which are not in the table.",
+        f"**{experiment.title}.** Test {judged.title}, mean ± standard deviation of {seeds(each)}. "
+        f"The learning rate of {who} at each sparsity is the best of {rates} on validation data, "
+        f"in {trials} each from seed {TUNING_SEED} on, which are not in the table.",
         "",
     ]
 
@@ -69,12 +66,23 @@ def _section(experiment: Experiment, found: Found) -> str:
         "",
         *differences(each),
         "",
-        "Learning rate, training FLOPs (dense: 1), and effective units of the first layer, of 300:",
+        "Learning rate, training FLOPs (dense: 1), effective units of the first layer, of 300, and "
+        "the part of the weights that was ever active:",
         "",
         *settings(each),
         "",
+        *explored(each),
     ]
     return "\n".join(lines)
+
+
+def seeds(each: list[Row]) -> str:
+    """Says how many runs the arms have."""
+    judged = score.of(each[0], "test_")
+    sizes = sorted({len(row[f"test_{judged.key}"]) for row in each})
+    if len(sizes) > 1:
+        return f"{sizes[0]} to {sizes[-1]} seeds"
+    return "one seed" if sizes == [1] else f"{sizes[0]} seeds"
 
 
 def scores(each: list[Row]) -> list[str]:
@@ -103,13 +111,28 @@ def differences(each: list[Row]) -> list[str]:
 
 
 def settings(each: list[Row]) -> list[str]:
-    """Returns the lines of the table of learning rates, training FLOPs and effective units."""
+    """Returns the lines of the table of learning rates, FLOPs, effective units and coverage."""
 
     def cell(row: Row) -> str:
         units = "" if row["units"] is None else f", {row['units']:.0f} units"
-        return f"{row['rate']:g}, {row['training_flops']:.3f}{units}"
+        seen = f", {row['coverage']:.3f}" if "coverage" in row else ""
+        return f"{row['rate']:g}, {row['training_flops']:.3f}{units}{seen}"
 
     return _pivot(each, cell)
+
+
+def explored(each: list[Row]) -> list[str]:
+    """Says whether arms that try more weights score higher; nothing of fewer than 8 such arms.
+
+    It is asked of arms of one method at one sparsity: others differ in more than what they try.
+    """
+    seen = [row for row in each if "coverage" in row]
+    if len(seen) < 8 or len({(row["method"], row["sparsity"]) for row in seen}) > 1:
+        return []
+    scores_of = [row["mean"] for row in seen]
+    found = statistics.correlation([row["coverage"] for row in seen], scores_of)
+    about = f"Over these {len(seen)} arms the correlation of that part with the score is"
+    return [f"{about} {found:+z.2f}.", ""]
 
 
 def baseline_name(experiment: Experiment) -> str:
