@@ -28,12 +28,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Seconds that each part may take, in the order in which they run.
 LIMITS = {
     "devices": 20,
-    "core": 70,
+    "core": 65,
+    "mosaic_gpu": 45,
     "optimizer": 65,
     "resnet50": 75,
     "gpt": 50,
-    "products": 90,
-    "condensed": 60,
+    "products": 60,
+    "condensed": 50,
     "train": 50,
 }
 TINY_LIMIT = 400  # on a busy CPU

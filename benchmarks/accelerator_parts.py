@@ -11,6 +11,7 @@ says so. Times are medians over rounds in which all that is compared takes its t
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -171,6 +172,46 @@ def core(run: Run) -> None:
 
 def block_products(run: Run) -> None:
     """Writes how far products of stored blocks on the device are from NumPy's in float64."""
+    import jax.numpy as jnp
+
+    size = 16 if run.is_tiny else 128
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for form in forms():
+            name = f"blocks of {size}, {jnp.dtype(dtype).name}, {form}"
+            run.attempt(name, 5, lambda d=dtype, f=form: product_errors(run, size, d, f))
+
+
+def mosaic_gpu(run: Run) -> None:
+    """Kernels for GPUs that no device has run: against NumPy, then timed against `batched`.
+
+    A part of its own, since a fault within a kernel ends the process. Other parts leave them out.
+    """
+    import jax.numpy as jnp
+
+    if "mosaic_gpu" not in forms(is_untried=True):
+        run.write("mosaic_gpu", left_out="not on this device")
+        return
+    sizes = (128, 64, 256)
+    for size in sizes:
+        run.attempt(
+            f"blocks of {size}, bfloat16",
+            5,
+            lambda size=size: product_errors(run, size, jnp.bfloat16, "mosaic_gpu"),
+        )
+    tokens, width = 8192, 4096
+    x = normal(0, (tokens, width), jnp.bfloat16)
+    dense = product_steps(run, x, normal(1, (width, width), jnp.bfloat16), None)
+    for size in sizes:
+        for form in ("batched", "mosaic_gpu"):
+            run.attempt(
+                f"{width} wide, blocks of {size}, 0.9, {form}",
+                6,
+                lambda size=size, form=form: against_dense(run, dense, x, 0.9, size, form),
+            )
+
+
+def product_errors(run: Run, size: int, dtype: Any, form: str) -> dict[str, Any]:
+    """Returns how far a product and its gradients are from NumPy's in float64."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -183,7 +224,7 @@ def block_products(run: Run) -> None:
         random_values,
     )
 
-    size, width, tokens = (16, 64, 24) if run.is_tiny else (128, 1024, 512)
+    width, tokens = (64, 24) if run.is_tiny else (1024, 512)
     topology = random_topology((width, width), 0.8, Block(size, size))
 
     @jax.jit
@@ -194,27 +235,21 @@ def block_products(run: Run) -> None:
         y, pull = jax.vjp(product, values, x)
         return (y, *pull(dy))
 
-    def errors(dtype: Any, form: str) -> dict[str, Any]:
-        values = random_values(jax.random.key(0), topology).astype(dtype)
-        x, dy = (normal(seed, (tokens, width), dtype) for seed in (1, 2))
-        with products(forms()[form]):
-            y, dvalues, dx = jax.device_get(all_three(values, x, dy))
-        w = np.asarray(topology.bind(values).dense(), np.float64)
-        x64, dy64 = np.asarray(x, np.float64), np.asarray(dy, np.float64)
-        stored = topology.extract(jnp.asarray(x64.T @ dy64, jnp.float32))
-        exact = {"forward": x64 @ w, "dx": dy64 @ w.T, "dvalues": np.asarray(stored)}
-        found = {"forward": y, "dx": dx, "dvalues": dvalues}
-        worst = {
-            name: float(np.abs(np.asarray(found[name], np.float64) - e).max() / e.std())
-            for name, e in exact.items()
-        }
-        # bfloat16 has 8 bits; GPUs multiply float32 in the 10 bits of TF32 unless told otherwise.
-        return {**worst, "as_promised": max(worst.values()) < 0.05}
-
-    for dtype in (jnp.float32, jnp.bfloat16):
-        for form in forms():
-            name = f"blocks of {size}, {jnp.dtype(dtype).name}, {form}"
-            run.attempt(name, 5, lambda d=dtype, f=form: errors(d, f))
+    values = random_values(jax.random.key(0), topology).astype(dtype)
+    x, dy = (normal(seed, (tokens, width), dtype) for seed in (1, 2))
+    with products(forms(is_untried=True)[form]):
+        y, dvalues, dx = jax.device_get(all_three(values, x, dy))
+    w = np.asarray(topology.bind(values).dense(), np.float64)
+    x64, dy64 = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+    stored = topology.extract(jnp.asarray(x64.T @ dy64, jnp.float32))
+    exact = {"forward": x64 @ w, "dx": dy64 @ w.T, "dvalues": np.asarray(stored)}
+    found = {"forward": y, "dx": dx, "dvalues": dvalues}
+    worst = {
+        name: float(np.abs(np.asarray(found[name], np.float64) - e).max() / e.std())
+        for name, e in exact.items()
+    }
+    # bfloat16 has 8 bits; GPUs multiply float32 in the 10 bits of TF32 unless told otherwise.
+    return {**worst, "as_promised": max(worst.values()) < 0.05}
 
 
 def optimizer(run: Run) -> None:
@@ -327,24 +362,30 @@ def products(run: Run) -> None:
         itertools.product(enumerate(sparsities), enumerate(sizes), enumerate(widths)),
         key=lambda case: sum(rank for rank, _ in case),
     )
-    dense = {}
-    for (_, sparsity), (_, size), (_, width) in cases:
+
+    @functools.cache
+    def dense(width: int) -> tuple[Any, dict[str, Callable[[], None]]]:
         x = normal(0, (tokens, width), jnp.bfloat16)
-        if width not in dense:
-            dense[width] = product_steps(run, x, normal(1, (width, width), jnp.bfloat16), None)
+        return x, product_steps(run, x, normal(1, (width, width), jnp.bfloat16), None)
+
+    for (_, sparsity), (_, size), (_, width) in cases:
         for form in forms():
             name = f"{width} wide, blocks of {size}, {sparsity}, {form}"
             run.attempt(
                 name,
                 6,
-                lambda x=x, w=width, s=sparsity, b=size, f=form: against_dense(
-                    run, dense[w], x, s, b, f
+                lambda w=width, s=sparsity, b=size, f=form: against_dense(
+                    run, dense(w)[1], dense(w)[0], s, b, f
                 ),
             )
 
 
-def forms() -> dict[str, dict[Any, str]]:
-    """Returns the products that this device has, and a table that chooses each."""
+def forms(is_untried: bool = False) -> dict[str, dict[Any, str]]:
+    """Returns the products that this device has, and a table that chooses each.
+
+    Args:
+      is_untried: Whether with kernels that no device has run; `mosaic_gpu` tries these alone.
+    """
     import jax
 
     from rigl_optax.condensed import PRODUCTS, products
@@ -353,6 +394,8 @@ def forms() -> dict[str, dict[Any, str]]:
     is_rocm = "rocm" in device.client.platform_version.lower()
     platform = {"gpu": "rocm" if is_rocm else "cuda"}.get(device.platform, device.platform)
     for name in PRODUCTS:
+        if name == "mosaic_gpu" and not is_untried:
+            continue
         table = {(platform, None, None): name}
         with contextlib.suppress(ValueError), products(table):
             found[name] = table
@@ -426,7 +469,7 @@ def against_dense(
     steps = product_steps(run, x, values, topology)
     found: dict[str, Any] = {"density": topology.density}
     for name, step in steps.items():
-        with condensed.products(forms()[form]):
+        with condensed.products(forms(is_untried=True)[form]):
             seconds = median_seconds({"dense": dense[name], "stored": step}, run)
         found[f"{name}_x"] = seconds["dense"] / seconds["stored"]
     return found
@@ -693,7 +736,7 @@ def median_seconds(turns: dict[str, Callable[[], None]], run: Run) -> dict[str, 
 
 PARTS = {
     part.__name__: part
-    for part in (devices, core, optimizer, resnet50, gpt, products, condensed, train)
+    for part in (devices, core, mosaic_gpu, optimizer, resnet50, gpt, products, condensed, train)
 }
 
 

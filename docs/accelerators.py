@@ -14,8 +14,8 @@ BEGIN, END = "<!-- `python docs/accelerators.py` writes these lines -->\n", "<!-
 # Operations of dense bfloat16 and bytes of memory in a second, by the vendors' data sheets; and the
 # products that exist there.
 DEVICES = {
-    "H200": (989e12, 4.8e12, ("batched", "ragged")),
-    "TPU v5e": (197e12, 819e9, PRODUCTS),
+    "H200": (989e12, 4.8e12, ("batched", "ragged", "mosaic_gpu")),
+    "TPU v5e": (197e12, 819e9, ("batched", "ragged", "pallas")),
 }
 TOKENS = 8192
 SIZES = (64, 128, 256)

@@ -12,7 +12,7 @@ from rigl_optax import Block
 from rigl_optax.condensed import BlockSparse, BlockTopology, convolve, products, random_topology
 from rigl_optax.condensed.blocks import _pallas_tpu, _table
 
-OTHERS = [p for p in _table.PRODUCTS if p != "batched"]
+OTHERS = ["ragged", "pallas"]  # those that run on the CPU
 RAGGED = {(None, None, None): "ragged"}
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2, "float64": 1e-13}
 
@@ -272,6 +272,7 @@ def test_kernels_need_to_know_the_batch():
 BAD = {
     "platform 'gpu': must be None or one of cpu, cuda": {("gpu", None, None): "ragged"},
     "product 'pallas' on 'cuda': it exists on cpu, tpu": {("cuda", None, None): "pallas"},
+    "product 'mosaic_gpu' on 'cpu': it exists on cuda": {("cpu", None, None): "mosaic_gpu"},
     "product 'dense': must be one of batched, ragged": {(None, None, None): "dense"},
     "block 0: must be None, a positive number": {(None, 0, None): "ragged"},
     "block .1, 2, 3.: must be": {(None, (1, 2, 3), None): "ragged"},

@@ -85,6 +85,8 @@ def product_costs(
     if product not in PRODUCTS:
         raise ValueError(f"product {product!r}: must be dense or one of {', '.join(PRODUCTS)}")
     blocks = round(density * math.prod(grid))
+    if product == "mosaic_gpu":
+        return _of_gpu_kernels(tokens, shape, (r, c), blocks, itemsize)
     if product == "pallas":
         return _of_kernels(tokens, shape, (r, c), blocks, itemsize)
     flops = 2 * tokens * blocks * r * c
@@ -139,5 +141,31 @@ def _of_kernels(
     return {
         "forward": multiplied(x, inputs, dy),
         "inputs": multiplied(dy, outputs, x),
+        "values": Cost(flops, values, 0),
+    }
+
+
+def _of_gpu_kernels(
+    tokens: int, shape: tuple[int, int], block: tuple[int, int], blocks: int, itemsize: int
+) -> dict[str, Cost]:
+    """The same of the kernels for GPUs, which read activations again for each block."""
+    from rigl_optax.condensed.blocks import _mosaic_gpu as kernels
+
+    (inputs, outputs), (r, c), n = shape, block, itemsize
+    flops, stored = 2 * tokens * blocks * r * c, blocks * r * c
+
+    def multiplied(size: int, target: int, other: int) -> int:
+        tiles = -(-tokens // kernels.rows_of(other))
+        # Each program reads its rows of the activations of all its blocks, and the blocks.
+        return n * (tokens * blocks * size + tiles * stored + tokens * target)
+
+    forward = multiplied(r, outputs, c)
+    # A transposed copy of the values is written, and read by that much.
+    backward = multiplied(c, inputs, r) + 2 * n * stored
+    parts = r // kernels.rows_of_part(r, c)
+    values = n * tokens * blocks * (r + parts * c) + _SUM * stored
+    return {
+        "forward": Cost(flops, forward, 0),
+        "inputs": Cost(flops, backward, 0),
         "values": Cost(flops, values, 0),
     }

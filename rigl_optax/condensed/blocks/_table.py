@@ -14,7 +14,7 @@ from rigl_optax._types import PyTree
 from rigl_optax.condensed.blocks import _product, _ragged
 
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
-Product = Literal["batched", "ragged", "pallas"]
+Product = Literal["batched", "ragged", "pallas", "mosaic_gpu"]
 Key = tuple[Platform | None, int | tuple[int, int] | None, jax.typing.DTypeLike | None]
 Table = Mapping[Key, Product]
 
@@ -28,6 +28,7 @@ _WHERE: dict[Product, tuple[Platform, ...]] = {
     "batched": PLATFORMS,
     "ragged": PLATFORMS,
     "pallas": ("cpu", "tpu"),
+    "mosaic_gpu": ("cuda",),
 }
 
 
@@ -62,6 +63,10 @@ def products(table: Table) -> Iterator[None]:
     - `pallas`: kernels for TPUs, which read the list of blocks: nothing is gathered, and sums stay
       on the chip. The size of the batch must be known. On the CPU they are interpreted, for tests:
       very slow.
+    - `mosaic_gpu`: kernels for NVIDIA's Hopper, which read the list of blocks likewise. No device
+      has run them. Blocks have sides of 64, 128, 192 or 256, and all is bfloat16 or all float16,
+      or a product is refused. The size of the batch must be known; neither `shard_map` nor
+      explicit axes are supported.
 
     Args:
       table: `{(platform, block, dtype): product}`. The platform is `cpu`, `cuda`, `rocm` or `tpu`;
@@ -128,6 +133,10 @@ def _function(name: str, product: Product, platform: Platform) -> Callable[..., 
     if product == "ragged":
         return getattr(_ragged, name)
     # Imported here, since Pallas takes a while and most programs do not use it.
+    if product == "mosaic_gpu":
+        from rigl_optax.condensed.blocks import _mosaic_gpu
+
+        return functools.partial(getattr(_mosaic_gpu, name), interpret=False)
     from rigl_optax.condensed.blocks import _pallas_tpu
 
     return functools.partial(getattr(_pallas_tpu, name), interpret=platform == "cpu")
