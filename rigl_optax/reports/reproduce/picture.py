@@ -48,10 +48,11 @@ def _against_sparsity(each: Mapping[Experiment, list[dict[str, Any]]]) -> Figure
             paired = [row for row in own if row.get("difference")]
             means = [statistics.mean(row["difference"]) for row in paired]
             _plot(below, paired, parts, means, [_spread(row["difference"]) for row in paired])
-        below.axhline(0, color=styles.of("static").colour, linestyle="--", linewidth=1)
+        compared_with = styles.of(experiment.baseline(experiment.arms[0])[0])
+        below.axhline(0, color=compared_with.colour, linestyle="--", linewidth=1)
         above.set_title(experiment.title.replace(", ", ",\n", 1), fontsize=10)
         above.set_ylabel(f"test {judged.title}")
-        below.set_ylabel("minus static (points)")
+        below.set_ylabel(f"minus {page.baseline_name(experiment)} (points)")
         below.set_xlabel("sparsity (% of weights that are zero)")
         for axis in (above, below):
             axis.set_xticks(range(len(parts)), [f"{100 * part:g}" for part in parts])
