@@ -140,9 +140,11 @@ test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest $(SPREAD) -m "not slow"
 
 # What a newer JAX or Python may change: selections and rewirings bit for bit, Optax's catalogue,
-# trees of other libraries, PRNG flags, what compiled programs hold and what crosses devices.
+# trees of other libraries, PRNG flags, what compiled programs hold and what crosses devices; and
+# kernels for GPUs, which JAX 0.12 interprets and 0.10 does not.
 test-core: $(VENV)/.test
-	$(BIN)/python -m pytest $(SPREAD) -m "not slow" $(NEWEST:%=tests/core/test_%.py)
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow" tests/condensed/test_mosaic_gpu.py \
+	  $(NEWEST:%=tests/core/test_%.py)
 
 # With the oldest and the newest versions that pyproject.toml allows: the core, and a run. Old ones
 # of Flax use what is deprecated in the JAX of their day.
