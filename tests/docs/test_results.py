@@ -63,6 +63,24 @@ def test_the_table_of_recurrent_language_models():
     assert f"Dense: {cells(dense, 3)[0]};" in page
 
 
+def test_the_table_of_transformers():
+    page = (ROOT / "docs" / "transformers.md").read_text()
+    expected = {}
+    for path in (ROOT / "results" / "tdavid_gpt").glob("*.json"):
+        run = json.loads(path.read_text())
+        method, flops = run["config"]["method"], run["flops"]
+        sparsity = "" if method["name"] == "dense" else f"{100 * method['sparsity']:g} %"
+        expected[method["name"], sparsity] = [
+            f"{run['validation']['bits_per_byte']:.3f}",
+            f"{run['test']['bits_per_byte']:.3f}",
+            f"{flops['training'] / flops['training_dense']:.3f}",
+            f"{flops['inference'] / flops['inference_dense']:.3f}",
+        ]
+    rows = re.findall(r"^\| `(\w+)` \| ([\d %]*) \| (\d.*) \|$", page, re.MULTILINE)
+    found = {(name, sparsity): numbers.split(" | ") for name, sparsity, numbers in rows}
+    assert found == expected
+
+
 def test_the_summary_is_of_these_records(records):
     path = ROOT / "results" / "fashion_mnist_lenet.json"
     assert json.loads(path.read_text()) == json.loads(json.dumps(records))
