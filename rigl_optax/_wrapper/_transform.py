@@ -1,5 +1,6 @@
 """The one Optax wrapper every method is made of."""
 
+import functools
 from typing import Any
 
 import jax
@@ -153,10 +154,18 @@ def _seen_by_inner(method: Method, layout: Layout, masks: Leaves) -> PyTree:
         for leaf in layout.leaves
     ]
     if method.shadow is None or not method.shadow.stored:
-        for i in (leaf.position for leaf in layout.sparse):
-            if not isinstance(leaves[i], jax.ShapeDtypeStruct):
-                leaves[i] = _blend.masked(masks[i], leaves[i])
+        positions = [leaf.position for leaf in layout.sparse]
+        found = [i for i in positions if not isinstance(leaves[i], jax.ShapeDtypeStruct)]
+        masked = _masked_leaves([masks[i] for i in found], [leaves[i] for i in found])
+        for i, leaf in zip(found, masked, strict=True):
+            leaves[i] = leaf
     return layout.treedef.unflatten(leaves)
+
+
+# Outside jit, a program of its own for each shape would take longer to compile than one for all.
+@functools.partial(jax.jit, inline=True)
+def _masked_leaves(masks: Leaves, leaves: Leaves) -> Leaves:
+    return [_blend.masked(mask, leaf) for mask, leaf in zip(masks, leaves, strict=True)]
 
 
 def _inner_update(

@@ -47,14 +47,11 @@ def stepped(
     treedef, number = jax.tree.structure(shapes), len(jax.tree.leaves(shapes[0]))
     calls = [equation for equation in jaxpr.eqns if _calls_host(equation)]
     results = [v for e in calls for v in e.outvars if not isinstance(v, core.DropVar)]
-    if calls:
-        once = jaxpr.replace(outvars=[*jaxpr.outvars, *results])
-        leaves = jax.core.eval_jaxpr(once, closed.consts)
-        known = dict(zip(results, leaves[len(jaxpr.outvars) :], strict=True))
-        updates, state = jax.tree.unflatten(treedef, leaves[: len(jaxpr.outvars)])
-    else:
-        known = {}
-        updates, state = update()
+    # Evaluated, not traced a second time.
+    once = jaxpr.replace(outvars=[*jaxpr.outvars, *results])
+    leaves = jax.core.eval_jaxpr(once, closed.consts)
+    known = dict(zip(results, leaves[len(jaxpr.outvars) :], strict=True))
+    updates, state = jax.tree.unflatten(treedef, leaves[: len(jaxpr.outvars)])
 
     def replay(stored: Mapping[int, jax.Array]) -> PyTree:
         outputs = jaxpr.outvars[number:]
